@@ -1,0 +1,49 @@
+"""Assembly: a model captured in parts. The parts are Networks; what is between them stays the user's Python."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from featherweight.network.network import Network
+
+
+class Assembly(nn.Module):
+    """``model`` with its largest capturable children replaced in place by ``parts`` (module path -> Network).
+
+    ``notes`` says why the whole could not be captured and which children stay Python, with the reason. Every part can be
+    compressed and exported by itself; ``replace(path, network)`` puts the result back.
+    """
+
+    def __init__(self, model: nn.Module, parts: dict[str, Network], notes: list[str]) -> None:
+        super().__init__()
+        self.model = model
+        self.parts = dict(parts)
+        self.notes = list(notes)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.model(*args, **kwargs)
+
+    def replace(self, path: str, network: Network) -> None:
+        """Puts ``network`` in the place of the part at ``path``."""
+        if path not in self.parts:
+            raise KeyError(f"no part at {path!r}; the parts are {', '.join(self.parts)}")
+        put(self.model, path, network)
+        self.parts[path] = network
+
+    def save(self, path: str | Path) -> int:
+        """Writes parts and remaining tensors as one file; read it with ``load(path, into=model)``."""
+        from featherweight.network.file import save_assembly
+
+        return save_assembly(self, path)
+
+
+def put(model: nn.Module, path: str, module: nn.Module) -> None:
+    """Replaces the child of ``model`` at a dotted path."""
+    parent, _, leaf = path.rpartition(".")
+    holder = model.get_submodule(parent) if parent else model
+    if leaf not in holder._modules:
+        raise KeyError(f"the model has no module at {path!r}")
+    holder._modules[leaf] = module

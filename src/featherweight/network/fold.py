@@ -1,0 +1,86 @@
+"""Batch-norm folding: a normalization after a convolution or linear call becomes part of its weight and bias."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+from featherweight.network.network import Network
+from featherweight.network.operators import schema_argument
+from featherweight.network.surgery import (
+    TRANSPOSED,
+    WEIGHTED,
+    bias_name,
+    clear_dead,
+    constant_value,
+    read_tensors,
+    tensor_node,
+    weight_name,
+)
+
+aten = torch.ops.aten
+
+
+def fold_batch_norm(network: Network) -> Network:
+    """A copy in which every batch norm that only follows one convolution or linear call is folded into it.
+
+    Jacob et al. 2018, eq. 14: w' = w * gamma / sqrt(var + eps) per output channel o, b' = beta + (b - mean) * that.
+    The copy computes the same in evaluation mode and has no batch statistics left to train there. A weight that
+    several calls read, or a call whose result is read elsewhere too, is left alone.
+    """
+    folded = network.copy()
+    before = read_tensors(folded)
+    for norm in folded.calls(aten.batch_norm.default):
+        call = norm.args[0]
+        if isinstance(call, Node) and _foldable(folded, call, norm):
+            _fold(folded, call, norm)
+    clear_dead(folded, before)
+    return folded
+
+
+def _foldable(network: Network, call: Node, norm: Node) -> bool:
+    name = weight_name(call)
+    if call.target not in WEIGHTED or name is None or len(call.users) != 1 or schema_argument(norm, "training"):
+        return False
+    bias = bias_name(call)
+    has_bias = len(call.args) > 2 and call.args[2] is not None
+    stats = [constant_value(network, a) for a in norm.args[3:5]]
+    affine = [a is None or constant_value(network, a) is not None for a in norm.args[1:3]]
+    return (all(s is not None for s in stats) and all(affine) and len(network.users_of(name)) == 1
+            and (not has_bias or (bias is not None and len(network.users_of(bias)) == 1)))
+
+
+def _fold(network: Network, call: Node, norm: Node) -> None:
+    name = str(weight_name(call))
+    weight = network.tensor(name).detach()
+    gamma, beta, mean, var = (constant_value(network, a) for a in norm.args[1:5])
+    assert mean is not None
+    assert var is not None
+    scale = torch.rsqrt(var.double() + float(norm.args[7]))  # type: ignore[arg-type]
+    scale = scale if gamma is None else scale * gamma.detach().double()
+    old = bias_name(call)
+    bias = network.tensor(old).detach().double() if old is not None else torch.zeros_like(scale)
+    bias = (bias - mean.double()) * scale + (0 if beta is None else beta.detach().double())
+    network.set_tensor(name, (weight.double() * _along_output(call, scale, weight)).to(weight.dtype))
+    if old is not None:
+        network.set_tensor(old, bias.to(weight.dtype))
+    else:
+        new = name.removesuffix("weight") + "bias"
+        if new in network.tensors() or not name.endswith("weight"):
+            new = name + "_bias"
+        network.add_tensor(new, bias.to(weight.dtype))
+        node = tensor_node(network, new, call)
+        call.args = (*call.args[:2], node, *call.args[3:])
+    norm.replace_all_uses_with(call)
+    network.graph.erase_node(norm)
+
+
+def _along_output(call: Node, scale: Tensor, weight: Tensor) -> Tensor:
+    """``scale`` [o] shaped to multiply ``weight`` along its output channels."""
+    if call.target not in TRANSPOSED:
+        return scale.view(-1, *[1] * (weight.dim() - 1))
+    groups = int(schema_argument(call, "groups"))
+    per_group = weight.shape[1]
+    grouped = scale.view(groups, 1, per_group).expand(groups, weight.shape[0] // groups, per_group)
+    return grouped.reshape(weight.shape[0], per_group, *[1] * (weight.dim() - 2))

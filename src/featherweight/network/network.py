@@ -1,0 +1,327 @@
+"""Network: a captured graph that is itself the model, and runs, trains, copies and exports without the user's class."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx import Graph, Node
+
+from featherweight.errors import InputError
+from featherweight.network import trees
+from featherweight.network.program import Program, Tap
+
+Parameters = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Input:
+    """One tensor that a network takes. ``shape`` has None where any size goes; axis 0 is the batch where ``batched``."""
+
+    name: str
+    shape: tuple[int | None, ...]
+    dtype: torch.dtype
+    batched: bool
+
+
+@dataclass(frozen=True)
+class Signature:
+    """How a network is called: the nest of ``(args, kwargs)``, the nest it returns, and its tensor inputs.
+
+    ``constants`` are the leaves of the inputs that are no tensors (by position); they were fixed at capture.
+    """
+
+    in_spec: trees.Spec
+    out_spec: trees.Spec
+    inputs: tuple[Input, ...]
+    constants: Mapping[int, Any]
+
+    @property
+    def dynamic_batch(self) -> bool:
+        return any(i.batched for i in self.inputs)
+
+
+class Part(nn.Module):
+    """A bare container: it holds parameters and buffers under their original names."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        raise NotImplementedError("a part of a Network holds tensors only; call the Network itself")
+
+
+class Network(nn.Module):
+    """A captured model: a graph of operators over named tensors.
+
+    ``graph`` has nodes of four kinds: ``placeholder`` (a tensor input), ``get_attr`` (a parameter, buffer or constant by
+    its dotted name), ``call_function`` (an operator) and one ``output``. ``node.meta["module"]`` is the module path a
+    call came from, ``node.meta["source"]`` the line. After an edit of the graph, call ``changed()``.
+
+    ``patterns`` names the weights whose zeros are to be kept by whoever trains the network (name -> kind of pattern);
+    ``notes`` says what was lost or assumed on the way here.
+    """
+
+    def __init__(self, graph: Graph, signature: Signature) -> None:
+        super().__init__()
+        self._graph = graph
+        self._signature = signature
+        self._taps: dict[str, list[Tap]] = {}
+        self._program: Program | None = None
+        self.patterns: dict[str, str] = {}
+        self.notes: list[str] = []
+        self.training = False
+
+    # ---- the graph
+    @property
+    def graph(self) -> Graph:
+        return self._graph
+
+    @property
+    def signature(self) -> Signature:
+        return self._signature
+
+    def changed(self) -> None:
+        """To be called after the graph or the tensors' names changed."""
+        self._program = None
+
+    def node(self, name: str) -> Node:
+        for node in self._graph.nodes:
+            if node.name == name:
+                return node
+        raise KeyError(f"no node named {name!r}")
+
+    def calls(self, *targets: Any) -> list[Node]:
+        """The call nodes (of these operators, if any are named), in order."""
+        return [n for n in self._graph.nodes if n.op == "call_function" and (not targets or n.target in targets)]
+
+    def paths(self) -> dict[str, list[Node]]:
+        """Module path -> the calls that came from it, in order: the module view of the graph."""
+        view: dict[str, list[Node]] = {}
+        for node in self.calls():
+            view.setdefault(node.meta.get("module", ""), []).append(node)
+        return view
+
+    def users_of(self, name: str) -> list[Node]:
+        """The calls that read the tensor ``name`` (under any of its tied names)."""
+        same = set(self.tied_names(name))
+        return [u for n in self._graph.nodes if n.op == "get_attr" and n.target in same for u in n.users]
+
+    # ---- tensors by dotted name
+    def tensor(self, name: str) -> Tensor:
+        """The parameter, buffer or constant with this dotted name."""
+        holder, leaf = self._holder(name)
+        for table in (holder._parameters, holder._buffers):
+            if table.get(leaf) is not None:
+                return table[leaf]  # type: ignore[return-value]
+        raise KeyError(f"no tensor named {name!r}")
+
+    def tensors(self) -> Parameters:
+        """Every tensor by name, tied ones under each name, buffers left out of the state dict too."""
+        found: Parameters = dict(self.named_parameters(remove_duplicate=False))
+        found.update(self.named_buffers(remove_duplicate=False))
+        return found
+
+    def tied_names(self, name: str) -> list[str]:
+        """All names under which the tensor ``name`` is known."""
+        tensor = self.tensor(name)
+        return [n for n, t in self.tensors().items() if t is tensor]
+
+    def set_tensor(self, name: str, value: Tensor) -> None:
+        """Puts ``value`` where the tensor ``name`` is, under all its tied names; a parameter stays one."""
+        old = self.tensor(name)
+        value = value.detach()
+        if isinstance(old, nn.Parameter):
+            value = nn.Parameter(value, requires_grad=old.requires_grad and value.is_floating_point())
+        for known in self.tied_names(name):
+            holder, leaf = self._holder(known)
+            table = holder._parameters if leaf in holder._parameters else holder._buffers
+            table[leaf] = value  # type: ignore[assignment]
+
+    def add_tensor(self, name: str, value: Tensor, *, buffer: bool = False, persistent: bool = True) -> None:
+        """Adds a parameter (or buffer) under a new dotted name."""
+        holder, leaf = self._holder(name, create=True)
+        if leaf in holder._parameters or leaf in holder._buffers or leaf in holder._modules:
+            raise KeyError(f"there is something named {name!r} already")
+        if buffer or not value.is_floating_point():
+            holder._buffers[leaf] = value.detach() if not isinstance(value, nn.Parameter) else value
+            if not persistent:
+                holder._non_persistent_buffers_set.add(leaf)
+        else:
+            holder._parameters[leaf] = value if isinstance(value, nn.Parameter) else nn.Parameter(value.detach())
+
+    def remove_tensor(self, name: str) -> None:
+        """Removes one name of a tensor; containers left empty go with it."""
+        holder, leaf = self._holder(name)
+        if holder._parameters.pop(leaf, None) is None and holder._buffers.pop(leaf, None) is None:
+            raise KeyError(f"no tensor named {name!r}")
+        holder._non_persistent_buffers_set.discard(leaf)
+        self.patterns.pop(name, None)
+        parent = name.rpartition(".")[0]
+        while parent:
+            above, leaf = self._holder(parent)
+            part = above._modules[leaf]
+            if part is None or part._parameters or part._buffers or part._modules:
+                return
+            del above._modules[leaf]
+            parent = parent.rpartition(".")[0]
+
+    def _holder(self, name: str, create: bool = False) -> tuple[nn.Module, str]:
+        *path, leaf = name.split(".")
+        module: nn.Module = self
+        for step in path:
+            child = module._modules.get(step)
+            if child is None:
+                if not create:
+                    raise KeyError(f"no tensor named {name!r}")
+                child = module._modules[step] = Part()
+            module = child
+        return module, leaf
+
+    # ---- running
+    def train(self, mode: bool = True) -> Self:
+        """Training mode flips the flags of batch norm, dropout and their like in the graph; eval flips them back."""
+        super().train(mode)
+        self._program = None
+        return self
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        if self._program is None:
+            self._program = Program(self._graph, self.training)
+        outputs = self._program.run(self.tensor, self._leaves(args, kwargs), self._taps)
+        return trees.unflatten(outputs, self._signature.out_spec)
+
+    def _leaves(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
+        """The tensor inputs of a call, checked against the signature."""
+        leaves, spec = trees.flatten((args, kwargs))
+        wanted = self._signature
+        if spec != wanted.in_spec:
+            names = ", ".join(i.name for i in wanted.inputs)
+            raise InputError(
+                f"called with {len(args)} positional and {sorted(kwargs)} keyword inputs nested as {_short(spec)}; "
+                f"captured with ({names}) nested as {_short(wanted.in_spec)}: call it as the example inputs were"
+            )
+        tensors = [leaf for i, leaf in enumerate(leaves) if i not in wanted.constants]
+        for i, fixed in wanted.constants.items():
+            if leaves[i] != fixed:
+                raise InputError(f"input {i} is {leaves[i]!r}; it was {fixed!r} at capture and is part of the graph now: "
+                                 "capture again with the other value")
+        for given, want in zip(tensors, wanted.inputs, strict=True):
+            if not isinstance(given, Tensor):
+                raise InputError(f"input {want.name!r} is a {type(given).__name__}; expected a tensor {shape_text(want)}")
+            fits = given.dim() == len(want.shape) and all(
+                w is None or w == g for g, w in zip(given.shape, want.shape, strict=True))
+            if not fits:
+                raise InputError(f"input {want.name!r} has shape {list(given.shape)}; expected {shape_text(want)}")
+        return tensors
+
+    def add_tap(self, name: str, tap: Tap) -> Callable[[], None]:
+        """Calls ``tap(value)`` whenever node ``name`` has computed; what it returns (if not None) is passed on instead.
+
+        Weights are nodes too: a tap on a ``get_attr`` node is a parametrisation. Returns the function that removes it.
+        """
+        self.node(name)
+        taps = self._taps.setdefault(name, [])
+        taps.append(tap)
+
+        def remove() -> None:
+            if tap in taps:
+                taps.remove(tap)
+            if not taps:
+                self._taps.pop(name, None)
+
+        return remove
+
+    @contextmanager
+    def taps(self, taps: Mapping[str, Tap]) -> Iterator[None]:
+        """``add_tap`` for a while."""
+        removers = [self.add_tap(name, tap) for name, tap in taps.items()]
+        try:
+            yield
+        finally:
+            for remove in removers:
+                remove()
+
+    # ---- what flows
+    def example_inputs(self, batch: int = 2, seed: int = 0) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """``(args, kwargs)`` that fit the signature: normal noise for floats, zeros for integers."""
+        generator = torch.Generator().manual_seed(seed)
+        tensors = []
+        for item in self._signature.inputs:
+            shape = [batch if s is None and axis == 0 else s or 64 for axis, s in enumerate(item.shape)]
+            value = torch.zeros(shape, dtype=item.dtype)
+            if item.dtype.is_floating_point:
+                value = torch.randn(shape, generator=generator).to(item.dtype)
+            tensors.append(value)
+        return self.nest(tensors)
+
+    def nest(self, tensors: list[Tensor]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """``(args, kwargs)`` from the tensor inputs in order."""
+        rest = iter(tensors)
+        constants = self._signature.constants
+        leaves = [constants[i] if i in constants else next(rest) for i in range(self._signature.in_spec.num_leaves)]
+        args, kwargs = trees.unflatten(leaves, self._signature.in_spec)
+        return args, kwargs
+
+    def values(self, batch: int = 2) -> dict[str, Any]:
+        """Node name -> what it gives for a batch of this size, as tensors without data (shapes and dtypes only).
+
+        Numbers that depend on the batch come as plain ints. A graph of fixed batch ignores ``batch``.
+        """
+        mode = FakeTensorMode(allow_non_fake_inputs=True)
+        fakes: dict[int, Tensor] = {}
+
+        def fake(name: str) -> Tensor:
+            tensor = self.tensor(name)
+            if id(tensor) not in fakes:
+                fakes[id(tensor)] = mode.from_tensor(tensor)
+            return fakes[id(tensor)]
+
+        args, kwargs = self.example_inputs(batch)
+        leaves = [mode.from_tensor(t) for t in self._leaves(args, kwargs)]
+        seen: dict[str, Any] = {}
+        with mode, torch.no_grad():
+            Program(self._graph, training=False).run(fake, leaves, {}, record=seen)
+        return seen
+
+    # ---- copies and files
+    def copy(self) -> Network:
+        return copy.deepcopy(self)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Network:
+        other = Network(copy.deepcopy(self._graph), self._signature)
+        for name, module in self._modules.items():
+            other._modules[name] = copy.deepcopy(module, memo)
+        for name, parameter in self._parameters.items():
+            other._parameters[name] = copy.deepcopy(parameter, memo)
+        for name, buffer in self._buffers.items():
+            other._buffers[name] = copy.deepcopy(buffer, memo)
+        other._non_persistent_buffers_set = set(self._non_persistent_buffers_set)
+        other.patterns = dict(self.patterns)
+        other.notes = list(self.notes)
+        other.train(self.training)
+        memo[id(self)] = other
+        return other
+
+    def save(self, path: str | Path) -> int:
+        """Writes the network as one file (see ``network/file.py``) and gives its length in bytes."""
+        from featherweight.network.file import save
+
+        return save(self, path)
+
+    def extra_repr(self) -> str:
+        ins = ", ".join(f"{i.name}: {shape_text(i)}" for i in self._signature.inputs)
+        return f"{ins}; {len(self.calls())} operators, {sum(p.numel() for p in self.parameters())} parameters"
+
+
+def shape_text(item: Input) -> str:
+    sizes = ", ".join("any" if s is None else str(s) for s in item.shape)
+    return f"[{sizes}] {str(item.dtype).removeprefix('torch.')}"
+
+
+def _short(spec: trees.Spec) -> str:
+    return repr(trees.unflatten(["*"] * spec.num_leaves, spec)).replace("'*'", "*")

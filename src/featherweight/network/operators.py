@@ -1,0 +1,100 @@
+"""Facts about operators that the graph machinery needs: one table each, open to extension."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.fx import Node
+
+aten = torch.ops.aten
+
+
+def schema_argument(node: Node, name: str) -> Any:
+    """The value of the schema argument ``name`` of a call to an operator, its default where it was not given."""
+    for index, argument in enumerate(node.target._schema.arguments):  # type: ignore[union-attr]
+        if argument.name == name:
+            if argument.name in node.kwargs:
+                return node.kwargs[name]
+            return node.args[index] if index < len(node.args) else argument.default_value
+    raise KeyError(f"{node.target} has no argument {name!r}")
+
+
+def set_schema_argument(node: Node, name: str, value: Any) -> None:
+    """Sets the schema argument ``name`` of a call, by position where earlier ones are given so, else by keyword."""
+    for index, argument in enumerate(node.target._schema.arguments):  # type: ignore[union-attr]
+        if argument.name == name:
+            if index < len(node.args) and name not in node.kwargs:
+                node.update_arg(index, value)
+            else:
+                node.update_kwarg(name, value)
+            return
+    raise KeyError(f"{node.target} has no argument {name!r}")
+
+
+def has_schema(target: Any) -> bool:
+    return isinstance(target, torch._ops.OpOverload)
+
+
+def mutates(node: Node) -> bool:
+    """Whether the call writes into one of its arguments."""
+    return has_schema(node.target) and bool(node.target._schema.is_mutable)  # type: ignore[union-attr]
+
+
+def is_random(node: Node) -> bool:
+    return has_schema(node.target) and torch.Tag.nondeterministic_seeded in node.target.tags  # type: ignore[union-attr]
+
+
+#: operator -> the schema argument that says "training"; captured False, it follows ``Network.train()``
+TRAINING_FLAGS: dict[Any, str] = {
+    aten.batch_norm.default: "training",
+    aten.instance_norm.default: "use_input_stats",
+    aten.dropout.default: "train",
+    aten.dropout_.default: "train",
+    aten.feature_dropout.default: "train",
+    aten.feature_dropout_.default: "train",
+    aten.alpha_dropout.default: "train",
+    aten.feature_alpha_dropout.default: "train",
+    aten.rrelu.default: "training",
+    aten.rrelu_.default: "training",
+    aten.lstm.input: "train",
+    aten.gru.input: "train",
+    aten.rnn_tanh.input: "train",
+    aten.rnn_relu.input: "train",
+}
+
+#: dropouts give back their very input when they do not train, so their result may share its memory
+MAY_ALIAS: set[Any] = {
+    aten.dropout.default, aten.feature_dropout.default, aten.alpha_dropout.default, aten.feature_alpha_dropout.default,
+    operator.getitem,
+}
+
+#: assertions that a capture leaves behind; they compute nothing
+ASSERTIONS: set[Any] = {
+    aten._assert_tensor_metadata.default, aten._assert_scalar.default, aten._assert_async.msg,
+    aten.sym_constrain_range_for_size.default, aten.sym_constrain_range.default,
+}
+
+
+def returns_view(node: Node) -> bool:
+    """Whether a call's result may share memory with an argument (by its schema, or by ``MAY_ALIAS``)."""
+    if node.target in MAY_ALIAS:
+        return True
+    if not has_schema(node.target):
+        return False
+    return any(r.alias_info is not None for r in node.target._schema.returns)  # type: ignore[union-attr]
+
+
+def functional_form(target: Any) -> Callable[..., Any] | None:
+    """The operator that computes what an in-place one leaves in its first argument: ``relu_`` -> ``relu``."""
+    name, _, overload = str(target).removeprefix("aten.").partition(".")
+    if not name.endswith("_") or not str(target).startswith("aten."):
+        return None
+    packet = getattr(aten, name[:-1], None)
+    found = getattr(packet, overload or "default", None) if packet is not None else None
+    if found is None or found._schema.is_mutable:
+        return None
+    given = [a.name for a in target._schema.arguments]
+    return found if [a.name for a in found._schema.arguments][: len(given)] == given else None
