@@ -155,7 +155,9 @@ def _export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], spa
             with watch, torch.enable_grad():
                 program = torch.export.export(model, a, k, dynamic_shapes=tuple(da) if not dk else
                                               {**_by_name(model, da, a), **dk}, strict=False)
-            return program
+            if values is leaves or any(_is_free(s) for n in program.graph.nodes if n.op == "placeholder"
+                                       for s in getattr(n.meta.get("val"), "shape", ())):
+                return program
         except Exception as error:
             failure = failure or CaptureError(watch.explain(error))
             failure.__cause__ = failure.__cause__ or error
@@ -267,9 +269,14 @@ def _convert(program: ExportedProgram, model: nn.Module) -> Network:
     return network
 
 
+def _is_free(size: Any) -> bool:
+    """Whether a size stayed free: one that the model fixed is still a SymInt, of a known number."""
+    return isinstance(size, torch.SymInt) and size.node.maybe_as_int() is None
+
+
 def _input(node: Node) -> Input:
     value = node.meta["val"]
-    shape = tuple(None if isinstance(s, torch.SymInt) else int(s) for s in value.shape)
+    shape = tuple(None if _is_free(s) else int(s) for s in value.shape)
     return Input(node.name, shape, value.dtype, bool(shape) and shape[0] is None)
 
 

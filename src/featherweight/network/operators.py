@@ -43,6 +43,18 @@ def mutates(node: Node) -> bool:
     return has_schema(node.target) and bool(node.target._schema.is_mutable)  # type: ignore[union-attr]
 
 
+def written_by(node: Node) -> list[Node]:
+    """The arguments that a call writes into."""
+    if node.op != "call_function" or not mutates(node):
+        return []
+    found: list[Node] = []
+    for index, argument in enumerate(node.target._schema.arguments):  # type: ignore[union-attr]
+        if argument.alias_info is not None and argument.alias_info.is_write:
+            value = node.kwargs.get(argument.name, node.args[index] if index < len(node.args) else None)
+            found += [v for v in (value if isinstance(value, (list, tuple)) else [value]) if isinstance(v, Node)]
+    return found
+
+
 def is_random(node: Node) -> bool:
     return has_schema(node.target) and torch.Tag.nondeterministic_seeded in node.target.tags  # type: ignore[union-attr]
 

@@ -1,0 +1,50 @@
+# featherweight: `make` lists the targets. Every target sets up what it needs.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+ZOO_VENV := .venv-zoo
+READY := $(VENV)/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check fix zoo bench-cifar bench-int8 clean
+
+help: ## list the targets
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | expand -t 16
+
+setup: $(READY) ## make .venv with the pinned development environment
+$(READY): requirements-dev.lock pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	touch $@
+
+demo: $(READY) ## the main job on scikit-learn's digits: train, compress, measure, report (out/demo)
+	$(BIN)/featherweight demo --out out/demo
+
+test: $(READY) ## the tests
+	$(BIN)/python -m pytest -n 2 tests
+
+check: $(READY) ## ruff and mypy
+	$(BIN)/ruff check src tests benchmarks examples
+	$(BIN)/mypy
+
+fix: $(READY) ## let ruff mend what it can
+	$(BIN)/ruff check --fix src tests benchmarks examples
+
+$(ZOO_VENV)/.ready: pyproject.toml
+	test -x $(ZOO_VENV)/bin/python || $(PYTHON) -m venv $(ZOO_VENV)
+	$(ZOO_VENV)/bin/python -m pip install --quiet torch==2.14.1 torchvision==0.29.1
+	$(ZOO_VENV)/bin/python -m pip install --quiet -e .
+	touch $@
+
+zoo: $(ZOO_VENV)/.ready ## capture one model of every torchvision family (5.5 GB of packages)
+	$(ZOO_VENV)/bin/python benchmarks/zoo_capture.py
+
+bench-int8: $(ZOO_VENV)/.ready ## our int8 files against ONNX Runtime's own quantizer
+	$(ZOO_VENV)/bin/python benchmarks/int8_speed.py
+
+bench-cifar: $(READY) ## the trained CIFAR-10 ResNets (CHECKPOINTS=folder with the weights)
+	$(BIN)/python benchmarks/cifar_resnets.py --checkpoints $(CHECKPOINTS)
+
+clean: ## remove what was built
+	rm -rf out build dist .mypy_cache .ruff_cache .pytest_cache

@@ -1,0 +1,106 @@
+"""The trained CIFAR-10 ResNets through the main job: float and int8 in the deployed file, and channels pruned.
+
+    python benchmarks/cifar_resnets.py --checkpoints FOLDER [deployed] [channels]
+
+deployed: ResNet-20 and ResNet-56, float and int8 after training, test top-1 of the file that ONNX Runtime runs.
+channels: ResNet-56 at 2.1x fewer MACs: L1 and random ranking, with no retraining, with batch norm re-estimated, and after
+    three epochs; beside them a thinner ResNet-56 of the same MACs trained from scratch for the same three epochs.
+
+Every row goes into benchmarks/results/cifar_resnets.json as soon as it is measured; a row that is there is not run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import featherweight as fw
+from featherweight.measure import measure
+from featherweight.steps import Context
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE.parent / "examples/cifar10_resnet56"))
+import cifar10  # noqa: E402
+
+RESULTS = HERE / "results/cifar_resnets.json"
+FILES = {20: "resnet20-12fca82f.th", 56: "resnet56-4bfd9763.th"}
+TARGET_MACS = 1 / 2.1
+EPOCHS = 3
+THIN = (11, 21, 45)  #: stage widths of the thinner network
+
+
+def retraining(epochs: int = EPOCHS, lr: float = 0.02) -> fw.recover.Train:
+    return fw.recover.Train(epochs=epochs, lr=lr, schedule="onecycle", autocast="bf16", channels_last=True)
+
+
+class Rows:
+    """The result file: rows by name, written after each."""
+
+    def __init__(self) -> None:
+        self.data: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"rows": {}}
+        self.data["machine"] = {"processor": platform.processor() or platform.machine(), "threads": torch.get_num_threads(),
+                                "torch": torch.__version__, "python": platform.python_version(), "seed": 0}
+
+    def add(self, name: str, make: Callable[[], fw.Network], task: fw.Task) -> None:
+        if name in self.data["rows"]:
+            return
+        network = make()
+        with tempfile.TemporaryDirectory() as folder:
+            row = measure(network, task, split="test", step=name, workdir=Path(folder)).to_dict()
+        self.data["rows"][name] = row
+        part = RESULTS.with_suffix(".part")
+        part.write_text(json.dumps(self.data, indent=1))
+        part.replace(RESULTS)
+        latency = row["latency"]["median_s"] * 1e3
+        print(f"{name:44s} {row['score']:6.2f} %  {row['macs'] / 1e6:7.2f} M MACs  {latency:6.3f} ms  {row['file_bytes']:8d} B",
+              flush=True)
+
+
+def deployed(rows: Rows, task: fw.Task, checkpoints: Path) -> None:
+    for depth, file in FILES.items():
+        network = cifar10.network(depth, str(checkpoints / file))
+        rows.add(f"resnet{depth} float", lambda n=network: n, task)
+        rows.add(f"resnet{depth} int8", lambda n=network: fw.quantize.Quantize().plan(n, task).apply(n), task)
+
+
+def channels(rows: Rows, task: fw.Task, checkpoints: Path) -> None:
+    base = cifar10.network(56, str(checkpoints / FILES[56]))
+    context = Context(original=base)
+    cut: dict[str, fw.Network] = {}
+    for score in ("l1", "random"):
+        step = fw.prune.Channels(macs=TARGET_MACS, score=score)
+        cut[score] = step.plan(base, task).apply(base)
+        rows.add(f"resnet56 channels {score}, no retraining", lambda s=score: cut[s], task)
+        rows.add(f"resnet56 channels {score}, batch norm again",
+                 lambda s=score: fw.recover.BatchNorm().fit(cut[s], task, context), task)
+    for score in ("l1", "random"):
+        rows.add(f"resnet56 channels {score}, {EPOCHS} epochs", lambda s=score: retraining().fit(cut[s], task, context), task)
+
+    def scratch() -> fw.Network:
+        torch.manual_seed(0)
+        network = fw.capture(cifar10.ResNet(56, THIN), torch.zeros(2, 3, 32, 32))
+        return retraining(lr=0.1).fit(network, task, context)
+
+    rows.add(f"resnet56 thin {THIN} from scratch, {EPOCHS} epochs", scratch, task)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--checkpoints", type=Path, required=True)
+    parser.add_argument("what", nargs="*", default=["deployed", "channels"])
+    given = parser.parse_args()
+    task, rows = cifar10.task(), Rows()
+    for what in given.what:
+        {"deployed": deployed, "channels": channels}[what](rows, task, given.checkpoints)
+
+
+if __name__ == "__main__":
+    main()

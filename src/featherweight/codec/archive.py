@@ -1,0 +1,171 @@
+"""The ``.fwz`` archive: a ``.fw`` file made small by entropy coding; the very same bytes come back.
+
+Layout, byte by byte (a varint is 7 bits a byte, low first)
+    0..7      b"\\x93FWZ\\r\\n\\x1a" and the version, 1
+    8..39     SHA-256 of all that follows: nothing is decoded before it matches
+    40..71    SHA-256 of the .fw file: nothing is given out unless it matches
+    72..      varint: length of the .fw file; then blocks up to the end, which laid end to end are that file
+A block: one byte (method + 16 * log2 of the width), varint count, varint length, then that many bytes. It stands for
+count numbers (1 to 2^20) of width 1, 2, 4 or 8 bytes, little-endian. Methods:
+    0 raw       as they are
+    1 deflated  zlib; the file's JSON header goes so
+    2 coded     width 1: one range-coded stream (``entropy.py``)
+    3 planes    numbers turned left by one bit (sign last), then for each byte of them, low first: varint length and
+                that many bytes, raw if as many as numbers, else a stream
+    4 palette   one byte k - 1, k numbers, a stream of indices
+    5 sparse    varint length, a stream of 0 and 1 (1: not zero), then method byte and block of what is not zero (not 5)
+The writer takes the shortest for each block; tensors of one width that lie together and are small share a block.
+
+The reader adds up what the blocks claim before it decodes one, refuses a sum that is not the claimed length or passes
+the limit, and holds one block in memory at a time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from featherweight.codec.blocks import BLOCK, METHODS, WIDTHS, decode, encode, read_varint, varint
+from featherweight.errors import FileError
+from featherweight.network import Network
+
+MAGIC = b"\x93FWZ\r\n\x1a"
+VERSION = 1
+SMALL = 4096  #: numbers; tensors below it share a block with their neighbours
+LIMIT, RATIO = 1 << 30, 1000  #: an archive may claim LIMIT bytes and RATIO times its own length, unless told otherwise
+ITEM_BYTES = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "C64": 4,
+              "F16": 2, "BF16": 2, "I16": 2, "U16": 2}
+
+
+def pack(network_path: str | Path, archive_path: str | Path) -> int:
+    """Writes the archive of a ``.fw`` file, whole or not at all, and gives its length in bytes.
+
+    What was written is decoded once before it is put in place. Raises FileError where ``network_path`` is no ``.fw``.
+    """
+    data = _read(network_path)
+    body = bytearray(hashlib.sha256(data).digest() + varint(len(data)))
+    for start, end, width in _sections(data, Path(network_path)):
+        for at in range(start, end, BLOCK * width):
+            numbers = np.frombuffer(data[at:min(end, at + BLOCK * width)], f"<u{width}")
+            method, payload = encode(numbers)
+            body += bytes((method | WIDTHS.index(width) << 4,)) + varint(numbers.size) + varint(len(payload)) + payload
+    archive = MAGIC + bytes((VERSION,)) + hashlib.sha256(body).digest() + body
+    for _ in _unpacked(archive, str(archive_path), len(data)):
+        pass
+    _write(archive_path, iter((archive,)))
+    return len(archive)
+
+
+def unpack(archive_path: str | Path, network_path: str | Path, *, limit: int | None = None) -> int:
+    """Writes the ``.fw`` file that an archive holds, whole or not at all, and gives its length in bytes.
+
+    limit: bytes that the file may have; without, 1 GiB + 1000 times the archive's own length. Raises FileError for an
+    archive that is truncated, damaged, of another version, or claims more than the limit.
+    """
+    archive = _read(archive_path)
+    return _write(network_path, _unpacked(archive, str(archive_path), limit))
+
+
+def archive_bytes(network: Network) -> int:
+    """Length in bytes of the archive of ``network``, by writing it."""
+    with tempfile.TemporaryDirectory() as folder:
+        network.save(Path(folder, "network.fw"))
+        return pack(Path(folder, "network.fw"), Path(folder, "network.fwz"))
+
+
+def _read(path: str | Path) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise FileError(f"{path} cannot be read: {error.strerror or error}") from error
+
+
+def _write(path: str | Path, pieces: Iterator[bytes]) -> int:
+    whole = Path(path)
+    part = whole.with_name(whole.name + ".part")
+    try:
+        with part.open("wb") as file:
+            length = sum(file.write(piece) for piece in pieces)
+        part.replace(whole)
+    finally:
+        part.unlink(missing_ok=True)
+    return length
+
+
+def _sections(data: bytes, path: Path) -> list[tuple[int, int, int]]:
+    """The file cut where the width of its numbers changes: (start, end, width) of each piece, in order."""
+    size = 8 + int.from_bytes(data[:8], "little")
+    try:
+        if len(data) < 10 or size > len(data):
+            raise ValueError("its header is longer than the file")
+        header = json.loads(data[8:size])
+        version = str(header.pop("__metadata__")["format"])
+        if not version.startswith("featherweight"):
+            raise ValueError(f"its format is {version[:80]!r}")
+        tensors = sorted(_place(entry) for entry in header.values())
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
+        raise FileError(f"{path} is no featherweight file ({error}); pack takes what network.save wrote") from error
+    found, at = [(0, size, 1)], 0
+    for start, end, width in tensors:
+        if start != at or end < start or (end - start) % width:
+            raise FileError(f"{path} is damaged: its tensors do not lie end to end")
+        at = end
+        last = found[-1]
+        if len(found) > 1 and last[2] == width and min(last[1] - last[0], end - start) < SMALL * width:
+            found[-1] = (last[0], size + end, width)
+        elif end > start:
+            found.append((size + start, size + end, width))
+    if size + at != len(data):
+        raise FileError(f"{path} is damaged: its tensors end at {size + at} of {len(data)} bytes")
+    return found
+
+
+def _place(entry: dict[str, Any]) -> tuple[int, int, int]:
+    """(start, end, width) of a tensor by its entry in a safetensors header."""
+    start, end = entry["data_offsets"]
+    return int(start), int(end), ITEM_BYTES.get(str(entry["dtype"]), 1)
+
+
+def _unpacked(archive: bytes, name: str, limit: int | None) -> Iterator[bytes]:
+    """The file in an archive, piece by piece; a FileError at the end if it was not the same."""
+    if archive[:7] != MAGIC:
+        raise FileError(f"{name} is no featherweight archive; expected a file that pack wrote")
+    if archive[7:8] != bytes((VERSION,)):
+        raise FileError(f"{name} is an archive of version {archive[7:8].hex() or 'none'}; this release reads {VERSION}")
+    if hashlib.sha256(archive[40:]).digest() != archive[8:40]:
+        raise FileError(f"{name} is damaged or truncated: its bytes do not match its checksum")
+    digest, (length, at) = hashlib.sha256(), read_varint(archive, 72)
+    allowed = LIMIT + RATIO * len(archive) if limit is None else limit
+    if length > allowed:
+        raise FileError(f"{name} claims to hold {length} bytes, more than the {allowed} allowed; if you trust it write "
+                        f"unpack(..., limit={length})")
+    blocks = list(_blocks(archive, at))
+    if sum(count * width for _, count, width, _ in blocks) != length:
+        raise FileError(f"{name} is damaged: its blocks do not add up to the {length} bytes it claims")
+    for method, count, width, (start, end) in blocks:
+        piece = decode(method, archive[start:end], count, width).tobytes()
+        digest.update(piece)
+        yield piece
+    if digest.digest() != archive[40:72]:
+        raise FileError(f"{name} is damaged: what was decoded does not match its checksum")
+
+
+def _blocks(archive: bytes, at: int) -> Iterator[tuple[int, int, int, tuple[int, int]]]:
+    """(method, count, width, (start, end)) of every block; nothing is decoded."""
+    while at < len(archive):
+        method, power = archive[at] & 15, archive[at] >> 4
+        count, start = read_varint(archive, at + 1)
+        length, start = read_varint(archive, start)
+        if method not in METHODS or power >= len(WIDTHS) or not 0 < count <= BLOCK or length > len(archive) - start:
+            raise FileError(f"the archive is damaged: at byte {at} there is no block")
+        at = start + length
+        yield method, count, WIDTHS[power], (start, at)
+
+
+__all__ = ["archive_bytes", "pack", "unpack"]

@@ -1,0 +1,184 @@
+"""Blocks: up to a million numbers of one width as few bytes as the methods here make of them, exact both ways.
+
+A number is 1, 2, 4 or 8 bytes, taken as an unsigned integer: the coder knows no dtypes, and gives back every bit.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featherweight.codec import entropy
+from featherweight.errors import FileError
+
+Numbers = NDArray[Any]
+BLOCK = 1 << 20  #: numbers in a block at most: what bounds the memory that a block can ask for
+WIDTHS = (1, 2, 4, 8)
+RAW, DEFLATED, CODED, PLANES, PALETTE, SPARSE = range(6)
+
+
+def varint(number: int) -> bytes:
+    """A natural number, 7 bits a byte, low first, the top bit set on all but the last."""
+    out = bytearray()
+    while number > 127:
+        out.append(number & 127 | 128)
+        number >>= 7
+    return bytes(out) + bytes((number,))
+
+
+def read_varint(data: bytes | memoryview, at: int) -> tuple[int, int]:
+    """The number at ``at`` and where the next thing starts. At most 9 bytes are read."""
+    number = 0
+    for i in range(9):
+        if at + i >= len(data):
+            break
+        number |= (data[at + i] & 127) << 7 * i
+        if data[at + i] < 128:
+            return number, at + i + 1
+    raise FileError("the archive is damaged: a length has no end")
+
+
+def encode(numbers: Numbers) -> tuple[int, bytes]:
+    """The method that makes ``numbers`` smallest, and its bytes."""
+    made = [(len(payload), method, payload) for method, (write, _) in METHODS.items()
+            if (payload := write(numbers)) is not None]
+    _, method, payload = min(made)
+    return method, payload
+
+
+def decode(method: int, payload: bytes, count: int, width: int) -> Numbers:
+    """The ``count`` numbers of ``width`` bytes that ``encode`` made ``payload`` of. FileError for anything else."""
+    if method not in METHODS or width not in WIDTHS or not 0 < count <= BLOCK:
+        raise FileError(f"the archive holds a block of method {method}, {count} numbers of {width} bytes; "
+                        f"this version knows methods 0..{len(METHODS) - 1} and up to {BLOCK} numbers")
+    numbers = METHODS[method][1](payload, count, width)
+    if numbers.size != count:
+        raise FileError(f"the archive is damaged: a block holds {numbers.size} numbers, not {count}")
+    return numbers
+
+
+def _kind(width: int) -> str:
+    return f"<u{width}"
+
+
+def _raw(numbers: Numbers) -> bytes:
+    return numbers.tobytes()
+
+
+def _read_raw(payload: bytes, count: int, width: int) -> Numbers:
+    if len(payload) != count * width:
+        raise FileError(f"the archive is damaged: {len(payload)} bytes for {count} numbers of {width}")
+    return np.frombuffer(payload, _kind(width))
+
+
+def _deflated(numbers: Numbers) -> bytes:
+    return zlib.compress(numbers.tobytes(), 9 if numbers.itemsize == 1 else 6)
+
+
+def _read_deflated(payload: bytes, count: int, width: int) -> Numbers:
+    reader = zlib.decompressobj()
+    try:
+        plain = reader.decompress(payload, count * width)
+        if not reader.eof:
+            plain += reader.decompress(reader.unconsumed_tail, 1)
+    except zlib.error as error:
+        raise FileError(f"the archive is damaged: {error}") from error
+    if not reader.eof:
+        raise FileError("the archive is damaged: a deflated block does not end where it claims to")
+    return _read_raw(plain, count, width)
+
+
+def _coded(numbers: Numbers) -> bytes | None:
+    return entropy.encode(numbers) if numbers.itemsize == 1 else None
+
+
+def _read_coded(payload: bytes, count: int, width: int) -> Numbers:
+    if width != 1:
+        raise FileError("the archive is damaged: coded symbols are bytes")
+    return entropy.decode(payload, count)
+
+
+def _planes(numbers: Numbers) -> bytes | None:
+    """Every byte of the numbers by itself, coded where that is shorter. The sign goes last, so that a float's exponent
+    fills the top byte: the rest is nearly noise, the exponents are not."""
+    width = numbers.itemsize
+    if width == 1:
+        return None
+    turned = np.ascontiguousarray((numbers << 1) | (numbers >> (8 * width - 1))).view(np.uint8).reshape(-1, width)
+    out = []
+    for plane in turned.T:
+        plain = np.ascontiguousarray(plane)
+        stream = entropy.encode(plain) if entropy.entropy_bytes(plain) < plain.size else plain.tobytes()
+        stream = stream if len(stream) < plain.size else plain.tobytes()
+        out.append(varint(len(stream)) + stream)
+    return b"".join(out)
+
+
+def _read_planes(payload: bytes, count: int, width: int) -> Numbers:
+    turned, at = np.empty((count, width), np.uint8), 0
+    for i in range(width):
+        length, at = read_varint(payload, at)
+        stream, at = payload[at:at + length], at + length
+        turned[:, i] = np.frombuffer(stream, np.uint8) if len(stream) == count else entropy.decode(stream, count)
+    if at != len(payload):
+        raise FileError("the archive is damaged: byte planes do not fill their block")
+    numbers = turned.view(_kind(width)).reshape(-1)
+    return (numbers >> 1) | (numbers << (8 * width - 1))
+
+
+def _palette(numbers: Numbers) -> bytes | None:
+    """Few different numbers: each once, then which one where."""
+    if numbers.itemsize == 1 or np.unique(numbers[:: max(1, numbers.size // 2048)]).size > 256:
+        return None
+    values, index = np.unique(numbers, return_inverse=True)
+    if values.size > 256:
+        return None
+    return bytes((values.size - 1,)) + values.tobytes() + entropy.encode(index.astype(np.uint8))
+
+
+def _read_palette(payload: bytes, count: int, width: int) -> Numbers:
+    size = payload[0] + 1 if payload else 1
+    values = _read_raw(payload[1:1 + size * width], size, width)
+    index = entropy.decode(payload[1 + size * width:], count)
+    if int(index.max()) >= size:
+        raise FileError("the archive is damaged: a palette is too short")
+    return values[index]
+
+
+def _sparse(numbers: Numbers) -> bytes | None:
+    """Many zeros: where they are not, then the rest as a block of its own."""
+    mask = numbers != 0
+    rest = numbers[mask]
+    if numbers.itemsize == 1 or not 0 < rest.size < 0.98 * numbers.size:
+        return None
+    places = entropy.encode(mask.view(np.uint8))
+    made = [(len(p), m, p) for m, (write, _) in METHODS.items() if m != SPARSE and (p := write(rest)) is not None]
+    _, method, payload = min(made)
+    return varint(len(places)) + places + bytes((method,)) + payload
+
+
+def _read_sparse(payload: bytes, count: int, width: int) -> Numbers:
+    length, at = read_varint(payload, 0)
+    mask = entropy.decode(payload[at:at + length], count)
+    at += length
+    method = payload[at] if at < len(payload) else SPARSE
+    if int(mask.max()) > 1 or method == SPARSE:
+        raise FileError("the archive is damaged: a mask of zeros is none")
+    numbers = np.zeros(count, _kind(width))
+    numbers[mask == 1] = decode(method, payload[at + 1:], int(mask.sum()), width)
+    return numbers
+
+
+#: method -> (numbers to bytes, None where it does not apply; bytes back to numbers)
+METHODS: dict[int, tuple[Callable[[Numbers], bytes | None], Callable[[bytes, int, int], Numbers]]] = {
+    RAW: (_raw, _read_raw),
+    DEFLATED: (_deflated, _read_deflated),
+    CODED: (_coded, _read_coded),
+    PLANES: (_planes, _read_planes),
+    PALETTE: (_palette, _read_palette),
+    SPARSE: (_sparse, _read_sparse),
+}

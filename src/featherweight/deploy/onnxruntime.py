@@ -1,0 +1,104 @@
+"""ONNX Runtime: one ``.onnx`` file, weights inside, batch norms folded; run on the CPU."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from featherweight.deploy.onnx_file import METADATA, to_onnx, write
+from featherweight.deploy.target import register
+from featherweight.errors import ExportError, InputError
+from featherweight.network import Network, Signature, fold_batch_norm, trees
+
+
+@dataclass(frozen=True)
+class OnnxRuntime:
+    """The target "onnxruntime"."""
+
+    name: str = "onnxruntime"
+    suffix: str = ".onnx"
+
+    def export(self, network: Network, path: str | Path) -> int:
+        """Writes ``network`` as ONNX; gives the bytes written. Raises ExportError naming operator and module."""
+        model, outputs = to_onnx(fold_batch_norm(network).eval())
+        return write(model, outputs, Path(path))
+
+    def load(self, path: str | Path, threads: int = 1, *, like: Signature) -> OnnxRunner:
+        """An inference session on the CPU with ``threads`` threads, all graph optimizations on."""
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+        options.log_severity_level = 3
+        try:
+            session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        except Exception as error:
+            raise ExportError(f"ONNX Runtime {onnxruntime.__version__} does not load {path}: {error}") from error
+        text = session.get_modelmeta().custom_metadata_map.get(METADATA)
+        if text is None:
+            raise ExportError(f"{path} was not written by featherweight: it does not say how its outputs are nested; "
+                              "export the network again")
+        return OnnxRunner(session, like, json.loads(text)["outputs"])
+
+
+class OnnxRunner:
+    """An ONNX Runtime session called like the network: torch tensors in and out, in the network's nest."""
+
+    def __init__(self, session: Any, like: Signature, outputs: list[Any]) -> None:
+        self._session = session
+        self._like = like
+        self._outputs = outputs
+        self._names = [o.name for o in session.get_outputs()]
+        self._read = {i.name for i in session.get_inputs()}
+
+    @property
+    def versions(self) -> Mapping[str, str]:
+        import onnx
+        import onnxruntime
+
+        return {"onnxruntime": onnxruntime.__version__, "onnx": onnx.__version__}
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if self._session is None:
+            raise ExportError("this runner was closed; load the file again")
+        leaves, spec = trees.flatten((args, kwargs))
+        if spec != self._like.in_spec:
+            names = ", ".join(i.name for i in self._like.inputs)
+            raise InputError(f"called with {len(args)} positional and {sorted(kwargs)} keyword inputs; the network "
+                             f"takes ({names}): call it as the example inputs were")
+        tensors = [leaf for i, leaf in enumerate(leaves) if i not in self._like.constants]
+        feed = {}
+        for item, tensor in zip(self._like.inputs, tensors, strict=True):
+            if not isinstance(tensor, Tensor) or tensor.dtype != item.dtype:
+                found = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
+                raise InputError(f"input {item.name!r} is a {found}; expected a tensor of {item.dtype}")
+            if item.name in self._read:
+                feed[item.name] = tensor.detach().cpu().contiguous().numpy()
+        try:
+            values = dict(zip(self._names, self._session.run(self._names, feed), strict=True))
+        except Exception as error:
+            given = ", ".join(f"{k} {list(v.shape)}" for k, v in feed.items())
+            raise InputError(f"ONNX Runtime refused the inputs ({given}): {error}") from error
+        return trees.unflatten([_leaf(o, values) for o in self._outputs], self._like.out_spec)
+
+    def close(self) -> None:
+        self._session = None
+
+
+def _leaf(described: Mapping[str, Any], values: Mapping[str, Any]) -> Any:
+    if "tensor" in described:
+        return torch.from_numpy(values[described["tensor"]])
+    if "number" in described:
+        return values[described["number"]].item()
+    return described["constant"]
+
+
+register(OnnxRuntime())

@@ -1,0 +1,140 @@
+"""What a deployment target is, the table of targets, and the comparison of a deployed file with its network."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from featherweight.errors import ExportError, did_you_mean
+from featherweight.network import Network, Signature, trees
+
+#: tolerance of ``verify`` for a float network, and for one with quantized values (a value on the border of two grid
+#: steps may round to either, and the step then travels on)
+FLOAT_TOLERANCE = 1e-3
+QUANTIZED_TOLERANCE = 5e-2
+
+
+class Runner(Protocol):
+    """A deployed file, loaded: called like the network it came from, it gives the same nest of tensors."""
+
+    @property
+    def versions(self) -> Mapping[str, str]:
+        """Package -> version of what runs the file."""
+        ...
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any: ...
+
+    def close(self) -> None:
+        """Frees the runtime's memory; the runner cannot be called afterwards."""
+
+
+class Target(Protocol):
+    """A runtime that networks are exported to."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def suffix(self) -> str:
+        """How names of its files end, with the dot."""
+        ...
+
+    def export(self, network: Network, path: str | Path) -> int:
+        """Writes the network in evaluation form to ``path``, whole or not at all; gives the length in bytes.
+
+        Batch norms are folded and the batch stays free where it was. Raises ExportError naming operator and module.
+        """
+        ...
+
+    def load(self, path: str | Path, threads: int = 1, *, like: Signature) -> Runner:
+        """The file at ``path`` made ready to run on ``threads`` threads, called as ``like`` says."""
+        ...
+
+
+TARGETS: dict[str, Target] = {}
+
+
+def register(new: Target) -> Target:
+    """Puts a target into the table, under its name."""
+    TARGETS[new.name] = new
+    return new
+
+
+def target(name: str) -> Target:
+    """The target called ``name``; ExportError if there is none."""
+    if name not in TARGETS:
+        raise ExportError(f"no target named {name!r}; {did_you_mean(name, TARGETS)}")
+    return TARGETS[name]
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How far a deployed file's outputs are from the network's on the same inputs.
+
+    max_abs: largest absolute difference of any float output value; max_rel: the same relative to the largest magnitude
+    in its output tensor, or for whole numbers the share of values that differ, whichever is worse over the outputs.
+    ok: max_rel <= tolerance.
+    """
+
+    max_abs: float
+    max_rel: float
+    ok: bool
+    tolerance: float
+
+
+def verify(network: Network, runner: Runner, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None = None,
+           tolerance: float | None = None) -> Agreement:
+    """Runs both on the same inputs and compares them. The network is compared as it evaluates.
+
+    tolerance: bound for ``max_rel``; by default FLOAT_TOLERANCE, or QUANTIZED_TOLERANCE where the network quantizes
+    values. Raises ExportError where nests, shapes or number types differ.
+    """
+    if tolerance is None:
+        tolerance = QUANTIZED_TOLERANCE if is_quantized(network) else FLOAT_TOLERANCE
+    mode = network.training
+    try:
+        network.eval()
+        with torch.no_grad():
+            wanted, spec = trees.flatten(network(*args, **(kwargs or {})))
+    finally:
+        network.train(mode)
+    given, other = trees.flatten(runner(*args, **(kwargs or {})))
+    if spec != other:
+        raise ExportError(f"the deployed file gives another nest of outputs: {other}; the network gives {spec}")
+    worst_abs = worst_rel = 0.0
+    for index, (want, got) in enumerate(zip(wanted, given, strict=True)):
+        absolute, relative = _difference(index, want, got)
+        worst_abs, worst_rel = max(worst_abs, absolute), max(worst_rel, relative)
+    return Agreement(worst_abs, worst_rel, worst_rel <= tolerance, tolerance)
+
+
+def is_quantized(network: Network) -> bool:
+    """Whether values (not only stored weights) are rounded to a grid somewhere in the graph."""
+    return any(str(node.target).startswith("quantized_decomposed.quantize") for node in network.calls())
+
+
+def _difference(index: int, want: Any, got: Any) -> tuple[float, float]:
+    if not isinstance(want, Tensor):
+        return (0.0, 0.0) if want == got else (float("inf"), float("inf"))
+    if not isinstance(got, Tensor) or want.shape != got.shape or want.dtype != got.dtype:
+        raise ExportError(f"output {index} of the deployed file is {_describe(got)}; "
+                          f"the network's is {_describe(want)}")
+    if not want.numel():
+        return 0.0, 0.0
+    want = want.cpu()
+    if not want.is_floating_point():
+        return 0.0, float((want != got).double().mean())
+    both = torch.nan_to_num(want.double()), torch.nan_to_num(got.double())
+    absolute = float((both[0] - both[1]).abs().max())
+    if not torch.equal(want.isnan(), got.isnan()):
+        absolute = float("inf")
+    return absolute, absolute / max(float(both[0].abs().max()), 1e-12)
+
+
+def _describe(value: Any) -> str:
+    return f"{list(value.shape)} {value.dtype}" if isinstance(value, Tensor) else repr(value)

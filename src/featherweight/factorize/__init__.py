@@ -1,0 +1,5 @@
+"""Low rank: a layer as a product of smaller ones."""
+
+from featherweight.factorize.steps import LowRank, LowRankPlan
+
+__all__ = ["LowRank", "LowRankPlan"]

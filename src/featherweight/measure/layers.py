@@ -1,0 +1,86 @@
+"""A network layer by layer: who holds the weights, who does the work."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+from torch.fx import Node
+
+from featherweight.measure.macs import macs
+from featherweight.measure.weights import Weight, constant_nodes, weights
+from featherweight.network import Network
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One call of an operator that holds weights or does MACs.
+
+    ``path`` is the module it came from, ``weight`` the stored tensor behind its largest weight. ``params``,
+    ``nonzeros`` and ``bytes`` (as stored, scales and codebooks included) sum over all its weights; a weight that
+    several calls read stands with the first of them. ``macs`` is per sample; None where the operator is not counted.
+    ``output`` is the shape for a batch of one.
+    """
+
+    path: str
+    operator: str
+    weight: str | None
+    shape: tuple[int, ...] | None
+    params: int
+    nonzeros: int
+    macs: int | None
+    bytes: int
+    dtype: str | None
+    output: tuple[int, ...] | None
+    node: str
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+def layers(network: Network) -> tuple[Layer, ...]:
+    """The calls that hold weights or do MACs, in the order in which they run."""
+    counted = macs(network)
+    uncounted = set(counted.uncounted)
+    constant = constant_nodes(network)
+    values = network.values(1)
+    order = {node: i for i, node in enumerate(network.graph.nodes)}
+    held: dict[Node, list[Weight]] = {}
+    for weight in weights(network):
+        readers = _readers(weight.node, constant)
+        if readers:
+            held.setdefault(min(readers, key=order.__getitem__), []).append(weight)
+    rows = []
+    for node in network.calls():
+        unknown = f"{node.meta.get('module') or node.name} ({node.target})" in uncounted
+        if node in held or node.name in counted.by_node or unknown:
+            rows.append(_row(node, held.get(node, []), None if unknown else counted.by_node.get(node.name, 0), values))
+    return tuple(rows)
+
+
+def _readers(node: Node, constant: set[Node]) -> list[Node]:
+    """The calls on data that read a constant, directly or through other constants."""
+    found: list[Node] = []
+    stack = [node]
+    while stack:
+        for user in stack.pop().users:
+            if user in constant:
+                stack.append(user)
+            elif user.op == "call_function":
+                found.append(user)
+    return found
+
+
+def _row(node: Node, held: list[Weight], counted: int | None, values: dict[str, Any]) -> Layer:
+    main = max(held, key=lambda w: w.numel, default=None)
+    result = values.get(node.name)
+    if isinstance(result, (tuple, list)):
+        result = next((r for r in result if isinstance(r, Tensor)), None)
+    return Layer(
+        path=str(node.meta.get("module") or ""), operator=str(node.target),
+        weight=main.name if main else None, shape=main.shape if main else None,
+        params=sum(w.numel for w in held), nonzeros=sum(w.nonzeros for w in held), macs=counted,
+        bytes=sum(w.bytes for w in held), dtype=main.dtype if main else None,
+        output=tuple(map(int, result.shape)) if isinstance(result, Tensor) else None, node=node.name)

@@ -1,0 +1,89 @@
+"""Scores: ``score(predict, batches)`` in percent, higher is better. ``predict`` is a Network or a deployed file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from featherweight.errors import TaskError
+from featherweight.task import Batch, Predict, call
+
+#: where the values to be judged stand, in a mapping of outputs
+KEYS = ("logits", "out", "output", "scores", "prediction")
+
+
+def main_output(output: Any) -> Tensor:
+    """The tensor to be judged: the output itself, the first of a tuple, or of a mapping what is called as in KEYS,
+    else its first tensor. Raises TaskError if there is none."""
+    if isinstance(output, Tensor):
+        return output
+    if isinstance(output, Mapping):
+        output = [output[k] for k in KEYS if k in output] + list(output.values())
+    elif not isinstance(output, (tuple, list)):
+        output = [getattr(output, k) for k in KEYS if hasattr(output, k)]
+    for item in output:
+        if isinstance(item, Tensor):
+            return item
+    raise TaskError("the network's output holds no tensor to be scored; write a score(predict, batches) of your own")
+
+
+def _top(predict: Predict, batches: Iterable[Batch], k: int) -> float:
+    right = seen = 0
+    with torch.no_grad():
+        for inputs, target in batches:
+            logits = main_output(call(predict, inputs))
+            labels = torch.as_tensor(target).to(logits.device)
+            if logits.dim() < 2 or labels.shape != (*logits.shape[:1], *logits.shape[2:]):
+                raise TaskError(f"top-{k} compares logits [n, classes] with targets [n]; got {list(logits.shape)} and "
+                                f"{list(labels.shape)}")
+            best = logits.topk(min(k, logits.shape[1]), dim=1).indices
+            right += int((best == labels.unsqueeze(1)).any(dim=1).sum())
+            seen += labels.numel()
+    if not seen:
+        raise TaskError("there was nothing to score: the split gave no batches")
+    return 100.0 * right / seen
+
+
+def top1(predict: Predict, batches: Iterable[Batch]) -> float:
+    """Share of samples, in percent, whose largest logit is the target's. Logits [n, classes], targets [n] integers
+    (or [n, classes, h, w] and [n, h, w]: the share of pixels)."""
+    return _top(predict, batches, 1)
+
+
+def top5(predict: Predict, batches: Iterable[Batch]) -> float:
+    """Share of samples, in percent, with the target among the five largest logits."""
+    return _top(predict, batches, 5)
+
+
+def mean_iou(predict: Predict, batches: Iterable[Batch], ignore: int = 255) -> float:
+    """Mean over classes of intersection over union of predicted and true pixels, in percent.
+
+    Logits [n, classes, h, w], targets [n, h, w] integers; pixels with the target ``ignore`` are left out. One confusion
+    matrix over all batches; classes that occur in neither are left out of the mean.
+    """
+    matrix: Tensor | None = None
+    with torch.no_grad():
+        for inputs, target in batches:
+            logits = main_output(call(predict, inputs)).cpu()
+            truth = torch.as_tensor(target).long().cpu()
+            classes = logits.shape[1]
+            if truth.shape != (*logits.shape[:1], *logits.shape[2:]):
+                raise TaskError(f"mean IoU compares logits [n, classes, h, w] with targets [n, h, w]; got "
+                                f"{list(logits.shape)} and {list(truth.shape)}")
+            kept = truth != ignore
+            if bool(((truth < 0) | (truth >= classes))[kept].any()):
+                raise TaskError(f"a target lies outside 0..{classes - 1} and is not {ignore} (ignored)")
+            pairs = truth[kept] * classes + logits.argmax(dim=1)[kept]
+            counts = torch.bincount(pairs, minlength=classes * classes).view(classes, classes)
+            matrix = counts if matrix is None else matrix + counts
+    if matrix is None or not int(matrix.sum()):
+        raise TaskError("there was nothing to score: the split gave no batches, or every pixel is ignored")
+    both = matrix.diagonal().double()
+    union = matrix.sum(0) + matrix.sum(1) - matrix.diagonal()
+    return 100.0 * float((both[union > 0] / union[union > 0]).mean())
+
+
+__all__ = ["main_output", "mean_iou", "top1", "top5"]

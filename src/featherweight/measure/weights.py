@@ -1,0 +1,169 @@
+"""The weights of a network as they act, however they are stored: plain, as integers with a scale, or in a codebook.
+
+A part of the graph that depends on no input is a *constant*. Where a constant that was decoded from small integers
+(dequantized, looked up in a codebook, unpacked from bits) meets the data, its decoded elements are the weight's; the
+integers, scales, zero points and codebook entries behind it are storage and are not counted beside them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import Node
+from torch.fx.node import map_arg
+
+from featherweight.network import Network
+
+
+@dataclass(frozen=True)
+class Weight:
+    """One weight as it acts. ``stored`` names the tensors it is made from; ``node`` gives it to its readers."""
+
+    node: Node
+    stored: tuple[str, ...]
+    decoded: bool
+    numel: int
+    nonzeros: int
+    bytes: int
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def name(self) -> str:
+        return self.stored[0]
+
+
+def constant_nodes(network: Network) -> set[Node]:
+    """The nodes that depend on no input."""
+    constant: set[Node] = set()
+    for node in network.graph.nodes:
+        if node.op == "get_attr" or (node.op == "call_function" and all(n in constant for n in node.all_input_nodes)):
+            constant.add(node)
+    return constant
+
+
+def weights(network: Network) -> tuple[Weight, ...]:
+    """Every weight that the graph reads, each stored tensor counted once, in the order in which it is first read."""
+    constant = constant_nodes(network)
+    decoded: list[Weight] = []
+    claimed: set[int] = set()
+    plain: dict[int, Weight] = {}
+    for node in network.graph.nodes:
+        if node not in constant or not _meets_data(node, constant):
+            continue
+        leaves = _leaves(node)
+        if node.op == "call_function" and _is_decoded(network, node, leaves):
+            storage = [leaf for leaf in leaves if id(network.tensor(str(leaf.target))) not in claimed]
+            codes = [leaf for leaf in storage if _is_code(network.tensor(str(leaf.target)))] or storage
+            if codes:
+                decoded.append(_decoded(network, node, codes[0], storage))
+                claimed |= {id(network.tensor(str(leaf.target))) for leaf in storage}
+            continue
+        for leaf in leaves:
+            tensor = network.tensor(str(leaf.target))
+            if isinstance(tensor, nn.Parameter) and id(tensor) not in plain and not _only_scales(leaf):
+                plain[id(tensor)] = _plain(leaf, tensor)
+    order = {node: i for i, node in enumerate(network.graph.nodes)}
+    found = [*decoded, *(w for key, w in plain.items() if key not in claimed)]
+    return tuple(sorted(found, key=lambda w: order[w.node]))
+
+
+def params(network: Network) -> int:
+    """Number of weights: elements of the parameters, tied ones once, decoded weights by their decoded elements.
+
+    Parameters that the graph does not read are counted too, for they are in the file. Batch statistics, scales, zero
+    points, codebook entries and other buffers are not.
+    """
+    return sum(w.numel for w in weights(network)) + sum(t.numel() for t in _unread(network))
+
+
+def nonzeros(network: Network) -> int:
+    """How many of the ``params`` are not zero."""
+    return sum(w.nonzeros for w in weights(network)) + sum(int(t.count_nonzero()) for t in _unread(network))
+
+
+def _unread(network: Network) -> list[Tensor]:
+    read = {id(network.tensor(str(n.target))) for n in network.graph.nodes if n.op == "get_attr"}
+    return [p for p in network.parameters() if id(p) not in read]
+
+
+def _meets_data(node: Node, constant: set[Node]) -> bool:
+    return any(user not in constant for user in node.users)
+
+
+def _leaves(node: Node) -> list[Node]:
+    """The stored tensors a constant is made from, in argument order."""
+    seen: dict[Node, None] = {}
+    stack = [node]
+    while stack:
+        current = stack.pop()
+        if current not in seen:
+            seen[current] = None
+            stack.extend(reversed(current.all_input_nodes))
+    return [n for n in seen if n.op == "get_attr"]
+
+
+def _is_code(tensor: Tensor) -> bool:
+    """Whether a stored tensor holds codes: integers of up to 16 bits, or floats of 8 bits and fewer."""
+    if tensor.dtype is torch.bool:
+        return False
+    return tensor.dtype.itemsize <= (1 if tensor.dtype.is_floating_point else 2) and not tensor.dtype.is_complex \
+        and tensor.dim() > 0
+
+
+def _is_decoded(network: Network, node: Node, leaves: list[Node]) -> bool:
+    if any(_is_code(network.tensor(str(leaf.target))) for leaf in leaves):
+        return True
+    return any(str(n.target).startswith("quantized_decomposed.") for n in _calls(node))
+
+
+def _calls(node: Node) -> list[Node]:
+    """The calls that a constant is computed by."""
+    seen: dict[Node, None] = {}
+    stack = [node]
+    while stack:
+        current = stack.pop()
+        if current.op == "call_function" and current not in seen:
+            seen[current] = None
+            stack.extend(current.all_input_nodes)
+    return list(seen)
+
+
+def _only_scales(leaf: Node) -> bool:
+    """Whether a stored tensor serves quantizing operators only, as their scale or zero point."""
+    return bool(leaf.users) and all(
+        str(u.target).startswith("quantized_decomposed.") and u.args[0] is not leaf for u in leaf.users)
+
+
+def _plain(leaf: Node, tensor: Tensor) -> Weight:
+    return Weight(leaf, (str(leaf.target),), False, tensor.numel(), int(tensor.detach().count_nonzero()),
+                  tensor.numel() * tensor.element_size(), dtype_name(tensor), tuple(tensor.shape))
+
+
+def _decoded(network: Network, node: Node, codes: Node, storage: list[Node]) -> Weight:
+    value = evaluate(network, node)
+    names = [str(codes.target), *(str(leaf.target) for leaf in storage if leaf is not codes)]
+    tensors = {id(t): t for t in map(network.tensor, names)}.values()
+    return Weight(node, tuple(names), True, value.numel(), int(value.count_nonzero()),
+                  sum(t.numel() * t.element_size() for t in tensors), dtype_name(network.tensor(names[0])),
+                  tuple(value.shape))
+
+
+def evaluate(network: Network, node: Node) -> Tensor:
+    """The value of a constant node."""
+    values: dict[Node, Any] = {leaf: network.tensor(str(leaf.target)).detach() for leaf in _leaves(node)}
+    needed = set(_calls(node))
+    with torch.no_grad():
+        for call in network.graph.nodes:
+            if call in needed:
+                args = map_arg(call.args, lambda n: values[n])
+                values[call] = call.target(*args, **map_arg(call.kwargs, lambda n: values[n]))
+    value: Tensor = values[node]
+    return value
+
+
+def dtype_name(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")

@@ -1,0 +1,271 @@
+"""Labels on the elements of axes, and the bookkeeping that says which of them live and die together.
+
+An *atom* is an integer that stands for one position of one axis of one stored tensor. A value in the graph carries, for
+the axes that may be cut, the atom of every position; axes that are never cut (batch, space, sequence) carry none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+from torch.fx import Node
+
+from featherweight.network import Network
+
+Ints = npt.NDArray[np.int64]
+#: elements; labels larger than this are not followed
+LIMIT = 1 << 24
+
+
+@dataclass(frozen=True)
+class Field:
+    """Atoms over one or several axes of a value. ``dims`` rise; ``atoms`` has one axis for each of them.
+
+    A view that splits an axis keeps one field over both new axes; a view that merges them again flattens it.
+    """
+
+    dims: tuple[int, ...]
+    atoms: Ints
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Shape of a value and its fields, each axis in one of them at most.
+
+    stored: it is computed from stored tensors alone (no input of the network reaches it).
+    """
+
+    shape: tuple[int, ...]
+    fields: tuple[Field, ...] = ()
+    stored: bool = False
+
+    def field(self, dim: int) -> Field | None:
+        """The field that covers axis ``dim``."""
+        return next((f for f in self.fields if dim in f.dims), None)
+
+    def moved(self, shape: Sequence[int], where: Callable[[int], int]) -> Labels:
+        """The same fields at other axes: axis ``d`` becomes axis ``where(d)`` of a value of this shape."""
+        fields = []
+        for f in self.fields:
+            new = [where(d) for d in f.dims]
+            order = sorted(range(len(new)), key=new.__getitem__)
+            fields.append(Field(tuple(new[i] for i in order), f.atoms.transpose(order)))
+        return Labels(tuple(shape), tuple(fields), self.stored)
+
+
+Value = Labels | list[Labels] | None
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """Atoms that must stay, and who says so."""
+
+    atoms: Ints
+    path: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Multiply-accumulates of one call for one sample: ``factor`` times the numbers of kept atoms of the ``axes``."""
+
+    node: str
+    factor: float
+    axes: tuple[Ints, ...]
+
+
+class Trace:
+    """One walk over a graph: atoms handed out, unions, freezes and costs collected; solved once at the end."""
+
+    def __init__(self, network: Network, batch: int = 3) -> None:
+        self.network = network
+        self.batch = batch if network.signature.dynamic_batch else 1
+        self.shapes = network.values(batch)
+        self.values: dict[str, Value] = {}
+        self.count = 0
+        self.pairs: list[tuple[Ints, Ints]] = []
+        self.frozen: list[Frozen] = []
+        self.grids: list[Ints] = []
+        #: tensor (canonical name) -> one array of atoms per axis, None for axes of length 1
+        self.tensors: dict[str, tuple[Ints | None, ...]] = {}
+        #: (tensor, axis) that make channels -> the module paths that use them so, in order
+        self.producers: dict[tuple[str, int], list[str]] = {}
+        #: tensor -> "weight", "norm", "bias" or "statistic"
+        self.roles: dict[str, str] = {}
+        self.joined: list[Ints] = []
+        self.blocks: list[tuple[Ints, str]] = []
+        self.costs: list[Cost] = []
+        self._canonical: dict[int, str] = {}
+
+    # ---- atoms
+    def fresh(self, count: int) -> Ints:
+        self.count += count
+        return np.arange(self.count - count, self.count, dtype=np.int64)
+
+    def unite(self, a: Ints, b: Ints) -> None:
+        """Positions of ``a`` live and die with the positions of ``b`` (shapes broadcast)."""
+        a, b = np.broadcast_arrays(a, b)
+        self.pairs.append((a.ravel(), b.ravel()))
+
+    def unite_along(self, atoms: Ints, axis: int) -> Ints:
+        """All positions along ``axis`` live and die together; gives the first of each."""
+        first = atoms.take([0], axis=axis)
+        self.unite(atoms, first)
+        return first.squeeze(axis)
+
+    def freeze(self, what: Labels | Field | Ints | None, node: Node, reason: str) -> None:
+        """These positions are never cut, because of ``reason`` at ``node``."""
+        if isinstance(what, Labels):
+            for f in what.fields:
+                self.freeze(f.atoms, node, reason)
+        elif isinstance(what, Field):
+            self.freeze(what.atoms, node, reason)
+        elif what is not None:
+            text = reason if node.op == "output" else f"{operator_name(node)}: {reason}"
+            self.frozen.append(Frozen(what.ravel(), path_of(node), text))
+
+    # ---- values
+    def of(self, argument: Any) -> Labels | None:
+        """The labels of an argument; None if it is no tensor."""
+        found = self.values.get(argument.name) if isinstance(argument, Node) else None
+        return found if isinstance(found, Labels) else None
+
+    def shape(self, node: Node) -> tuple[int, ...]:
+        return tuple(int(s) for s in self.shapes[node.name].shape)
+
+    def plain(self, node: Node) -> Value:
+        """What ``node`` gives, without any labels."""
+        value = self.shapes[node.name]
+        if isinstance(value, Tensor):
+            return Labels(tuple(int(s) for s in value.shape))
+        if isinstance(value, (tuple, list)):
+            return [Labels(tuple(map(int, v.shape))) if isinstance(v, Tensor) else Labels(()) for v in value]
+        return None
+
+    def stored(self, name: str) -> Labels:
+        """The labels of a stored tensor: the same under all its names, every axis longer than 1 labelled."""
+        tensor = self.network.tensor(name)
+        known = self._canonical.setdefault(id(tensor), name)
+        if known not in self.tensors:
+            self.tensors[known] = tuple(self.fresh(s) if s > 1 else None for s in tensor.shape)
+        fields = tuple(Field((d,), a) for d, a in enumerate(self.tensors[known]) if a is not None)
+        return Labels(tuple(tensor.shape), fields, stored=True)
+
+    def canonical(self, argument: Any) -> str | None:
+        """The name under which the tensor read by a ``get_attr`` node is kept here."""
+        if isinstance(argument, Node) and argument.op == "get_attr":
+            return self._canonical[id(self.network.tensor(str(argument.target)))]
+        return None
+
+    def role(self, argument: Any, role: str, node: Node, out: int | None = None) -> None:
+        """Notes what a stored tensor is for, and which of its axes makes channels."""
+        name = self.canonical(argument)
+        if name is None:
+            return
+        self.roles.setdefault(name, role)
+        if out is not None:
+            path, owner = path_of(node), name.rpartition(".")[0]
+            path = owner if owner and owner.startswith(path) else path or name
+            self.producers.setdefault((name, out), []).append(path)
+
+    def axis(self, x: Labels | None, dim: int, node: Node) -> Ints | None:
+        """The atoms along one axis; a field over several axes is frozen there."""
+        if x is None:
+            return None
+        f = x.field(dim % max(len(x.shape), 1))
+        if f is None:
+            return None
+        if len(f.dims) > 1:
+            self.freeze(f, node, "the axis is one of several that a view made of one")
+            return None
+        return f.atoms
+
+    def rest(self, x: Labels, dims: Sequence[int]) -> tuple[Field, ...]:
+        """The fields that touch none of ``dims``."""
+        return tuple(f for f in x.fields if not set(f.dims) & set(dims))
+
+    def untouchable(self, x: Labels, dims: Sequence[int], node: Node, reason: str) -> tuple[Field, ...]:
+        """Freezes the fields that touch ``dims``; gives the others."""
+        for f in x.fields:
+            if set(f.dims) & set(dims):
+                self.freeze(f, node, reason)
+        return self.rest(x, dims)
+
+    def tie(self, atoms: Ints | None, other: Ints | None, node: Node, reason: str) -> None:
+        """Unites two axes; where only one is labelled, it is frozen."""
+        if atoms is not None and other is not None and atoms.shape == other.shape:
+            self.unite(atoms, other)
+        else:
+            self.freeze(atoms, node, reason)
+            self.freeze(other, node, reason)
+
+
+def path_of(node: Node) -> str:
+    return str(node.meta.get("module", ""))
+
+
+def operator_name(node: Node) -> str:
+    return str(getattr(node.target, "__name__", node.target)).split(".")[0]
+
+
+def chunks(a: Sequence[int], b: Sequence[int]) -> list[tuple[list[int], list[int]]]:
+    """The finest split of a reshape from shape ``a`` to shape ``b`` into runs of axes with equal products."""
+    found, i, j = [], 0, 0
+    while i < len(a) or j < len(b):
+        left, right, pa, pb = [], [], 1, 1
+        if i < len(a):
+            left, pa, i = [i], a[i], i + 1
+        if j < len(b):
+            right, pb, j = [j], b[j], j + 1
+        while pa != pb:
+            if pa < pb:
+                left, pa, i = [*left, i], pa * a[i], i + 1
+            else:
+                right, pb, j = [*right, j], pb * b[j], j + 1
+        found.append((left, right))
+    return found
+
+
+def reshape(trace: Trace, x: Labels, shape: tuple[int, ...], node: Node) -> Labels:
+    """Labels after a reshape: element by element, then axes along which the atoms do not vary are let go."""
+    parts = chunks(x.shape, shape)
+    of = {d: i for i, (left, _) in enumerate(parts) for d in left}
+    touched = [sorted({of[d] for d in f.dims}) for f in x.fields]
+    fields = []
+    for f, mine in zip(x.fields, touched, strict=True):
+        others = {c for g, theirs in zip(x.fields, touched, strict=True) if g is not f for c in theirs}
+        before = [d for c in mine for d in parts[c][0]]
+        after = [d for c in mine for d in parts[c][1]]
+        if set(mine) & others:
+            trace.freeze(f, node, "it merges two axes of channels")
+            continue
+        if np.prod([x.shape[d] for d in before]) > LIMIT:
+            trace.freeze(f, node, "it merges too many elements to follow")
+            continue
+        atoms = f.atoms.reshape([x.shape[d] if d in f.dims else 1 for d in before])
+        atoms = np.broadcast_to(atoms, [x.shape[d] for d in before]).reshape([shape[d] for d in after])
+        simple = simplify(trace, Field(tuple(after), atoms), node)
+        if simple is not None:
+            fields.append(simple)
+    return Labels(shape, tuple(fields), x.stored)
+
+
+def simplify(trace: Trace, f: Field, node: Node) -> Field | None:
+    """Drops the axes along which the atoms do not vary; None if they are one and the same everywhere."""
+    dims, atoms = list(f.dims), f.atoms
+    for i in reversed(range(len(dims))):
+        first = atoms.take([0], axis=i)
+        if atoms.shape[i] == 1 or bool((atoms == first).all()):
+            atoms = first.squeeze(i)
+            del dims[i]
+    if not dims:
+        trace.freeze(f, node, "there is one channel only")
+        return None
+    if len(dims) > 1:
+        trace.grids.append(atoms)
+    return Field(tuple(dims), atoms)

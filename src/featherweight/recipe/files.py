@@ -1,0 +1,95 @@
+"""Files of a job: written whole or not at all, and the folder from which a killed job goes on."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from featherweight.errors import FileError, RecipeError
+
+T = TypeVar("T")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes ``text`` to ``path``, whole or not at all."""
+    part = path.with_name(path.name + ".part")
+    part.write_text(text, encoding="utf-8")
+    part.replace(path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_text(path, json.dumps(value, indent=1))
+
+
+def read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise FileError(f"{path} cannot be read ({error}); write compress(..., resume=False) to start over") from error
+
+
+class State:
+    """A folder with one subfolder a step: ``plan.safetensors``, ``decisions.json``, ``network.fw``, the deployed file
+    and, last of all, ``measurement.json``; ``fingerprint.json`` says whose it is."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def claim(self, mark: Mapping[str, Any], resume: bool) -> None:
+        """Takes the folder for the job ``mark``. Raises RecipeError if it holds another's state and ``resume``."""
+        sign = self.folder / "fingerprint.json"
+        if self.folder.exists() and any(self.folder.iterdir()) and not sign.exists():
+            raise RecipeError(f"{self.folder} holds files that are no state of a job; write another out=...")
+        if sign.exists() and not resume:
+            shutil.rmtree(self.folder)
+        if sign.exists():
+            found = read_json(sign)
+            others = [key for key in mark if found.get(key) != mark[key]]
+            if others:
+                raise RecipeError(f"{self.folder.parent} holds the state of another job (other: {', '.join(others)}); "
+                                  "write compress(..., out=another folder), or resume=False to start over")
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_json(sign, mark)
+
+    def step(self, index: int) -> Path:
+        folder = self.folder / f"step_{index}"
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def done(self, count: int) -> int:
+        """How many of the first ``count`` entries of the trail stand, without a gap."""
+        for index in range(count):
+            if not (self.folder / f"step_{index}" / "measurement.json").exists():
+                return index
+        return count
+
+
+class Crew:
+    """The processes of ``accelerate launch``, if there are several: the first plans, measures and writes, all fit."""
+
+    def __init__(self) -> None:
+        self.several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+        self.first = True
+        if self.several:
+            from accelerate import PartialState
+
+            self.first = bool(PartialState().is_main_process)
+
+    def share(self, make: Callable[[], T]) -> T:
+        """What ``make`` gives in the first process, in all of them."""
+        box = [make() if self.first else None]
+        if self.several:
+            from accelerate.utils import broadcast_object_list
+
+            broadcast_object_list(box)
+        return box[0]  # type: ignore[return-value]
+
+    def folder(self) -> Path:
+        """A fresh folder that all see (on one machine)."""
+        return Path(self.share(lambda: tempfile.mkdtemp(prefix="featherweight-")))

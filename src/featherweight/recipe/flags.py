@@ -1,0 +1,39 @@
+"""What got worse without the step saying so."""
+
+from __future__ import annotations
+
+from featherweight.measure import Measurement
+from featherweight.recipe.kinds import kind_of
+from featherweight.recipe.recipe import rewrites
+from featherweight.recipe.result import Decision
+from featherweight.steps import Step
+
+#: a median this much larger is called slower, if the quartiles lie apart too
+SLOWER = 1.05
+
+
+def flags_of(index: int, step: Step, decided: list[Decision], before: Measurement, after: Measurement,
+             same: bool) -> list[str]:
+    """One sentence for everything that is worse in ``after`` than in ``before`` and is not in a plan's ``grows``.
+
+    Latencies are compared as timed in the same rounds, where the measurement has that; a Fit that rewrites nothing
+    leaves the graph as it was and is not judged by them.
+    """
+    name = f"step {index} ({kind_of(step)})"
+    said = {what for decision in decided for what in decision.grows}
+    found: list[str] = []
+    if same:
+        return [f"{name} changed nothing"]
+    old, new = after.beside.get("before", before.latency), after.latency
+    if rewrites(step) and old is not None and new is not None and "latency" not in said and \
+            new.median_s > SLOWER * old.median_s and new.q1_s > old.q3_s:
+        found.append(f"{name} made it slower: {old.median_s * 1e3:.3f} ms -> {new.median_s * 1e3:.3f} ms (medians in "
+                     f"{new.runtime}, {new.threads} thread(s), batch {new.batch})")
+    if "bytes" not in said and after.file_bytes > before.file_bytes:
+        found.append(f"{name} made the deployed file larger: {before.file_bytes} -> {after.file_bytes} bytes")
+    if "macs" not in said and after.macs > before.macs:
+        found.append(f"{name} made it compute more: {before.macs} -> {after.macs} MACs a sample")
+    if after.agreement is not None and not after.agreement.ok:
+        found.append(f"{name}: the deployed file differs from PyTorch by {after.agreement.max_rel:.2g} of the largest "
+                     f"output, more than the {after.agreement.tolerance:g} allowed")
+    return found

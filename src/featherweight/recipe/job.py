@@ -1,0 +1,173 @@
+"""``Job``: a whole job in one TOML file: which model, which task, what to do with it.
+
+    [model]
+    factory = "mymodels:resnet20"     # module:function; or file = "network.fw"
+    arguments = {width = 16}
+    [task]
+    factory = "mydata:task"
+    arguments = {folder = "data"}
+    [compress]
+    target = "onnxruntime"
+    out = "out"
+    [[steps]]
+    kind = "prune.Channels"
+    macs = 0.5
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from featherweight.errors import RecipeError
+from featherweight.network import Assembly, Network, capture, load
+from featherweight.recipe import toml
+from featherweight.recipe.apply import Progress, compress
+from featherweight.recipe.kinds import make
+from featherweight.recipe.recipe import Recipe
+from featherweight.recipe.result import Result
+from featherweight.task import SPLITS, Inputs, Task, batch_size
+
+
+@dataclass(frozen=True)
+class Model:
+    """factory: "module:function", which gives a module, a (module, example inputs) pair or a Network; or file: a saved
+    Network."""
+
+    factory: str | None = None
+    file: str | None = None
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+
+    def check(self) -> None:
+        if (self.factory is None) == (self.file is None):
+            raise RecipeError('[model] names a factory or a file, one of the two; write factory = "module:function"')
+
+
+@dataclass(frozen=True)
+class Data:
+    """factory: "module:function", which gives a Task."""
+
+    factory: str
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Options:
+    """What ``compress`` is told."""
+
+    target: str = "onnxruntime"
+    out: str = "out"
+    seed: int = 0
+    threads: int = 1
+    seconds: float = 1.0
+    memory: bool = False
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job; ``folder`` (of its file) is searched for modules too, after the current one."""
+
+    model: Model
+    task: Data
+    options: Options
+    recipe: Recipe
+    folder: str = "."
+
+    @classmethod
+    def from_toml(cls, source: str | Path) -> Job:
+        """The job in a TOML file or text. Raises RecipeError for unknown tables, keys and kinds."""
+        tables = toml.parse(source)
+        for name in ("model", "task"):
+            if name not in tables:
+                raise RecipeError(f'the job has no [{name}]; write [{name}] and factory = "module:function" under it')
+        for name in ("model", "task", "compress"):
+            if not isinstance(tables.get(name, {}), Mapping):
+                raise RecipeError(f"{name} is no table; write [{name}]")
+        return cls(make(Model, tables["model"], "[model]"), make(Data, tables["task"], "[task]"),
+                   make(Options, tables.get("compress", {}), "[compress]"), Recipe.from_toml(source),
+                   str(Path(source).resolve().parent) if toml.is_path(source) else ".")
+
+    def to_toml(self) -> str:
+        """TOML text that ``from_toml`` reads back."""
+        return self.preface() + self.recipe.to_toml()
+
+    def preface(self) -> str:
+        """The tables ahead of the steps."""
+        rows = ""
+        for name, table in (("model", self.model), ("task", self.task), ("compress", self.options)):
+            given = {f: v for f, v in vars(table).items() if v is not None and v != {}}
+            rows += f"[{name}]\n{toml.write(given)}\n"
+        return rows
+
+    def prepare(self) -> tuple[Network, Task]:
+        """The network (captured, if the factory gives a module) and the task. Raises RecipeError."""
+        task = _call(self.task.factory, self.task.arguments, self.folder, "[task]")
+        if not isinstance(task, Task):
+            raise RecipeError(f"[task] factory {self.task.factory!r} gave a {type(task).__name__}; expected a fw.Task")
+        if self.model.file is not None:
+            model = load(self.model.file)
+        else:
+            model = _call(str(self.model.factory), self.model.arguments, self.folder, "[model]")
+        example = None
+        if isinstance(model, tuple) and len(model) == 2:
+            model, example = model
+        if isinstance(model, nn.Module) and not isinstance(model, (Network, Assembly)):
+            model = capture(model, example_of(task) if example is None else example)
+        if isinstance(model, Assembly):
+            raise RecipeError(f"the model can be captured in parts only ({', '.join(model.parts)}): "
+                              f"{'; '.join(model.notes)}; compress a part in Python: fw.compress(assembly.parts[path], ...)")
+        if not isinstance(model, Network):
+            raise RecipeError(f"[model] factory {self.model.factory!r} gave a {type(model).__name__}; expected a "
+                              "torch.nn.Module, a pair (module, example inputs) or a fw.Network")
+        return model, task
+
+    def run(self, progress: Progress | None = None, resume: bool = True, out: str | Path | None = None) -> Result:
+        """Does the job; ``out`` overrides the file's."""
+        network, task = self.prepare()
+        given = self.options
+        return compress(network, task, self.recipe, given.target, out or given.out, given.threads, given.seed, progress,
+                        resume, seconds=given.seconds, memory=given.memory, preface=self.preface())
+
+
+def example_of(task: Task) -> Inputs:
+    """Two samples of the task's first batch, to capture a model with."""
+    split = next((s for s in ("calibration", "validation", "train") if task.has(s)), None)
+    if split is None:
+        raise RecipeError("the task has no data to capture the model with; let the model's factory return "
+                          f"(model, example_inputs), or write Task({SPLITS[0]}=...)")
+    inputs, _ = next(iter(task.batches(split)))
+    size = batch_size(inputs)
+
+    def few(value: Any) -> Any:
+        return value[:2] if isinstance(value, Tensor) and value.dim() and value.shape[0] == size else value
+
+    return torch.utils._pytree.tree_map(few, inputs)  # type: ignore[no-any-return]
+
+
+def _call(name: str, arguments: Mapping[str, Any], folder: str, where: str) -> Any:
+    module, _, function = name.partition(":")
+    if not module or not function:
+        raise RecipeError(f"{where} factory is {name!r}; expected module:function, e.g. \"mymodels:resnet20\"")
+    for place in (str(Path(folder).resolve()), str(Path.cwd())):
+        if place not in sys.path:
+            sys.path.insert(0, place)
+    try:
+        found = getattr(importlib.import_module(module), function, None)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module}.".startswith(f"{error.name}."):
+            raise
+        raise RecipeError(f"{where} factory {name!r}: there is no module {error.name!r} in the current folder, the "
+                          "recipe's folder or the Python path") from error
+    if not callable(found):
+        raise RecipeError(f"{where} factory {name!r}: module {module!r} has no function {function!r}")
+    try:
+        return found(**arguments)
+    except TypeError as error:
+        raise RecipeError(f"{where} factory {name!r} called with {dict(arguments)}: {error}") from error

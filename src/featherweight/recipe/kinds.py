@@ -1,0 +1,213 @@
+"""Kinds of steps by name, and their options checked against the fields of their classes.
+
+A kind is "family.Class": ``prune.Channels``, ``recover.Train``, ``distill.Logits``; the same in Python and TOML.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import types
+from collections.abc import Mapping
+from functools import cache
+from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
+
+from pydantic import AfterValidator, ConfigDict, TypeAdapter, ValidationError
+
+from featherweight.errors import RecipeError, did_you_mean
+from featherweight.network import Network
+from featherweight.steps import Fit, Objective, Rewrite
+
+FAMILIES = ("prune", "factorize", "share", "quantize", "distill", "recover")
+REGISTERED: dict[str, type] = {}
+
+
+def register(kind: str, cls: type) -> None:
+    """Makes a step or objective of one's own known under ``kind`` ("mine.Step"), so that TOML may name it."""
+    if not is_kind(cls):
+        raise RecipeError(f"{cls!r} is no frozen dataclass that is a Rewrite, a Fit or an Objective (has begin)")
+    REGISTERED[kind] = cls
+
+
+def is_kind(value: Any) -> bool:
+    return isinstance(value, type) and dataclasses.is_dataclass(value) and (
+        issubclass(value, (Rewrite, Fit)) or hasattr(value, "begin"))
+
+
+@cache
+def _shipped() -> dict[str, type]:
+    found = {}
+    for family in FAMILIES:
+        module = importlib.import_module(f"featherweight.{family}")
+        for name in getattr(module, "__all__", ()):
+            if is_kind(getattr(module, name)):
+                found[f"{family}.{name}"] = getattr(module, name)
+    return found
+
+
+def kinds() -> dict[str, type]:
+    """Every known kind -> its class."""
+    return {**_shipped(), **REGISTERED}
+
+
+def kind_of(step: Any) -> str:
+    """The kind of a step; for one that is not registered its class's full name."""
+    cls = type(step)
+    return next((kind for kind, known in kinds().items() if known is cls), f"{cls.__module__}.{cls.__qualname__}")
+
+
+# ---- options
+
+def build(table: Mapping[str, Any], where: str = "steps") -> Any:
+    """The step or objective that a table ``{kind = "...", option = ...}`` describes.
+
+    Raises RecipeError for an unknown kind or option (with the closest known one) and for values of a wrong type.
+    """
+    options = dict(table)
+    kind = options.pop("kind", None)
+    if not isinstance(kind, str):
+        raise RecipeError(f'{where}: a table without kind; write e.g. kind = "prune.Channels"')
+    known = kinds()
+    if kind not in known:
+        raise RecipeError(f"{where}: unknown kind {kind!r}; {did_you_mean(kind, known)}")
+    return make(known[kind], options, kind)
+
+
+def make(cls: type, options: Mapping[str, Any], name: str) -> Any:
+    """An instance of the dataclass ``cls`` with these options, each checked against its field."""
+    fields = {f.name: f for f in dataclasses.fields(cls) if f.init}
+    for key in options:
+        if key not in fields:
+            raise RecipeError(f"{name} has no option {key!r}; {did_you_mean(key, fields)}")
+    missing = [f.name for f in fields.values() if f.name not in options and f.default is dataclasses.MISSING
+               and f.default_factory is dataclasses.MISSING]
+    if missing:
+        raise RecipeError(f"{name} lacks {', '.join(missing)}; write e.g. {missing[0]} = ...")
+    hints = _hints(cls)
+    step = cls(**{key: _value(hints.get(key, Any), value, f"{name}: {key}") for key, value in options.items()})
+    check = getattr(step, "check", None)
+    if callable(check):
+        check()
+    return step
+
+
+def validated(step: Any) -> Any:
+    """The same step with its options checked (and lists made tuples); for what was written in Python."""
+    cls = type(step)
+    if not is_kind(cls):
+        raise RecipeError(f"a recipe holds a {cls.__name__} ({str(step)[:80]}); expected frozen dataclasses that are "
+                          "steps, e.g. fw.prune.Channels(macs=0.5) or fw.recover.Train(epochs=5)")
+    given = {f.name: getattr(step, f.name) for f in dataclasses.fields(cls) if f.init}
+    return make(cls, given, kind_of(step))
+
+
+@cache
+def _hints(cls: type) -> dict[str, Any]:
+    try:
+        return get_type_hints(cls, include_extras=True)
+    except (NameError, TypeError):  # a class made inside a function may name what only that function knows
+        return {}
+
+
+def _value(hint: Any, value: Any, where: str) -> Any:
+    """``value`` as a field of type ``hint`` takes it: tables become steps or dataclasses, lists tuples."""
+    value = _nested(hint, value, where)
+    try:
+        return _adapter(hint).validate_python(value)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        choices = _choices(hint)
+        hint_text = f"; {did_you_mean(value, choices)}" if isinstance(value, str) and choices else ""
+        said = problem["msg"][:1].lower() + problem["msg"][1:]
+        raise RecipeError(f"{where} is {value!r}: {said}{hint_text}") from error
+
+
+def _nested(hint: Any, value: Any, where: str) -> Any:
+    members = _members(hint)
+    if isinstance(value, str) and value == "none" and types.NoneType in members:
+        return None
+    if isinstance(value, Mapping):
+        if "kind" in value:
+            return build(value, where)
+        cls = next((m for m in members if isinstance(m, type) and dataclasses.is_dataclass(m)), None)
+        if cls is not None:
+            return make(cls, value, where)
+        inner = next((get_args(m)[1] for m in members if len(get_args(m)) == 2 and _is_mapping(get_origin(m))), Any)
+        return {key: _nested(inner, item, f"{where}.{key}") for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        inner = next((get_args(m)[0] for m in members if get_origin(m) in (tuple, list) and get_args(m)), Any)
+        return tuple(_nested(inner, item, where) for item in value)
+    return validated(value) if is_kind(type(value)) else value
+
+
+def _is_mapping(cls: Any) -> bool:
+    return isinstance(cls, type) and issubclass(cls, Mapping)
+
+
+def _members(hint: Any) -> tuple[Any, ...]:
+    """The members of a union, else the hint itself."""
+    if get_origin(hint) is Annotated:
+        return _members(get_args(hint)[0])
+    if get_origin(hint) in (Union, types.UnionType):
+        return tuple(m for h in get_args(hint) for m in _members(h))
+    return (types.NoneType,) if hint is None else (hint,)
+
+
+def _choices(hint: Any) -> list[str]:
+    """The strings that a ``Literal`` in the hint allows."""
+    return [c for m in _members(hint) for c in get_args(m) if isinstance(c, str)]
+
+
+def _adapter(hint: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(_plain(hint), config=ConfigDict(arbitrary_types_allowed=True))
+
+
+def _plain(hint: Any) -> Any:
+    """The hint as pydantic can check it: protocols by their methods, dataclasses and our classes by ``isinstance``."""
+    if hint is Objective:
+        return Annotated[Any, AfterValidator(_objective)]
+    if isinstance(hint, type) and get_origin(hint) is None and (dataclasses.is_dataclass(hint) or hint is Network):
+        return Annotated[Any, AfterValidator(lambda value: _instance(hint, value))]
+    if get_origin(hint) in (Union, types.UnionType):
+        return Union[tuple(map(_plain, get_args(hint)))]  # noqa: UP007
+    if get_origin(hint) is tuple:
+        return tuple[tuple(a if a is ... else _plain(a) for a in get_args(hint))]  # type: ignore[misc]
+    return hint
+
+
+def _instance(cls: type, value: Any) -> Any:
+    if not isinstance(value, cls):
+        raise ValueError(f"expected a {cls.__name__}")
+    return value
+
+
+def _objective(value: Any) -> Any:
+    if not hasattr(value, "begin"):
+        raise ValueError("expected an objective, e.g. distill.Logits()")
+    return value
+
+
+def options(step: Any) -> dict[str, Any]:
+    """The options of a step that are not at their defaults."""
+    found = {}
+    for f in dataclasses.fields(step):
+        value = getattr(step, f.name)
+        default = f.default_factory() if f.default_factory is not dataclasses.MISSING else f.default
+        if f.init and (type(value) is not type(default) or value != default):
+            found[f.name] = value
+    return found
+
+
+def line(step: Any) -> str:
+    """The step as one writes it in Python: ``fw.prune.Channels(macs=0.5)``."""
+
+    def text(value: Any) -> str:
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            return line(value)
+        if isinstance(value, tuple):
+            return f"({', '.join(map(text, value))}{',' if len(value) == 1 else ''})"
+        return "network" if isinstance(value, Network) else repr(value)
+
+    kind = kind_of(step)
+    name = f"fw.{kind}" if kind in _shipped() else type(step).__name__
+    return f"{name}({', '.join(f'{k}={text(v)}' for k, v in options(step).items())})"

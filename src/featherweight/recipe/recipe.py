@@ -1,0 +1,96 @@
+"""``Recipe``: steps in an order that makes sense."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from featherweight.errors import RecipeError
+from featherweight.recipe import toml
+from featherweight.recipe.kinds import build, kind_of, line, validated
+from featherweight.recover import Train
+from featherweight.steps import Fit, Rewrite, Stage, Step
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Steps, applied one after another. Rewrites come in the order STRUCTURE, SPARSITY, PRECISION; Fits go anywhere,
+    but ``recover.Train`` cannot train what ``quantize`` made integers.
+
+    Raises RecipeError for steps out of order, with the recipe to write instead, and for options that make no sense.
+    """
+
+    steps: tuple[Step, ...] = ()
+
+    def __init__(self, steps: Iterable[Step] = ()) -> None:
+        if isinstance(steps, (Rewrite, Fit)):
+            raise RecipeError(f"a recipe is a list of steps; write fw.Recipe([{line(steps)}])")
+        object.__setattr__(self, "steps", tuple(validated(step) for step in steps))
+        for step in self.steps:
+            if not isinstance(step, (Rewrite, Fit)):
+                raise RecipeError(f"{line(step)} is no step of its own; write fw.recover.Train(distill={line(step)})")
+        check_order(self.steps)
+
+    @classmethod
+    def from_toml(cls, source: str | Path) -> Recipe:
+        """The recipe in a TOML file (Path, or a string ending in ".toml") or text: its ``[[steps]]`` tables."""
+        return cls(build(table, f"step {i}") for i, table in enumerate(toml.parse(source).get("steps", []), 1))
+
+    def to_toml(self) -> str:
+        """TOML text that ``from_toml`` reads back as an equal recipe."""
+        return "\n".join("[[steps]]\n" + toml.write(toml.describe(step)) for step in self.steps)
+
+    def __str__(self) -> str:
+        return text(self.steps)
+
+
+def text(steps: Iterable[Step]) -> str:
+    """The recipe as Python."""
+    return "fw.Recipe([\n" + "".join(f"    {line(step)},\n" for step in steps) + "])"
+
+
+def rewrites(step: Step) -> tuple[Rewrite, ...]:
+    """The rewrites that a step makes: itself, or those at work during a Fit."""
+    if isinstance(step, Rewrite):
+        return (step,)
+    return tuple(r for r in getattr(step, "during", ()) if isinstance(r, Rewrite))
+
+
+def check_order(steps: tuple[Step, ...]) -> None:
+    """Raises RecipeError if a stage comes after a later one, or training after integers."""
+    reached: Rewrite | None = None
+    for step in steps:
+        if reached is not None and _trains_integers(step, reached):
+            raise RecipeError(f"{line(step)} comes after {line(reached)}, which leaves integers, not to be trained; "
+                              f"write\n{text(ordered(steps))}\nor put it inside: "
+                              f"fw.recover.Train(during=({line(reached)},))")
+        for rewrite in rewrites(step):
+            if reached is not None and rewrite.stage < reached.stage:
+                raise RecipeError(
+                    f"{line(rewrite)} ({_stage(rewrite)}) comes after {line(reached)} ({_stage(reached)}); the order "
+                    f"is structure, sparsity, precision: write\n{text(ordered(steps))}")
+            reached = rewrite
+
+
+def _stage(rewrite: Rewrite) -> str:
+    return Stage(rewrite.stage).name.lower()
+
+
+def _trains_integers(step: Step, reached: Rewrite) -> bool:
+    return isinstance(step, Train) and kind_of(reached).startswith("quantize.")
+
+
+def ordered(steps: tuple[Step, ...]) -> tuple[Step, ...]:
+    """The same steps in an order that is allowed: every rewrite, with the Fits after it, moved to its stage; training
+    moved before quantization."""
+    groups: list[list[Step]] = [[]]
+    for step in steps:
+        if rewrites(step):
+            groups.append([step])
+            continue
+        late = [i for i, g in enumerate(groups) if g and any(_trains_integers(step, r) for r in rewrites(g[0]))]
+        groups[late[0] - 1 if late else -1].append(step)
+    first, *rest = groups
+    rest.sort(key=lambda g: max(r.stage for r in rewrites(g[0])))
+    return (*first, *(step for group in rest for step in group))

@@ -1,0 +1,140 @@
+"""``Result``: the compressed network and the whole story of how it came about."""
+
+from __future__ import annotations
+
+import dataclasses
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from featherweight import codec, deploy
+from featherweight.errors import RecipeError
+from featherweight.measure import Layer, Measurement
+from featherweight.network import Network
+from featherweight.recipe import toml
+from featherweight.recipe.files import write_json, write_text
+from featherweight.recipe.kinds import kind_of, line
+from featherweight.recipe.recipe import Recipe
+from featherweight.steps import Plan, Skipped
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What one step decided: ``step`` counts from 1; a Fit has decisions only for rewrites at work during it."""
+
+    step: int
+    kind: str
+    summary: str
+    skipped: tuple[Skipped, ...] = ()
+    grows: tuple[str, ...] = ()
+    seconds: float = 0.0
+    plan: Plan | None = dataclasses.field(default=None, compare=False, repr=False)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able values, without the plan."""
+        return {"step": self.step, "kind": self.kind, "summary": self.summary, "grows": list(self.grows),
+                "skipped": [{"path": s.path, "reason": s.reason} for s in self.skipped], "seconds": self.seconds}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any], plan: Plan | None = None) -> Decision:
+        skipped = tuple(Skipped(**s) for s in values["skipped"])
+        return cls(**{**values, "skipped": skipped, "grows": tuple(values["grows"]), "plan": plan})
+
+
+@dataclass(frozen=True)
+class Final:
+    """Both ends of the trail measured on the test split."""
+
+    before: Measurement
+    after: Measurement
+
+
+@dataclass(frozen=True)
+class Result:
+    """trail: [0] is the untouched network, [i] what step i left. flags: what got worse without a step saying so."""
+
+    network: Network
+    trail: tuple[Measurement, ...]
+    recipe: Recipe
+    target: str
+    plans: tuple[Decision, ...] = ()
+    final: Final | None = None
+    flags: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    layers_before: tuple[Layer, ...] = ()
+    layers_after: tuple[Layer, ...] = ()
+    preface: str = ""  #: TOML tables of the job, ahead of the steps
+
+    @property
+    def recipe_toml(self) -> str:
+        """The recipe as TOML, or as Python (each line a comment) where TOML cannot hold it."""
+        try:
+            return self.preface + self.recipe.to_toml()
+        except RecipeError as error:
+            return self.preface + "".join(f"# {row}\n" for row in [str(error), *str(self.recipe).splitlines()])
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able values: what ``result.json`` holds and the report shows."""
+        return {
+            "format": 1, "featherweight": _version(), "machine": machine(), "versions": self._versions(),
+            "target": self.target, "recipe": [_described(step) for step in self.recipe.steps],
+            "recipe_toml": self.recipe_toml,
+            "trail": [m.to_dict() for m in self.trail],
+            "final": None if self.final is None else {"before": self.final.before.to_dict(),
+                                                      "after": self.final.after.to_dict()},
+            "plans": [d.to_dict() for d in self.plans],
+            "layers": {"before": [dataclasses.asdict(x) for x in self.layers_before],
+                       "after": [dataclasses.asdict(x) for x in self.layers_after]},
+            "notes": list(self.notes), "flags": list(self.flags),
+        }
+
+    def _versions(self) -> dict[str, str]:
+        latency = self.trail[-1].latency if self.trail else None
+        return {"python": platform.python_version(), "torch": str(torch.__version__),
+                **(dict(latency.versions) if latency is not None else {})}
+
+    def save(self, out: str | Path) -> None:
+        """Writes into ``out``: ``model`` + the target's suffix, ``network.fw``, ``network.fwz`` (packed),
+        ``result.json``, ``recipe.toml`` and ``report.html``, each whole or not at all."""
+        folder = Path(out)
+        folder.mkdir(parents=True, exist_ok=True)
+        runtime = deploy.target(self.target)
+        runtime.export(self.network, folder / f"model{runtime.suffix}")
+        self.network.save(folder / "network.fw")
+        codec.pack(folder / "network.fw", folder / "network.fwz")
+        values = self.to_dict()
+        write_json(folder / "result.json", values)
+        write_text(folder / "recipe.toml", self.recipe_toml)
+        try:
+            from featherweight.report import render
+        except ImportError:
+            return
+        write_text(folder / "report.html", render(values))
+
+
+def _described(step: Any) -> dict[str, Any]:
+    try:
+        return toml.describe(step)
+    except RecipeError:
+        return {"kind": kind_of(step), "line": line(step)}
+
+
+def _version() -> str:
+    from featherweight import __version__
+
+    return __version__
+
+
+def machine() -> dict[str, Any]:
+    """What the figures were taken on."""
+    import os
+
+    name = platform.processor() or platform.machine()
+    facts = Path("/proc/cpuinfo")
+    if facts.exists():
+        rows = (row.partition(":") for row in facts.read_text(errors="replace").splitlines())
+        name = next((value.strip() for key, _, value in rows if key.strip() == "model name"), name)
+    return {"system": platform.system(), "machine": platform.machine(), "processor": name, "cores": os.cpu_count() or 1}

@@ -1,0 +1,88 @@
+"""The training batches of one epoch: reproducible, the same after a resume, each process its own share."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import islice
+
+import numpy as np
+import torch
+
+from featherweight.errors import TaskError
+from featherweight.task import Batch, Task, batch_size
+
+
+def seed_from(*parts: int | str) -> int:
+    """A seed that depends on every part."""
+    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:4], "little")
+
+
+def seed_all(seed: int) -> None:
+    """Seeds torch (every device), numpy and Python: what a split may shuffle and augment with."""
+    torch.manual_seed(seed)
+    np.random.seed(seed)
+    random.seed(seed)
+
+
+@contextmanager
+def generators_kept() -> Iterator[None]:
+    """Leaves the global random generators as they were found."""
+    ours = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng():
+            yield
+    finally:
+        random.setstate(ours[0])
+        np.random.set_state(ours[1])
+
+
+def epoch(task: Task, seed: int, skip: int, limit: int | None, rank: int, world: int,
+          drop_single: bool) -> Iterator[Batch]:
+    """This process's batches of one pass over the train split: ``rank::world``, a last incomplete round left out.
+
+    The pass draws from generators seeded with ``seed`` and kept apart from those of the training itself, so the first
+    ``skip`` rounds can be drawn and thrown away and all that follows is as it was. ``drop_single``: a batch of one
+    sample is left out if there were larger ones, since one sample has no batch variance.
+    """
+    seed_all(seed)
+    state = torch.get_rng_state()
+    stream = _usable(task, limit, drop_single)
+    for index in range(1 << 62):
+        outside = torch.get_rng_state()
+        torch.set_rng_state(state)
+        batches = list(islice(stream, world))
+        state = torch.get_rng_state()
+        torch.set_rng_state(outside)
+        if len(batches) < world:
+            return
+        if index >= skip:
+            yield batches[rank]
+
+
+def _usable(task: Task, limit: int | None, drop_single: bool) -> Iterator[Batch]:
+    largest = 0
+    for inputs, target in task.batches("train", limit):
+        size = batch_size(inputs)
+        largest = max(largest, size)
+        if not (drop_single and size == 1 and largest > 1):
+            yield inputs, target
+
+
+def rounds(task: Task, seed: int, limit: int | None, world: int, drop_single: bool) -> int:
+    """Optimizer steps in one epoch: told by ``len()`` of the pass where it has one, else counted."""
+    seed_all(seed)
+    task.require("train")
+    assert task.train is not None
+    started = task.train()
+    try:
+        count = len(started)  # type: ignore[arg-type]
+    except TypeError:
+        count = sum(1 for _ in _usable(task, limit, drop_single))
+    count = min(count, limit) if limit is not None else count
+    if count < world:
+        raise TaskError(f"the train split gave {count} batches for {world} process(es); expected at least one each: "
+                        "check Task(train=...), it must start a fresh pass at every call")
+    return count // world

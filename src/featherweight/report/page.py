@@ -1,0 +1,203 @@
+"""``render``: one self-contained HTML page from the dict of ``result.json``. No script, nothing is fetched."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from importlib import resources
+from string import Template
+from typing import Any
+
+from featherweight.report import charts, tables, units
+
+Row = Mapping[str, Any]
+
+PAGE = Template("""<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
+<title>featherweight: $headline</title><style>$style</style></head>
+<body><main>
+<header><h1>$headline</h1>$verdict</header>
+$flags$tiles$final$charts$trail$layers$skipped$notes$recipe$footer
+</main></body></html>
+""")
+
+
+def render(result: Row) -> str:
+    """The report of one compression job, as the text of one HTML file (under 1 MB, also for large networks).
+
+    result: what ``result.json`` holds: trail, plans, layers, recipe, machine, versions, notes, flags, final. Anything
+    that is missing or None is shown as not measured or left out; all text is escaped.
+    """
+    measured: list[Row] = list(result.get("trail") or [])
+    first, last = (measured[0], measured[-1]) if measured else ({}, {})
+    return PAGE.substitute(
+        style=resources.files(__package__).joinpath("style.css").read_text(encoding="utf-8"),
+        headline=escape(_headline(first, last)), verdict=_verdict(first, last, result), flags=_flags(result),
+        tiles=_tiles(first, last) if measured else "", final=_final(result.get("final")),
+        charts=_charts(measured), trail=_trail(measured, result), layers=_layers(result.get("layers")),
+        skipped=_section("What was not compressed, and why", tables.skipped(result.get("plans") or [])),
+        notes=_notes(result), recipe=_recipe(result), footer=_footer(result, last))
+
+
+def _section(title: str, body: str) -> str:
+    return f"<section><h2>{escape(title)}</h2>{body}</section>" if body else ""
+
+
+def _headline(first: Row, last: Row) -> str:
+    size = units.ratio(first.get("file_bytes"), last.get("file_bytes"))
+    speed = units.ratio(tables.latency_s(first), tables.latency_s(last), "faster", "slower")
+    known = [t for t in (size, speed) if t and t != "unchanged"]
+    return ", ".join(known) if known else "nothing became smaller or faster"
+
+
+def _verdict(first: Row, last: Row, result: Row) -> str:
+    parts = []
+    if first.get("file_bytes") and last.get("file_bytes"):
+        parts.append(f"The deployed file went from {units.amount('bytes', first['file_bytes'])} to "
+                     f"<b>{units.amount('bytes', last['file_bytes'])}</b>")
+    if tables.latency_s(first) and tables.latency_s(last):
+        parts.append(f"one sample takes <b>{units.amount('seconds', tables.latency_s(last))}</b> instead of "
+                     f"{units.amount('seconds', tables.latency_s(first))}")
+    if first.get("score") is not None and last.get("score") is not None:
+        split = f" on the {escape(str(last['split']))} split" if last.get("split") else ""
+        parts.append(f"{escape(str(last.get('score_name')))} is <b>{units.score(last['score'])}</b> "
+                     f"({units.difference(first['score'], last['score'])}){split}")
+    else:
+        parts.append("no score was measured")
+    target = f" Runtime: {escape(str(result['target']))}." if result.get("target") else ""
+    text = "; ".join(parts)
+    return f'<p class="verdict">{text[:1].upper()}{text[1:]}.{target}</p>'
+
+
+def _flags(result: Row) -> str:
+    flags = list(result.get("flags") or [])
+    if not flags:
+        return ""
+    items = "".join(f"<li>{escape(str(f))}</li>" for f in flags)
+    return f'<div class="flags" role="alert"><b>Look at this first</b><ul>{items}</ul></div>'
+
+
+def _tiles(first: Row, last: Row) -> str:
+    """Before and after, one tile a measure; measures that are missing on either side are left out."""
+    tiles = []
+    for title, kind, before, after, better, worse in (
+            ("deployed file", "bytes", first.get("file_bytes"), last.get("file_bytes"), "smaller", "larger"),
+            ("archive", "bytes", first.get("archive_bytes"), last.get("archive_bytes"), "smaller", "larger"),
+            ("latency, one sample", "seconds", tables.latency_s(first), tables.latency_s(last), "faster", "slower"),
+            ("MACs", "count", first.get("macs"), last.get("macs"), "fewer", "more"),
+            ("parameters", "count", first.get("params"), last.get("params"), "fewer", "more"),
+            ("peak memory", "bytes", first.get("memory_bytes"), last.get("memory_bytes"), "smaller", "larger")):
+        if after is not None:
+            was = units.amount(kind, before) if before is not None else ""
+            grew = before is not None and after > before * 1.005
+            tiles.append(_tile(title, units.amount(kind, after), was, units.ratio(before, after, better, worse), grew))
+    if last.get("score") is not None:
+        before = first.get("score")
+        tiles.append(_tile(f"{last.get('score_name')}, {last.get('split')}", units.score(last["score"]),
+                           units.score(before) if before is not None else "",
+                           f"{units.difference(before, last['score'])} points", False))
+    return f'<dl class="tiles">{"".join(tiles)}</dl>'
+
+
+def _tile(title: str, after: str, before: str, change: str, bad: bool) -> str:
+    said = f'<b class="{"bad" if bad else "good"}">{escape(change)}</b>' if "×" in change else escape(change)
+    was = f"was {escape(before)}" if before else ""
+    return (f'<div class="tile"><dt>{escape(title)}</dt><dd>{escape(after)}</dd>'
+            f"<dd>{'<br>'.join(t for t in (was, said) if t)}</dd></div>")
+
+
+def _final(final: Row | None) -> str:
+    """The test split, read once, at the end."""
+    if not final or not final.get("after"):
+        return ""
+    before, after = final.get("before") or {}, final["after"]
+    if after.get("score") is None:
+        return ""
+    name = escape(str(after.get("score_name")))
+    was = f" (before: {units.score(before['score'])}, {units.difference(before['score'], after['score'])} points)" \
+        if before.get("score") is not None else ""
+    return (f"<p>On the test split, which no choice was made from, the deployed file's {name} is "
+            f"<b>{units.score(after['score'])}</b>{was}.</p>")
+
+
+def _charts(measured: Sequence[Row]) -> str:
+    """Trade-offs against the score; plain bars where there is no score."""
+    if not measured:
+        return ""
+    names = [tables.step_name(m, i) for i, m in enumerate(measured)]
+    sizes = [m.get("file_bytes") for m in measured]
+    times = [tables.latency_s(m) for m in measured]
+    figures = []
+    for title, kind, values in (("File size", "bytes", sizes), ("Latency", "seconds", times)):
+        if all(v is None for v in values):
+            continue
+        scale, unit = units.unit(kind, values)
+        points = [charts.Point(v / scale, float(m["score"]), i, names[i])
+                  for i, (m, v) in enumerate(zip(measured, values, strict=True))
+                  if v is not None and m.get("score") is not None]
+        axis = f"{title.lower()} ({unit})"
+        if len(points) > 1:
+            score_name = str(measured[points[-1].number].get("score_name"))
+            title = f"{title} against {score_name}"
+            drawing = charts.scatter(points, axis, score_name, title)
+        else:
+            title = f"{title} after every step"
+            drawing = charts.bars(names, [None if v is None else v / scale for v in values], axis, title)
+        figures.append(f"<figure><figcaption>{escape(title)}</figcaption>{drawing}</figure>")
+    return _section("Trade-offs", f'<div class="charts">{"".join(figures)}</div>' if figures else "")
+
+
+def _trail(measured: Sequence[Row], result: Row) -> str:
+    if not measured:
+        return _section("Every step, measured", "<p>Nothing was measured.</p>")
+    plans = "".join(
+        f"<li><b>{escape(str(p.get('step')))} {escape(str(p.get('kind')))}</b>: {escape(str(p.get('summary') or ''))}"
+        f"{_seconds(p.get('seconds'))}</li>" for p in result.get("plans") or [])
+    uncounted = list(dict.fromkeys(u for m in measured for u in m.get("uncounted") or ()))
+    caution = (f"<p class=quiet>MACs are a lower bound; not counted: {escape(', '.join(uncounted[:20]))}"
+               f"{' …' if len(uncounted) > 20 else ''}.</p>" if uncounted else "")
+    hint = ("<p class=quiet>Small figures: ratio to the original (score: difference), and for latency the quartiles. "
+            "Zeros in a dense file save no time by themselves.</p>")
+    return _section("Every step, measured", tables.trail(measured) + hint + caution
+                    + (f'<ul class="notes">{plans}</ul>' if plans else ""))
+
+
+def _seconds(value: float | None) -> str:
+    return "" if value is None else f' <span class="quiet">({float(value):.1f} s)</span>'
+
+
+def _layers(layers: Row | None) -> str:
+    if not layers or not (layers.get("before") or layers.get("after")):
+        return ""
+    return _section("Module by module", tables.layers(layers.get("before") or [], layers.get("after") or []))
+
+
+def _notes(result: Row) -> str:
+    notes = "".join(f"<li>{escape(str(n))}</li>" for n in result.get("notes") or [])
+    return _section("Notes", f'<ul class="notes">{notes}</ul>' if notes else "")
+
+
+def _recipe(result: Row) -> str:
+    text = str(result.get("recipe_toml") or "").strip()
+    if not text:
+        return ""
+    how = "<p>Save it as <code>recipe.toml</code> and run <code>featherweight compress recipe.toml</code>.</p>"
+    return _section("The recipe, to reproduce", f"{how}<pre>{escape(text)}</pre>")
+
+
+def _footer(result: Row, last: Row) -> str:
+    lines = []
+    latency = last.get("latency") or {}
+    if latency:
+        lines.append(f"Latency: median of {escape(str(latency.get('rounds')))} rounds, batch {latency.get('batch')} "
+                     f"on {latency.get('threads')} thread(s) of {escape(str(latency.get('runtime')))}, loaded file, "
+                     "data in memory.")
+    lines.append("MACs count products of weighted sums and matrix products, per sample; file sizes are those of files "
+                 "that were written, loaded and run; 1 kB = 1000 bytes.")
+    if result.get("machine"):
+        lines.append(f"Machine: {tables.pairs(result['machine'])}.")
+    versions = {"featherweight": result.get("featherweight"), **(result.get("versions") or {}),
+                **(latency.get("versions") or {})}
+    lines.append(f"Versions: {tables.pairs({k: v for k, v in versions.items() if v})}.")
+    return f"<footer>{''.join(f'<p>{line}</p>' for line in lines)}</footer>"

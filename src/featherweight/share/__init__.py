@@ -1,0 +1,5 @@
+"""Weight sharing: codebooks."""
+
+from featherweight.share.steps import Codebook, CodebookPlan
+
+__all__ = ["Codebook", "CodebookPlan"]

@@ -1,0 +1,192 @@
+"""Weight sharing: a layer's weights become indices into a small codebook of values that they share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.fx import Node
+
+from featherweight.errors import PlanError, RecipeError, did_you_mean
+from featherweight.network import Network
+from featherweight.network.operators import mutates
+from featherweight.network.surgery import WEIGHTED, clear_dead, insert_call, node_name, read_tensors, weight_name
+from featherweight.numerics.kmeans import kmeans
+from featherweight.steps import Plan, Rewrite, Skipped, Stage
+from featherweight.task import Task
+
+aten = torch.ops.aten
+#: bytes that a lookup's nodes and tensors take in the file's header, and more for each letter of the weight's name
+LOOKUP_BYTES, NAME_BYTES = 1024, 16
+
+
+@dataclass(frozen=True)
+class Shared:
+    """One weight that gets a codebook. ``zeros``: entry 0 is the constant 0.0, held out of training."""
+
+    weight: str
+    clusters: int
+    zeros: bool
+
+
+@dataclass(frozen=True)
+class CodebookPlan(Plan):
+    """Which weights get codebooks of how many entries. The k-means itself is done by ``apply``: it needs no data."""
+
+    shared: tuple[Shared, ...] = ()
+
+    def apply(self, network: Network) -> Network:
+        """A copy whose ``shared`` weights are looked up in ``NAME_codebook`` (parameter) by ``NAME_index`` (uint8)."""
+        changed = network.copy()
+        before = read_tensors(changed)
+        for item in self.shared:
+            try:
+                weight = changed.tensor(item.weight)
+            except KeyError:
+                raise PlanError(f"the plan shares the weights of {item.weight!r}, which this network does not have; "
+                                f"{did_you_mean(item.weight, changed.tensors())}") from None
+            if not weight.is_floating_point():
+                raise PlanError(f"the plan shares the weights of {item.weight!r}, which is {weight.dtype}, no float; "
+                                "plan again on this network")
+            _share(changed, item, weight)
+        clear_dead(changed, before)
+        return changed
+
+    def summary(self) -> str:
+        if not self.shared:
+            return "codebooks: no layer"
+        sizes = sorted({s.clusters for s in self.shared})
+        held = sum(s.zeros for s in self.shared)
+        return (f"codebooks: {len(self.shared)} layers, {'-'.join(map(str, sizes))} values each"
+                + (f", zeros held in {held}" if held else ""))
+
+
+@dataclass(frozen=True)
+class Codebook(Rewrite):
+    """Weight sharing by k-means in each layer (Han et al. 2016, Deep Compression, section 3).
+
+    bits or clusters: entries in a codebook, 2^bits or as given, at most 256; 5 bits if neither is said. A zero that is
+        held is one of them.
+    per: "layer", the only kind so far: a codebook for each weight.
+    keep_zeros: exact zeros (pruned weights) stay exact zeros, in training too: entry 0 is a constant.
+    min_size: smaller weights are left alone.
+    ignore: module paths (``*`` as in file names) to leave alone.
+
+    The weight leaves the network; what is stored is one byte per weight and the codebook, a parameter: fine-tuning it
+    is the paper's centroid training (eq. 3), by autograd. Computed as float: it saves bytes, not time. Raises
+    RecipeError for bits and clusters together, or out of range.
+    """
+
+    bits: int | None = None
+    clusters: int | None = None
+    per: Literal["layer"] = "layer"
+    keep_zeros: bool = True
+    min_size: int = 1024
+    ignore: tuple[str, ...] = ()
+    stage: ClassVar[Stage] = Stage.PRECISION
+
+    def entries(self) -> int:
+        """Entries of a codebook."""
+        if self.bits is not None and self.clusters is not None:
+            raise RecipeError(f"Codebook got bits={self.bits} and clusters={self.clusters}; write one of them, "
+                              f"e.g. Codebook(bits={self.bits})")
+        entries = self.clusters if self.clusters is not None else 2 ** (5 if self.bits is None else self.bits)
+        if not 2 <= entries <= 256:
+            raise RecipeError(f"Codebook of {entries} entries; expected 2 to 256: write Codebook(bits=1..8) or "
+                              "Codebook(clusters=2..256)")
+        if self.per != "layer":
+            raise RecipeError(f"Codebook(per={self.per!r}) is not known; write Codebook(per='layer')")
+        return entries
+
+    def plan(self, network: Network, task: Task) -> CodebookPlan:
+        """Reads no data. Raises RecipeError as said above."""
+        entries = self.entries()
+        shared: list[Shared] = []
+        skipped: list[Skipped] = []
+        matched: set[str] = set()
+        for call, name in _weights(network):
+            path = name.removesuffix("weight").rstrip(".") or "(the network itself)"
+            rules = [rule for rule in self.ignore if fnmatchcase(path, rule)]
+            matched.update(rules)
+            weight = network.tensor(name)
+            reason = f"ignored by {rules[0]!r}" if rules else self._refusal(network, call, name, weight, entries)
+            if reason:
+                skipped.append(Skipped(path, reason))
+            else:
+                shared.append(Shared(name, entries, self.keep_zeros and bool((weight == 0).any())))
+        skipped += [Skipped(_origin(call), f"the weight of this {call.target} is computed, not stored")
+                    for call in network.calls(*WEIGHTED) if weight_name(call) is None]
+        skipped += [Skipped(rule, "this ignore rule matched no layer") for rule in self.ignore if rule not in matched]
+        return CodebookPlan(shared=tuple(shared), skipped=tuple(skipped))
+
+    def _refusal(self, network: Network, call: Node, name: str, weight: Tensor, entries: int) -> str:
+        """Why ``weight`` cannot have a codebook; "" if it can."""
+        others = sorted({str(u.target) for u in network.users_of(name) if u.target not in WEIGHTED or mutates(u)})
+        price = LOOKUP_BYTES + NAME_BYTES * len(name)
+        saved = weight.numel() * (weight.element_size() - 1) - entries * weight.element_size()
+        if not weight.is_floating_point():
+            return f"its weight is {weight.dtype} already"
+        if not torch.isfinite(weight).all():
+            return "its weight holds values that are not finite"
+        if others:
+            return f"its weight is also read by {', '.join(others)}"
+        if weight.numel() < self.min_size:
+            return f"only {weight.numel()} weights, fewer than min_size={self.min_size}"
+        if saved <= price:
+            return f"a codebook would save {saved} bytes of its {weight.numel()} weights and cost {price}"
+        taken = [n for n in (f"{name}_codebook", f"{name}_index") if n in network.tensors()]
+        return f"the name {taken[0]} is taken" if taken else ""
+
+
+def _weights(network: Network) -> Iterator[tuple[Node, str]]:
+    """Every stored weight of a linear or convolution call once (tied and shared ones too), with its first call."""
+    seen: set[int] = set()
+    for call in network.calls(*WEIGHTED):
+        name = weight_name(call)
+        if name is not None and id(network.tensor(name)) not in seen:
+            seen.add(id(network.tensor(name)))
+            yield call, name
+
+
+def _origin(call: Node) -> str:
+    return str(call.meta.get("module") or call.name)
+
+
+def _share(network: Network, item: Shared, weight: Tensor) -> None:
+    """Puts a lookup in the place of every reading of ``weight``, and its codebook and index in the place of it."""
+    codebook, index = kmeans(weight, item.clusters, hold_zero=item.zeros)
+    trains = isinstance(weight, nn.Parameter) and weight.requires_grad
+    values = codebook[int(item.zeros):]
+    names = network.tied_names(item.weight)
+    table, rows = f"{item.weight}_codebook", f"{item.weight}_index"
+    network.add_tensor(table, nn.Parameter(values.clone(), requires_grad=trains))
+    network.add_tensor(rows, index, buffer=True)
+    reads = [n for n in network.graph.nodes if n.op == "get_attr" and n.target in names]
+    looked_up = _lookup(network, table, rows, item.zeros, reads[0])
+    for node in reads:
+        node.replace_all_uses_with(looked_up)
+        network.graph.erase_node(node)
+    for name in names:
+        network.remove_tensor(name)
+
+
+def _lookup(network: Network, table: str, rows: str, zeros: bool, before: Node) -> Node:
+    """The calls that give the weight: an embedding, since that is what a runtime's Gather takes over as it is."""
+    graph, like = network.graph, next(iter(before.users))
+    with graph.inserting_before(before):
+        values = graph.create_node("get_attr", table, name=node_name(table))
+        index = graph.create_node("get_attr", rows, name=node_name(rows))
+
+    def call(target: object, *args: object) -> Node:
+        return insert_call(network, target, args, before=before, like=like)
+
+    if zeros:
+        values = call(aten.constant_pad_nd.default, values, [1, 0], 0.0)
+    column = call(aten.unsqueeze.default, values, 1)
+    wide = call(aten.to.dtype, index, torch.int32)
+    return call(aten.squeeze.dim, call(aten.embedding.default, column, wide), -1)
+

@@ -1,0 +1,225 @@
+"""Deployment: the exported file gives what the network gives, in the network's nest, or the export says why not."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import onnx
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import featherweight as fw
+from featherweight import deploy
+from featherweight.errors import ExportError, InputError
+
+
+def conv_bn() -> nn.Module:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU(),
+                          nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5))
+    norm = model[1]
+    assert isinstance(norm, nn.BatchNorm2d)
+    norm.running_mean.normal_()
+    norm.running_var.uniform_(0.5, 2)
+    return model.eval()
+
+
+def deployed(network, tmp_path, threads=1):
+    target = deploy.target("onnxruntime")
+    path = tmp_path / "model.onnx"
+    written = target.export(network, path)
+    assert written == path.stat().st_size
+    return target.load(path, threads, like=network.signature), path
+
+
+def assert_agrees(network, runner, batch=3):
+    args, kwargs = network.example_inputs(batch, seed=5)
+    agreement = deploy.verify(network, runner, args, kwargs)
+    assert agreement.ok, agreement
+    assert agreement.max_rel < 1e-5
+
+
+def test_file_runs_like_the_network_at_any_batch(tmp_path):
+    network = fw.capture(conv_bn(), torch.randn(2, 3, 8, 8))
+    runner, _ = deployed(network, tmp_path)
+    for batch in (1, 2, 7):
+        assert_agrees(network, runner, batch)
+    assert set(runner.versions) == {"onnxruntime", "onnx"}
+
+
+def test_file_is_folded_small_and_named(tmp_path):
+    network = fw.capture(conv_bn(), torch.randn(2, 3, 8, 8))
+    _, path = deployed(network, tmp_path)
+    model = onnx.load(path)
+    assert [i.name for i in model.graph.input] == ["input"]
+    assert [o.name for o in model.graph.output] == ["output"]
+    assert model.graph.input[0].type.tensor_type.shape.dim[0].dim_param == "batch"
+    assert "BatchNormalization" not in {n.op_type for n in model.graph.node}
+    assert {"0.weight", "5.weight", "5.bias"} <= {i.name for i in model.graph.initializer}
+    stored = sum(len(i.raw_data) for i in model.graph.initializer)
+    assert path.stat().st_size < stored + 3000
+    assert not any(n.metadata_props or n.doc_string for n in model.graph.node)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["model.onnx"]
+
+
+def test_export_leaves_the_network_as_it_was(tmp_path):
+    network = fw.capture(conv_bn(), torch.randn(2, 3, 8, 8)).train()
+    before = {k: v.clone() for k, v in network.tensors().items()}
+    calls = [n.name for n in network.calls()]
+    deployed(network, tmp_path)
+    assert network.training
+    assert [n.name for n in network.calls()] == calls
+    assert all(torch.equal(before[k], v) for k, v in network.tensors().items())
+
+
+@dataclasses.dataclass
+class Answer:
+    logits: torch.Tensor
+    extra: dict
+
+
+class Nested(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Linear(4, 3)
+
+    def forward(self, x, unused, more):
+        y = self.a(x) + more["bias"]
+        return Answer(y, {"again": y, "same": x, "list": [y.argmax(1), None], "number": 3})
+
+
+def test_nests_unused_inputs_and_constants(tmp_path):
+    inputs = (torch.randn(2, 4), torch.randn(2, 1), {"bias": torch.randn(2, 3)})
+    network = fw.capture(Nested().eval(), inputs)
+    runner, path = deployed(network, tmp_path)
+    given = runner(*inputs)
+    want = network(*inputs)
+    assert isinstance(given, Answer)
+    assert given.extra["number"] == 3
+    assert given.extra["list"][1] is None
+    torch.testing.assert_close(given.logits, want.logits)
+    torch.testing.assert_close(given.extra["same"], inputs[0])
+    assert torch.equal(given.extra["list"][0], want.extra["list"][0])
+    assert_agrees(network, runner)
+    assert onnx.load(path).graph.output[0].name == "logits"
+
+
+class Keywords(nn.Module):
+    def forward(self, x, scale=None):
+        return {"double": x * 2, "scaled": x * scale}, x.shape[0]
+
+
+def test_keywords_and_sizes_as_outputs(tmp_path):
+    network = fw.capture(Keywords().eval(), {"x": torch.randn(2, 3), "scale": torch.randn(2, 3)})
+    runner, _ = deployed(network, tmp_path)
+    got, size = runner(x=torch.ones(5, 3), scale=torch.full((5, 3), 4.0))
+    assert torch.equal(got["scaled"], torch.full((5, 3), 4.0))
+    assert size == network(x=torch.ones(5, 3), scale=torch.ones(5, 3))[1]
+
+
+class Names(nn.Module):
+    """Inputs and outputs named as the exporter names inner values."""
+
+    def __init__(self):
+        super().__init__()
+        self.lin = nn.Linear(4, 4)
+
+    def forward(self, linear, relu):
+        return {"linear": self.lin(linear), "add": F.relu(relu), "relu": linear + relu}
+
+
+def test_names_that_clash_with_inner_values(tmp_path):
+    network = fw.capture(Names().eval(), (torch.randn(2, 4), torch.randn(2, 4)))
+    runner, path = deployed(network, tmp_path)
+    onnx.checker.check_model(str(path))
+    assert_agrees(network, runner)
+
+
+def test_integer_inputs_and_attention(tmp_path):
+    class Text(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed = nn.Embedding(20, 16)
+            self.layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
+
+        def forward(self, tokens):
+            return self.layer(self.embed(tokens)).mean(1)
+
+    torch.manual_seed(0)
+    network = fw.capture(Text().eval(), torch.randint(0, 20, (2, 6)))
+    runner, _ = deployed(network, tmp_path)
+    tokens = torch.randint(0, 20, (4, 6))
+    assert deploy.verify(network, runner, (tokens,)).ok
+
+
+def test_fixed_batch_stays_fixed(tmp_path):
+    class Fixed(nn.Module):
+        def forward(self, x):
+            return x.reshape(2, 12) * 2
+
+    network = fw.capture(Fixed().eval(), torch.randn(2, 3, 4))
+    assert not network.signature.dynamic_batch
+    runner, _ = deployed(network, tmp_path)
+    assert_agrees(network, runner, 2)
+
+
+def test_stored_int8_stays_int8(tmp_path):
+    network = fw.capture(nn.Linear(64, 64).eval(), torch.randn(2, 64))
+    weight = network.tensor("weight").detach()
+    scale = weight.abs().amax(1) / 127
+    network.add_tensor("packed", (weight / scale[:, None]).round().to(torch.int8), buffer=True)
+    network.add_tensor("scale", scale, buffer=True)
+    network.add_tensor("zero", torch.zeros(64, dtype=torch.int8), buffer=True)
+    linear = network.calls(torch.ops.aten.linear.default)[0]
+    graph = network.graph
+    with graph.inserting_before(linear):
+        packed, scales, zero = (graph.create_node("get_attr", n) for n in ("packed", "scale", "zero"))
+        whole = graph.call_function(torch.ops.quantized_decomposed.dequantize_per_channel.default,
+                                    (packed, scales, zero, 0, -127, 127, torch.int8))
+    linear.args = (linear.args[0], whole, *linear.args[2:])
+    network.changed()
+    runner, path = deployed(network, tmp_path)
+    assert path.stat().st_size < 64 * 64 + 3000
+    assert_agrees(network, runner)
+
+
+def test_verify_tells_a_wrong_file(tmp_path):
+    network = fw.capture(conv_bn(), torch.randn(2, 3, 8, 8))
+    runner, _ = deployed(network, tmp_path)
+    other = network.copy()
+    other.set_tensor("5.bias", other.tensor("5.bias") + 1)
+    agreement = deploy.verify(other, runner, (torch.randn(2, 3, 8, 8),))
+    assert not agreement.ok
+    assert agreement.max_abs == pytest.approx(1, rel=1e-3)
+
+
+def test_errors_say_what_to_do(tmp_path):
+    with pytest.raises(ExportError, match="did you mean 'onnxruntime'"):
+        deploy.target("onnxruntim")
+    network = fw.capture(conv_bn(), torch.randn(2, 3, 8, 8))
+    runner, path = deployed(network, tmp_path)
+    with pytest.raises(InputError, match="call it as the example inputs were"):
+        runner(torch.randn(2, 3, 8, 8), torch.randn(1))
+    with pytest.raises(InputError, match="expected a tensor of torch"):
+        runner(torch.zeros(2, 3, 8, 8, dtype=torch.int64))
+    with pytest.raises(InputError, match="refused the inputs"):
+        runner(torch.randn(2, 4, 8, 8))
+    runner.close()
+    with pytest.raises(ExportError, match="closed"):
+        runner(torch.randn(2, 3, 8, 8))
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(ExportError, match="does not load"):
+        deploy.target("onnxruntime").load(path, like=network.signature)
+
+
+def test_operator_without_onnx_form_is_named_with_its_module(tmp_path):
+    class Odd(nn.Module):
+        def forward(self, x):
+            return torch.special.bessel_j0(x)
+
+    network = fw.capture(nn.Sequential(nn.Linear(3, 3), Odd()).eval(), torch.randn(2, 3))
+    with pytest.raises(ExportError, match=r"special_bessel_j0.default, called in module 1"):
+        deploy.target("onnxruntime").export(network, tmp_path / "m.onnx")
+    assert not list(tmp_path.iterdir())
