@@ -12,7 +12,6 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from problems import PROBLEMS, Problem, conv, images, network, tensors_of, unsettle
 from torch import Tensor, nn
 
 import featherweight as fw
@@ -21,6 +20,7 @@ from featherweight.prune import AxisGroup, AxisGroups, axis_groups
 from featherweight.prune.cut import cut, kept_atoms, zero
 from featherweight.prune.labels import Field, Labels, Trace, reshape
 from featherweight.prune.unions import resolve_grids, solve
+from problems import PROBLEMS, Problem, conv, images, network, tensors_of, unsettle
 
 torch.set_num_threads(1)
 every_problem = pytest.mark.parametrize("problem", PROBLEMS.values(), ids=str)
@@ -77,8 +77,12 @@ def test_every_channel_may_go_alone(problem: Problem) -> None:
 @every_problem
 def test_zeroing_a_channel_silences_exactly_the_labelled_positions_that_others_read(problem: Problem) -> None:
     """The oracle: run the network with one channel's weights zero and look which positions every weighted call reads as
-    zero for all samples; they are those that carry the channel's label, and no others."""
+    zero for all samples; they are those that carry the channel's label, and no others. (ReLUs leak here, lest one
+    that happens to be dead is taken for a cut.)"""
     net = network(problem)
+    for node in net.calls(torch.ops.aten.relu.default, torch.ops.aten.relu_.default):
+        node.target = torch.ops.aten.leaky_relu.default
+    net.changed()
     axes = axis_groups(net)
     before = silent(net)
     for group in axes.groups:
@@ -91,7 +95,7 @@ def test_zeroing_a_channel_silences_exactly_the_labelled_positions_that_others_r
             field = labels.field(axis_read(node, labels))
             mine = gone[field.atoms] if field is not None and len(field.dims) == 1 else np.zeros_like(now)
             assert not (mine & ~now).any(), f"{group.name}[{channel}] is still heard by {name}"
-            assert not (now & ~before[name] & ~mine).any(), f"{group.name}[{channel}] silences more than its own in {name}"
+            assert not (now & ~before[name] & ~mine).any(), f"{group.name}[{channel}] silences others in {name}"
 
 
 def axis_read(node: torch.fx.Node, labels: Labels) -> int:
@@ -193,7 +197,7 @@ def attend(m: Any, x: Tensor) -> Tensor:
     """Attention written out, as Swin has it: fused projection, heads by reshape and permute, a learned bias."""
     n, length, _ = x.shape
     q, k, v = m.qkv(x).reshape(n, length, 3, 4, 6).permute(2, 0, 3, 1, 4).unbind(0)
-    weights = (q * 6 ** -0.5) @ k.transpose(-2, -1) + m.bias.weight.T[:, None, None, :]
+    weights = (q * 6 ** -0.5) @ k.transpose(-2, -1) + m.bias.weight.T[:, None, :]
     return m.out((weights.softmax(-1) @ v).transpose(1, 2).reshape(n, length, 24)).sum(1)
 
 
@@ -214,11 +218,12 @@ def rows(n: int = 2) -> Tensor:
 #: name -> (module, inputs, sizes of the groups)
 CASES: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor], list[int]]] = {
     "slice of channels": (lambda: Lambda(lambda m, x: m.b(m.a(x)[:, 3:9]) + m.d(m.a(x)[:, 1::3]), a=c(3, 12), b=c(6, 4),
-                                         d=c(4, 4)), images, [1, 2, 4, 5]),
-    "split in parts": (lambda: Lambda(lambda m, x: m.b(torch.cat([p.relu() for p in m.a(x).split([4, 2, 6], 1)[::-1]], 1)),
-                                      a=c(3, 12), b=c(12, 4)), images, [12]),
+                                         d=c(4, 4)), images, [2, 2, 4, 4]),
+    "split in parts": (lambda: Lambda(lambda m, x: m.b(torch.cat([p.relu() for p in m.a(x).split([4, 2, 6], 1)[::-1]],
+                                                                 1)), a=c(3, 12), b=c(12, 4)), images, [12]),
     "uneven chunks": (lambda: Lambda(lambda m, x: sum(f(p).mean((2, 3)) for f, p in zip(
-        (m.b, m.d, m.e), m.a(x).chunk(3, 1), strict=True)), a=c(3, 11), b=c(4, 4), d=c(4, 4), e=c(3, 4)), images, [4, 4, 3]),
+        (m.b, m.d, m.e), m.a(x).chunk(3, 1), strict=True)), a=c(3, 11), b=c(4, 4), d=c(4, 4), e=c(3, 4)), images,
+        [4, 4, 3]),
     "shuffle": (lambda: Lambda(lambda m, x: m.b(shuffle(m.a(x).relu(), 3)), a=c(3, 12), b=c(12, 4)), images, [4]),
     "shuffle between grouped": (lambda: Lambda(lambda m, x: m.d(m.b(shuffle(m.a(x).relu(), 2)).relu()), a=c(4, 16),
                                                b=c(16, 16, 3, 2), d=c(16, 4)), lambda: images(channels=4), [4, 8]),
@@ -266,16 +271,16 @@ def test_construction(name: str) -> None:
 FROZEN: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor], str]] = {
     "layer norm": (lambda: Lambda(lambda m, x: m.b(m.n(m.a(x))), a=nn.Linear(12, 8), n=nn.LayerNorm(8),
                                   b=nn.Linear(8, 4)), rows, "mean and variance"),
-    "group norm of one group": (lambda: Lambda(lambda m, x: m.b(m.n(m.a(x))), a=c(3, 8), n=nn.GroupNorm(1, 8), b=c(8, 4)),
-                                images, "mean and variance"),
+    "group norm of one group": (lambda: Lambda(lambda m, x: m.b(m.n(m.a(x))), a=c(3, 8), n=nn.GroupNorm(1, 8),
+                                               b=c(8, 4)), images, "mean and variance"),
     "softmax": (lambda: Lambda(lambda m, x: m.b(m.a(x).softmax(1)), a=c(3, 8), b=c(8, 4)), images, "softmax: it mixes"),
     "mean over channels": (lambda: Lambda(lambda m, x: m.a(x).mean(1), a=c(3, 8)), images, "mean: it reduces over"),
     "output": (lambda: Lambda(lambda m, x: m.a(x), a=c(3, 8)), images, "the network's output"),
     "added to the image": (lambda: Lambda(lambda m, x: m.b(m.a(x) + x), a=c(3, 3), b=c(3, 4)), images, "never cut"),
     "unknown": (lambda: Lambda(lambda m, x: m.b(torch.fft.rfft2(m.a(x)).abs()), a=c(3, 8), b=c(8, 4)), images,
                 "fft_rfft2: no rule for this operator"),
-    "one by its position": (lambda: Lambda(lambda m, x: m.b(m.a(x)) + m.a(x)[:, 2:3], a=c(3, 3), b=c(3, 1)), images,
-                            "add: one channel is spread"),
+    "one by its position": (lambda: Lambda(lambda m, x: m.b(m.a(x)) + m.a(x)[:, 2].unsqueeze(1), a=c(3, 3), b=c(3, 1)),
+                            images, "select: one channel is taken"),
     "padded by ones": (lambda: Lambda(lambda m, x: m.b(F.pad(m.a(x), (0, 0, 0, 0, 2, 2), value=1.0)), a=c(3, 8),
                                       b=c(12, 4)), images, "something else than zeros"),
     "single head": (lambda: Lambda(lambda m, x: m.b(m.q(x) @ m.k(x).transpose(1, 2)), q=nn.Linear(12, 8),
@@ -321,8 +326,8 @@ def test_cutting_keeps_type_and_gradient_flag() -> None:
 def test_many_nodes_take_little_time() -> None:
     import time
 
-    net = fw.capture(nn.Sequential(*[conv(16 if i else 3, 16) for i in range(60)], nn.AdaptiveAvgPool2d(1), nn.Flatten(),
-                                   nn.Linear(16, 4)).eval(), images())
+    layers = [conv(16 if i else 3, 16) for i in range(60)]
+    net = fw.capture(nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 4)).eval(), images())
     start = time.process_time()
     axes = axis_groups(net)
     assert len(axes.groups) == 60

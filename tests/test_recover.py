@@ -409,6 +409,13 @@ def test_batch_norm_changes_nothing_else_ignores_dropout_and_needs_batches() -> 
 
 # ---- several processes
 
+def test_processes_that_do_not_know_of_one_another_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    Train(epochs=0).fit(small(), task(), Context())
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(RecipeError, match=r"not joined; start them by 'accelerate launch"):
+        Train().fit(small(), task(), Context())
+
+
 SCRIPT = """
 import sys, torch
 sys.path.insert(0, {tests!r})
@@ -427,7 +434,12 @@ def loss(output, target):
     return torch.nn.functional.cross_entropy(output, target)
 step = Train(epochs=2, lr=0.05, during=(t.Masking(0.5),))
 network = step.fit(t.small(), t.task(train=train, loss=loss), Context(workdir=Path({out!r}) / "work"))
-torch.save(dict(tensors=dict(network.state_dict()), seen=seen), Path({out!r}) / f"{{PartialState().process_index}}.pt")
+import test_recipe as r
+whole = r.squeeze(r.tiny(), r.task(), r.RECIPE, out=Path({out!r}) / "out")
+assert len(whole.trail) == 5
+assert r.squeeze(r.tiny(), r.task(loss=None), r.RECIPE, out=Path({out!r}) / "out").trail == whole.trail
+found = dict(whole=dict(whole.network.state_dict()), tensors=dict(network.state_dict()), seen=seen)
+torch.save(found, Path({out!r}) / f"{{PartialState().process_index}}.pt")
 """
 
 
@@ -441,8 +453,9 @@ def test_two_processes_share_the_batches_and_agree(tmp_path: Path) -> None:
                           env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr[-3000:]
     one, other = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
-    for name, tensor in one["tensors"].items():
-        assert torch.equal(tensor, other["tensors"][name]), name
+    for key in ("tensors", "whole"):
+        for name, tensor in one[key].items():
+            assert torch.equal(tensor, other[key][name]), name
     assert len(one["seen"]) == len(other["seen"]) == 4, "5 batches in rounds of 2, twice"
     assert not any(torch.equal(a, b) for a, b in zip(one["seen"], other["seen"], strict=True))
     assert [p.name for p in (tmp_path / "work").iterdir() if p.suffix == ".safetensors"] == ["checkpoint.safetensors"]

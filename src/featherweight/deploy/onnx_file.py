@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
+from featherweight.deploy.onnx_passes import suit
 from featherweight.errors import ExportError
 from featherweight.network import Network, trees
 
@@ -98,6 +99,7 @@ def to_onnx(network: Network) -> tuple[Any, list[dict[str, Any]]]:
         raise ExportError(_explain(network, error)) from error
     assert onnx_program is not None
     model = onnx_program.model
+    suit(model)
     named = list(dict.fromkeys(o.get("tensor") or o["number"] for o in outputs if "constant" not in o))
     _name_values(model, [i.name for i in inputs], named)
     return model, outputs

@@ -41,9 +41,13 @@ class Assembly(nn.Module):
 
 
 def put(model: nn.Module, path: str, module: nn.Module) -> None:
-    """Replaces the child of ``model`` at a dotted path."""
+    """Replaces the child of ``model`` at a dotted path, wherever else in the model that same child stands too."""
     parent, _, leaf = path.rpartition(".")
-    holder = model.get_submodule(parent) if parent else model
-    if leaf not in holder._modules:
-        raise KeyError(f"the model has no module at {path!r}")
-    holder._modules[leaf] = module
+    try:
+        old = model.get_submodule(parent)._modules[leaf]
+    except (AttributeError, KeyError) as error:
+        raise KeyError(f"the model has no module at {path!r}") from error
+    for holder in list(model.modules()):
+        for name, child in list(holder._modules.items()):
+            if child is old:
+                holder._modules[name] = module

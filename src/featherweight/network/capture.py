@@ -3,27 +3,21 @@
 from __future__ import annotations
 
 import copy
-import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.export import Dim, ExportedProgram
-from torch.export.graph_signature import InputKind, OutputKind
-from torch.fx import Graph, Node
-from torch.fx.node import map_arg
 
-from featherweight.errors import CaptureError
+from featherweight.errors import CaptureError, InputError
 from featherweight.network import trees
-from featherweight.network.assembly import Assembly
-from featherweight.network.graphs import inline_regions, module_path, source_line, tidy
-from featherweight.network.network import Input, Network, Signature
+from featherweight.network.assembly import Assembly, put
+from featherweight.network.convert import convert
+from featherweight.network.export import Arguments, Attempt, attempts, export, hopeless
+from featherweight.network.network import Network
 
-aten = torch.ops.aten
-#: modules whose training behaviour leaves no trace in a graph captured for evaluation
-TRAINING_ONLY = ("StochasticDepth", "DropPath", "DropBlock")
+CALLS = 8  #: calls of one child, of different shapes, that its capture is compared on
 
 
 def capture(model: nn.Module, example_inputs: Any, *, kwargs: Mapping[str, Any] | None = None,
@@ -33,8 +27,8 @@ def capture(model: nn.Module, example_inputs: Any, *, kwargs: Mapping[str, Any] 
     example_inputs: a tensor, a tuple (positions) or a dict (keywords) that ``model`` can be called with.
     kwargs: keyword inputs beside positional ones.
     parts: None captures whole and falls back to parts; True goes to parts at once; False never does.
-    tolerance: largest difference allowed between the graph's and the model's outputs on the examples, relative to the
-        largest output.
+    tolerance: largest difference allowed between the graph's and the model's outputs, relative to the largest output;
+        compared on the examples and, where the batch is free, on batches of other sizes made from them.
 
     The model is captured in evaluation mode and left as it was. Axis 0 of the inputs stays free (the batch) unless the
     model fixes it, which ``notes`` then says. Raises CaptureError with module path, source line and the parts that
@@ -45,17 +39,15 @@ def capture(model: nn.Module, example_inputs: Any, *, kwargs: Mapping[str, Any] 
         raise CaptureError("this model is captured already; use it as it is")
     with _evaluating(model):
         try:
-            with torch.no_grad():
-                expected = model(*args, **keywords)
+            expected = run(model, args, keywords)
         except Exception as error:
             raise CaptureError(
                 f"the model does not run on the example inputs: {type(error).__name__}: {error}; "
                 "pass inputs that model(*example_inputs) takes"
             ) from error
-        trees.register_dataclasses(expected)
         if parts is not True:
             try:
-                return _capture_whole(model, args, keywords, expected, tolerance)
+                return _capture_whole(model, [(args, keywords)], tolerance)
             except CaptureError as error:
                 if parts is False:
                     raise
@@ -65,7 +57,7 @@ def capture(model: nn.Module, example_inputs: Any, *, kwargs: Mapping[str, Any] 
         return _capture_parts(model, args, keywords, expected, tolerance, whole_error)
 
 
-def _arguments(example: Any, kwargs: Mapping[str, Any] | None) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def _arguments(example: Any, kwargs: Mapping[str, Any] | None) -> Arguments:
     keywords = dict(kwargs or {})
     if isinstance(example, Tensor):
         return (example,), keywords
@@ -88,223 +80,123 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
+def run(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """What ``model`` gives without gradients, on copies of the inputs (it may write into them)."""
+    leaves, spec = trees.flatten((args, kwargs))
+    own_args, own_kwargs = trees.unflatten([v.clone() if isinstance(v, Tensor) else v for v in leaves], spec)
+    with torch.no_grad():
+        return model(*own_args, **own_kwargs)
+
+
 # ---- whole
 
-def _capture_whole(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], expected: Any,
-                   tolerance: float, spatial: bool = False) -> Network:
-    program = _export(model, args, kwargs, spatial)
-    network = _convert(program, model)
-    difference = compare(expected, network, args, kwargs)
-    if not difference <= tolerance:
-        raise CaptureError(f"the captured graph gives other outputs than the model (relative difference {difference:.2e}, "
-                           f"allowed {tolerance:.0e}); is the model random in evaluation mode?")
-    return network
+def _capture_whole(model: nn.Module, calls: list[Arguments], tolerance: float, spatial: bool = False) -> Network:
+    """The first attempt whose network gives what the model gives, on all ``calls`` and on other sizes of the first."""
+    failure: CaptureError | None = None
+    trees.register_dataclasses(run(model, *calls[0]))
+    for attempt in attempts(*calls[0], spatial=spatial):
+        try:
+            network = convert(export(model, attempt), model)
+            if attempt.dynamic and not any(None in i.shape for i in network.signature.inputs):
+                continue  # the model fixes the sizes, and those of this attempt may be doubled
+            _verify(model, network, calls, tolerance, attempt)
+        except CaptureError as error:
+            failure = failure or error
+            if hopeless(error):
+                break
+            continue
+        if failure is not None and not attempt.dynamic:
+            network.notes.append(f"why the batch size is fixed: {failure}")
+        return network
+    raise failure or CaptureError("nothing could be exported")
+
+
+def _verify(model: nn.Module, network: Network, calls: list[Arguments], tolerance: float, attempt: Attempt) -> None:
+    """Raises CaptureError where the network gives anything else than the model."""
+    for args, kwargs in calls:
+        difference = _difference(run(model, args, kwargs), network, args, kwargs)
+        if not difference <= tolerance:
+            raise CaptureError(f"the captured graph gives other outputs than the model (relative difference "
+                               f"{difference:.2e}, allowed {tolerance:.0e}); is the model random in evaluation mode?")
+    for what, needed, (args, kwargs) in _other_sizes(network, attempt):
+        try:
+            expected = run(model, args, kwargs)
+        except Exception as error:
+            if needed:
+                raise CaptureError(f"the model does not take {what}: {type(error).__name__}: {error}") from error
+            continue
+        difference = _difference(expected, network, args, kwargs)
+        if difference <= tolerance:
+            continue
+        if needed:
+            raise CaptureError(f"for {what} the captured graph gives other outputs than the model (relative difference "
+                               f"{difference:.2e}, allowed {tolerance:.0e}): the model decides by its inputs' sizes")
+        network.notes.append(f"for {what} the model gives other outputs (relative difference {difference:.2e}): it "
+                             "decides by the batch size, and the network does what it does for larger ones")
+
+
+def _other_sizes(network: Network, attempt: Attempt) -> Iterator[tuple[str, bool, Arguments]]:
+    """Inputs of other sizes, made from an attempt's: (what they are, whether the model has to agree, inputs)."""
+    leaves, spec = trees.flatten((attempt.args, attempt.kwargs))
+    wanted = iter(network.signature.inputs)
+    shapes = [next(wanted).shape if i not in network.signature.constants else () for i in range(len(leaves))]
+
+    def resized(axes: tuple[int, ...], size: Any) -> Arguments:
+        changed = []
+        for leaf, shape in zip(leaves, shapes, strict=True):
+            for axis in axes:
+                if axis < len(shape) and shape[axis] is None:
+                    leaf = leaf.index_select(axis, torch.arange(size(leaf.shape[axis])) % leaf.shape[axis])
+            changed.append(leaf)
+        args, kwargs = trees.unflatten(changed, spec)
+        return args, kwargs
+
+    if any(s[:1] == (None,) for s in shapes):
+        yield "a batch larger by one", True, resized((0,), lambda n: n + 1)
+        yield "a batch of one", False, resized((0,), lambda n: 1)
+    if any(len(s) == 4 and None in s[2:] for s in shapes):
+        yield "half the height and width", True, resized((2, 3), lambda n: max(n // 2, 1))
+        yield "height and width smaller by one", True, resized((2, 3), lambda n: max(n - 1, 1))
+
+
+def _difference(expected: Any, network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> float:
+    """``compare``, but infinite where the network does not run."""
+    try:
+        return compare(expected, network, args, kwargs)
+    except (InputError, RuntimeError, ValueError, IndexError, TypeError):
+        return float("inf")
 
 
 def compare(expected: Any, network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> float:
     """Largest relative difference between ``expected`` and what ``network`` gives; inf where the nests differ."""
-    with torch.no_grad():
-        wanted, spec = trees.flatten(expected)
-        given, other = trees.flatten(network(*args, **kwargs))
+    wanted, spec = trees.flatten(expected)
+    given, other = trees.flatten(run(network, args, kwargs))
     if spec != other:
         return float("inf")
     worst = 0.0
     for want, got in zip(wanted, given, strict=True):
-        if not isinstance(want, Tensor):
-            worst = max(worst, 0.0 if want == got else float("inf"))
-        elif want.shape != got.shape or want.dtype != got.dtype:
+        if isinstance(want, Tensor) and isinstance(got, Tensor):
+            worst = max(worst, _apart(want, got))
+        elif isinstance(want, Tensor) or isinstance(got, Tensor) or want != got:
             return float("inf")
-        elif want.numel():
-            scale = want.abs().max().double().clamp_min(1e-12) if want.is_floating_point() else 1.0
-            both = torch.nan_to_num(want.double()), torch.nan_to_num(got.double())
-            worst = max(worst, float(((both[0] - both[1]).abs().max() / scale)))
     return worst
 
 
-def _doubled(leaf: Any) -> Any:
-    return torch.cat([leaf, leaf]) if isinstance(leaf, Tensor) and leaf.dim() and leaf.shape[0] == 1 else leaf
-
-
-def _export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], spatial: bool) -> ExportedProgram:
-    """Exports with a free batch where possible: an example batch of one is doubled, since export takes 1 as a constant."""
-    leaves, spec = trees.flatten((args, kwargs))
-    tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-    sizes = {t.shape[0] for t in tensors if t.dim()}
-    batch = next((t.shape[0] for t in tensors if t.dim()), None)
-    attempts: list[tuple[list[Any], list[Any]]] = []
-
-    def free(leaf: Any, size: int) -> Any:
-        if not isinstance(leaf, Tensor) or not leaf.dim():
-            return None
-        dims = {0: Dim.AUTO} if leaf.shape[0] == size else {}
-        if spatial and leaf.dim() == 4:
-            dims |= {2: Dim.AUTO, 3: Dim.AUTO}
-        return dims
-
-    if batch == 1 and sizes == {1}:
-        twice = [_doubled(leaf) for leaf in leaves]
-        attempts.append((twice, [free(leaf, 2) for leaf in twice]))
-    elif batch is not None:
-        attempts.append((leaves, [free(leaf, batch) for leaf in leaves]))
-    attempts.append((leaves, [{} if isinstance(leaf, Tensor) else None for leaf in leaves]))
-    failure: CaptureError | None = None
-    for values, dims in attempts:
-        (a, k), (da, dk) = trees.unflatten(values, spec), trees.unflatten(dims, spec)
-        watch = _Watch(model)
-        try:
-            with watch, torch.enable_grad():
-                program = torch.export.export(model, a, k, dynamic_shapes=tuple(da) if not dk else
-                                              {**_by_name(model, da, a), **dk}, strict=False)
-            if values is leaves or any(_is_free(s) for n in program.graph.nodes if n.op == "placeholder"
-                                       for s in getattr(n.meta.get("val"), "shape", ())):
-                return program
-        except Exception as error:
-            failure = failure or CaptureError(watch.explain(error))
-            failure.__cause__ = failure.__cause__ or error
-    assert failure is not None
-    raise failure
-
-
-def _by_name(model: nn.Module, dims: tuple[Any, ...], args: tuple[Any, ...]) -> dict[str, Any]:
-    import inspect
-
-    names = list(inspect.signature(model.forward).parameters)
-    return dict(zip(names, dims[: len(args)], strict=False))
-
-
-class _Watch:
-    """Follows which module is running, so that a failed export can be told by path and line."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self.paths = {id(m): name for name, m in model.named_modules()}
-        self.stack: list[str] = []
-        self.handles: list[Any] = []
-
-    def __enter__(self) -> _Watch:
-        from torch.nn.modules import module as hooks
-
-        self.handles.append(hooks.register_module_forward_pre_hook(self._enter))
-        self.handles.append(hooks.register_module_forward_hook(self._leave))
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        for handle in self.handles:
-            handle.remove()
-
-    def _enter(self, module: nn.Module, inputs: Any) -> None:
-        self.stack.append(self.paths.get(id(module), self.stack[-1] if self.stack else ""))
-
-    def _leave(self, module: nn.Module, inputs: Any, output: Any) -> None:
-        if self.stack:
-            self.stack.pop()
-
-    def explain(self, error: BaseException) -> str:
-        where = self.stack[-1] if self.stack else ""
-        frames = [f for f in traceback.extract_tb(error.__traceback__)
-                  if "/torch/" not in f.filename and "featherweight/network" not in f.filename]
-        line = f"{frames[-1].filename}:{frames[-1].lineno} ({frames[-1].line})" if frames else "unknown line"
-        reason = next((t for t in str(error).splitlines() if t.strip()), type(error).__name__)
-        return f"cannot be captured whole: in module {where or '(the model itself)'!r}, {line}: " \
-               f"{type(error).__name__}: {reason[:300]}"
-
-
-# ---- conversion
-
-def _convert(program: ExportedProgram, model: nn.Module) -> Network:
-    signature = program.graph_signature
-    inline_regions(program.graph, lambda name: getattr(program.graph_module, name))
-    kinds = {spec.arg.name: spec for spec in signature.input_specs}
-    for spec in signature.output_specs:
-        if spec.kind is not OutputKind.USER_OUTPUT:
-            raise CaptureError(f"the model writes into {spec.target!r} in evaluation mode ({spec.kind.name.lower()}); "
-                               "a network's forward must not change its buffers or inputs")
-    graph, values = Graph(), {}
-    inputs: list[Input] = []
-    constants: dict[str, Tensor] = {}
-    fixed: dict[int, Any] = {}
-    position = 0
-    outputs: Any = ()
-    for node in program.graph.nodes:
-        if node.op == "placeholder":
-            spec = kinds[node.name]
-            if spec.kind is InputKind.USER_INPUT:
-                if isinstance(node.meta.get("val"), Tensor):
-                    values[node] = graph.placeholder(node.name)
-                    inputs.append(_input(node))
-                else:
-                    fixed[position] = getattr(spec.arg, "value", node.meta.get("val"))
-                    if node.users:
-                        raise CaptureError(f"input {node.name!r} is no tensor but is read at run time")
-                position += 1
-            elif spec.kind in (InputKind.PARAMETER, InputKind.BUFFER):
-                values[node] = graph.create_node("get_attr", str(spec.target))
-            elif spec.kind is InputKind.CONSTANT_TENSOR:
-                constants[str(spec.target)] = program.constants[str(spec.target)].detach().clone()
-                values[node] = graph.create_node("get_attr", str(spec.target))
-            else:
-                raise CaptureError(f"input {node.name!r} of kind {spec.kind.name.lower()} is not supported")
-        elif node.op == "output":
-            outputs = map_arg(node.args[0], lambda n: values[n])
-            graph.output(tuple(outputs))
-        elif node.op == "call_function":
-            if isinstance(node.target, torch._ops.HigherOrderOperator):
-                raise CaptureError(f"{source_line(node)}: control flow ({node.target}) cannot be captured")
-            copied = graph.node_copy(node, lambda n: values[n])
-            copied.meta = {"module": module_path(node), "source": source_line(node)}
-            values[node] = copied
-        elif not node.users:
-            continue
-        else:
-            raise CaptureError(f"a node of kind {node.op} ({node.target}) cannot be captured")
-    tidy(graph, constants)
-    network = Network(graph, Signature(program.call_spec.in_spec, program.call_spec.out_spec, tuple(inputs), fixed))
-    _adopt_tensors(network, model, constants)
-    _mark_counters(network, model)
-    if not network.signature.dynamic_batch:
-        network.notes.append("the batch size is fixed by the model: inputs must have exactly the examples' shapes")
-    lost = sorted(p for p, m in model.named_modules() if type(m).__name__ in TRAINING_ONLY and getattr(m, "p", getattr(
-        m, "drop_prob", 1)))
-    if lost:
-        network.notes.append(f"acts in training only and is not in the graph: {', '.join(lost)}")
-    return network
-
-
-def _is_free(size: Any) -> bool:
-    """Whether a size stayed free: one that the model fixed is still a SymInt, of a known number."""
-    return isinstance(size, torch.SymInt) and size.node.maybe_as_int() is None
-
-
-def _input(node: Node) -> Input:
-    value = node.meta["val"]
-    shape = tuple(None if _is_free(s) else int(s) for s in value.shape)
-    return Input(node.name, shape, value.dtype, bool(shape) and shape[0] is None)
-
-
-def _adopt_tensors(network: Network, model: nn.Module, constants: dict[str, Tensor]) -> None:
-    """Copies of the model's tensors under their own names, ties kept; constants beside them, outside the state dict."""
-    memo: dict[int, Any] = {}
-    persistent = set(model.state_dict(keep_vars=True))
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        network.add_tensor(name, copy.deepcopy(parameter, memo), buffer=not isinstance(parameter, nn.Parameter))
-    for name, buffer in model.named_buffers(remove_duplicate=False):
-        network.add_tensor(name, copy.deepcopy(buffer, memo), buffer=True, persistent=name in persistent)
-    for name in {str(n.target) for n in network.graph.nodes if n.op == "get_attr"} & set(constants):
-        network.add_tensor(name, constants[name], buffer=True, persistent=False)
-    network.changed()
-
-
-def _mark_counters(network: Network, model: nn.Module) -> None:
-    """Tells batch norms which batch counter is theirs, and whether they average over all batches (no momentum)."""
-    known = network.tensors()
-    for node in network.calls(aten.batch_norm.default):
-        mean = node.args[3]
-        if isinstance(mean, Node) and mean.op == "get_attr":
-            counter = str(mean.target).removesuffix("running_mean") + "num_batches_tracked"
-            if counter in known:
-                node.meta["counter"] = counter
-                owner = dict(model.named_modules()).get(counter.rpartition(".")[0])
-                if owner is not None and getattr(owner, "momentum", 0.1) is None:
-                    node.meta["cumulative"] = True
+def _apart(want: Tensor, got: Tensor) -> float:
+    """Largest difference relative to the largest finite value; inf where shape, dtype or the places of nan and inf differ."""
+    if want.shape != got.shape or want.dtype != got.dtype:
+        return float("inf")
+    wide = torch.complex128 if want.is_complex() else torch.float64
+    a, b = want.to(wide), got.to(wide)
+    finite = torch.isfinite(a)
+    if not torch.equal(finite, torch.isfinite(b)) or not torch.equal(
+            torch.nan_to_num(a[~finite]), torch.nan_to_num(b[~finite])):
+        return float("inf")
+    a, b = a[finite], b[finite]
+    if not a.numel():
+        return 0.0
+    scale = a.abs().max().clamp_min(1e-12) if want.is_floating_point() or want.is_complex() else 1.0
+    return float((a - b).abs().max() / scale)
 
 
 # ---- parts
@@ -320,54 +212,59 @@ def _capture_parts(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, An
     def visit(module: nn.Module, path: str) -> None:
         for name, child in list(module.named_children()):
             where = f"{path}.{name}" if path else name
-            if not any(True for _ in child.parameters()) or where.startswith(tuple(f"{p}." for p in parts)):
+            if isinstance(child, Network) or not any(True for _ in child.parameters()):
                 continue
             try:
                 if where not in calls:
                     raise CaptureError("it was not called (or by another method than forward)")
-                network = _capture_part(child, *calls[where], tolerance)
+                network = _capture_whole(child, calls[where], tolerance, spatial=True)
             except CaptureError as error:
                 left[where] = str(error)
                 visit(child, where)
                 continue
             parts[where] = network
-            module._modules[name] = network
+            put(outer, where, network)
 
     visit(outer, "")
     if not parts:
         raise CaptureError(f"{whole}; no part of it could be captured either" + "".join(
             f"\n  {path}: {reason}" for path, reason in left.items()))
-    assembly = Assembly(outer, parts, [str(whole), *(f"{path} stays Python: {reason}" for path, reason in left.items())])
-    difference = compare(expected, assembly, args, kwargs)
+    notes = [str(whole), *(f"{path} stays Python: {reason}" for path, reason in left.items()), *_torn_ties(model, parts)]
+    assembly = Assembly(outer, parts, notes)
+    difference = _difference(expected, assembly, args, kwargs)
     if not difference <= tolerance:
         raise CaptureError(f"{whole}; captured in parts ({', '.join(parts)}) it gives other outputs (relative "
                            f"difference {difference:.2e}, allowed {tolerance:.0e})")
     return assembly
 
 
-def _capture_part(child: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], tolerance: float) -> Network:
-    with torch.no_grad():
-        expected = child(*args, **kwargs)
-    trees.register_dataclasses(expected)
-    try:
-        return _capture_whole(child, args, kwargs, expected, tolerance, spatial=True)
-    except CaptureError:
-        return _capture_whole(child, args, kwargs, expected, tolerance)
+def _torn_ties(model: nn.Module, parts: Mapping[str, Network]) -> list[str]:
+    """Names the weights that lie in a part and somewhere else too: they are copies from now on."""
+    places: dict[int, dict[str, str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        owner = next((p for p in parts if name.startswith(f"{p}.")), "")
+        places.setdefault(id(parameter), {}).setdefault(owner, name)
+    twins = {p: id(m) for p, m in model.named_modules(remove_duplicate=False)}
+    return [f"tied weights are apart now: {', '.join(names.values())}" for names in places.values()
+            if len({twins.get(p, p) for p in names}) > 1]
 
 
-def _record_calls(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Module path -> the (args, kwargs) of its first call while the model runs on the examples."""
-    calls: dict[str, Any] = {}
+def _record_calls(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, list[Arguments]]:
+    """Module path -> the (args, kwargs) of its calls, one per set of shapes, while the model runs on the examples."""
+    calls: dict[str, dict[str, Arguments]] = {}
     handles = []
     for path, module in model.named_modules():
         def hook(_: nn.Module, a: Any, k: Any, path: str = path) -> None:
-            calls.setdefault(path, (a, k))
+            found = calls.setdefault(path, {})
+            leaves = trees.flatten((a, k))[0]
+            shapes = str([list(v.shape) if isinstance(v, Tensor) else v for v in leaves])
+            if len(found) < CALLS:
+                found.setdefault(shapes, (a, k))
 
         handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
     try:
-        with torch.no_grad():
-            model(*args, **kwargs)
+        run(model, args, kwargs)
     finally:
         for handle in handles:
             handle.remove()
-    return calls
+    return {path: list(found.values()) for path, found in calls.items()}

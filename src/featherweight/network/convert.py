@@ -14,6 +14,7 @@ from torch.fx.node import map_arg
 
 from featherweight.errors import CaptureError
 from featherweight.network.export import is_free, limits
+from featherweight.network.functional import Memory
 from featherweight.network.graphs import inline_regions, module_path, source_line, tidy
 from featherweight.network.network import Input, Network, Signature
 from featherweight.network.operators import mutates, written_by
@@ -142,7 +143,9 @@ def _notes(network: Network, model: nn.Module, program: ExportedProgram) -> list
                   and getattr(m, "p", getattr(m, "drop_prob", 1)))
     if lost:
         notes.append(f"acts in training only and is not in the graph: {', '.join(lost)}")
-    written = sorted({str(w.target) for n in network.calls() if mutates(n) for w in written_by(n) if w.op == "get_attr"})
+    memory = Memory(network.graph)
+    written = sorted({str(b.target) for n in network.calls() if mutates(n) for w in written_by(n)
+                      for b in memory.bases(w) if b.op == "get_attr"})
     if written:
         notes.append(f"is written into whenever the network runs: {', '.join(written)}")
     return notes

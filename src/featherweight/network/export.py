@@ -42,7 +42,7 @@ def attempts(args: tuple[Any, ...], kwargs: dict[str, Any], spatial: bool) -> li
     """
     leaves, spec = trees.flatten((args, kwargs))
     sizes = Counter(leaf.shape[0] for leaf in leaves if isinstance(leaf, Tensor) and leaf.dim())
-    nothing = tuple({} if isinstance(leaf, Tensor) else None for leaf in leaves)
+    nothing: tuple[dict[int, Any] | None, ...] = tuple({} if isinstance(leaf, Tensor) else None for leaf in leaves)
     if not sizes:
         return [Attempt(args, kwargs, nothing)]
     batch = sizes.most_common(1)[0][0]
@@ -50,12 +50,12 @@ def attempts(args: tuple[Any, ...], kwargs: dict[str, Any], spatial: bool) -> li
     if batch == 1:
         leaves = [torch.cat([leaf, leaf]) if own else leaf for own, leaf in zip(batched, leaves, strict=True)]
     free = [{0: Dim.AUTO} if own else none for own, none in zip(batched, nothing, strict=True)]
-    twice = trees.unflatten(leaves, spec)
-    found = [Attempt(*twice, tuple(free)), Attempt(args, kwargs, nothing)]
+    more_args, more_kwargs = trees.unflatten(leaves, spec)
+    found = [Attempt(more_args, more_kwargs, tuple(free)), Attempt(args, kwargs, nothing)]
     if spatial and any(own and leaf.dim() == 4 for own, leaf in zip(batched, leaves, strict=True)):
-        wide = tuple({**f, 2: Dim.AUTO, 3: Dim.AUTO} if own and leaf.dim() == 4 else f
+        wide = tuple({0: Dim.AUTO, 2: Dim.AUTO, 3: Dim.AUTO} if own and leaf.dim() == 4 else f
                      for own, leaf, f in zip(batched, leaves, free, strict=True))
-        found.insert(0, Attempt(*twice, wide))
+        found.insert(0, Attempt(more_args, more_kwargs, wide))
     return found
 
 
@@ -66,7 +66,7 @@ def export(model: nn.Module, attempt: Attempt) -> ExportedProgram:
     try:
         args, kwargs = trees.unflatten(attempt.free, spec)
         shapes = inspect.signature(model.forward).bind(*args, **kwargs).arguments if attempt.dynamic else None
-        with watch, torch.enable_grad(), _quiet():
+        with watch, torch.enable_grad(), _plain():
             return torch.export.export(model, attempt.args, attempt.kwargs, dynamic_shapes=shapes, strict=False)
     except Exception as error:
         raise CaptureError(watch.explain(error)) from error
@@ -97,16 +97,20 @@ def limits(program: ExportedProgram) -> list[str]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Keeps torch from printing whole graphs when an export fails: the error says what is needed."""
+def _plain() -> Iterator[None]:
+    """Keeps torch from printing whole graphs when an export fails (the error says what is needed), and from taking an
+    attention or a whole encoder layer as one opaque operator."""
     names = ("torch.fx.experimental.symbolic_shapes", "torch._export.non_strict_utils", "torch.export._trace",
              "torch.fx.experimental.proxy_tensor")
     before = [(log, log.level) for log in map(logging.getLogger, names)]
     for log, _ in before:
         log.setLevel(logging.CRITICAL)
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
     try:
         yield
     finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
         for log, level in before:
             log.setLevel(level)
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.fx import Graph, Node
 from torch.fx.node import map_arg
 
-from featherweight.network.functional import fold_constants, make_functional
+from featherweight.network.functional import fold_constants, free_factories, make_functional
 from featherweight.network.operators import ASSERTIONS, mutates
 
 aten = torch.ops.aten
@@ -95,6 +95,7 @@ def tidy(graph: Graph, constants: dict[str, Tensor]) -> None:
             graph.erase_node(node)
     drop_identities(graph)
     remove_dead(graph)
+    free_factories(graph)
     fold_constants(graph, constants)
     make_functional(graph)
     remove_dead(graph)

@@ -178,6 +178,8 @@ class Network(nn.Module):
             if child is None:
                 if not create:
                     raise KeyError(f"no tensor named {name!r}")
+                if step in module._parameters or step in module._buffers:
+                    raise KeyError(f"{name!r} lies under a tensor")
                 child = module._modules[step] = Part()
             module = child
         return module, leaf
@@ -197,8 +199,11 @@ class Network(nn.Module):
 
     def _leaves(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
         """The tensor inputs of a call, checked against the signature."""
-        leaves, spec = trees.flatten((args, kwargs))
         wanted = self._signature
+        order = wanted.in_spec.child(1).context
+        if set(order) == kwargs.keys():
+            kwargs = {name: kwargs[name] for name in order}
+        leaves, spec = trees.flatten((args, kwargs))
         if spec != wanted.in_spec:
             names = ", ".join(i.name for i in wanted.inputs)
             raise InputError(

@@ -109,4 +109,5 @@ def functional_form(target: Any) -> Callable[..., Any] | None:
     if found is None or found._schema.is_mutable:
         return None
     given = [a.name for a in target._schema.arguments]
-    return found if [a.name for a in found._schema.arguments][: len(given)] == given else None
+    same = [a.name for a in found._schema.arguments][1: len(given)] == given[1:]
+    return found if same else None

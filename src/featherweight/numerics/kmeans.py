@@ -11,8 +11,10 @@ def kmeans(values: Tensor, clusters: int, *, hold_zero: bool = False, rounds: in
 
     Centroids start evenly between the smallest and the largest value, which Han et al. 2016 (Deep Compression,
     section 3.2) found best, and move by Lloyd's rule until none moves. In one axis a cluster is an interval, so on
-    sorted values a round is one ``searchsorted`` and two looks into running sums. The cost never rises from the
-    even start, so it is never above that of a uniform grid of as many levels from smallest to largest value.
+    sorted values a round is one ``searchsorted`` and two looks into running sums. A centroid that nobody is nearest to
+    (pruned weights leave a hole around zero) starts again at the far end of the cluster with the largest error. The
+    cost never rises from the even start, so it is never above that of a uniform grid of as many levels from smallest to
+    largest value.
 
     hold_zero: entry 0 is exactly 0.0 and holds the exact zeros alone; all other values share the remaining entries.
 
@@ -47,21 +49,40 @@ def lloyd(ordered: Tensor, clusters: int, rounds: int = 300) -> Tensor:
     if len(distinct) <= clusters:
         return distinct
     centre = ordered.mean()
-    sums = torch.cat([ordered.new_zeros(1), torch.cumsum(ordered - centre, 0)])
-    centroids = torch.linspace(float(ordered[0]), float(ordered[-1]), clusters, dtype=torch.float64)
-    if clusters == 1:
-        return centre.reshape(1)
+    shifted = ordered - centre
+    zero = ordered.new_zeros(1)
+    sums, squares = torch.cat([zero, shifted.cumsum(0)]), torch.cat([zero, shifted.square().cumsum(0)])
+    centroids = torch.linspace(float(shifted[0]), float(shifted[-1]), clusters, dtype=torch.float64)
+    for _ in range(clusters):
+        centroids, cuts = _settle(shifted, sums, centroids, rounds)
+        counts = cuts[1:] - cuts[:-1]
+        centroids, starts, stops = centroids[counts > 0], cuts[:-1][counts > 0], cuts[1:][counts > 0]
+        room = clusters - len(centroids)
+        totals = sums[stops] - sums[starts]
+        spread = squares[stops] - squares[starts] - totals.square() / (stops - starts)
+        wide = shifted[starts] < shifted[stops - 1]
+        if not room or not wide.any():
+            break
+        worst = torch.where(wide, spread.clamp_min(0), -1.0).topk(min(room, int(wide.sum()))).indices
+        low, high = shifted[starts[worst]], shifted[stops[worst] - 1]
+        farther = torch.where(centroids[worst] - low > high - centroids[worst], low, high)
+        centroids = torch.cat([centroids, farther]).sort().values
+    return centroids + centre
+
+
+def _settle(ordered: Tensor, sums: Tensor, centroids: Tensor, rounds: int) -> tuple[Tensor, Tensor]:
+    """Lloyd's rounds until nothing moves: centroids [k], and the cuts [k + 1] of ``ordered`` between them."""
     ends = torch.tensor([0, len(ordered)])
+    cuts = ends
     for _ in range(rounds):
         inner = torch.searchsorted(ordered, (centroids[1:] + centroids[:-1]) / 2)
         cuts = torch.cat([ends[:1], inner, ends[1:]])
         counts = cuts[1:] - cuts[:-1]
-        means = (sums[cuts[1:]] - sums[cuts[:-1]]) / counts.clamp_min(1) + centre
-        moved = torch.where(counts > 0, means, centroids)
+        moved = torch.where(counts > 0, (sums[cuts[1:]] - sums[cuts[:-1]]) / counts.clamp_min(1), centroids)
         if torch.equal(moved, centroids):
             break
         centroids = moved
-    return centroids
+    return centroids, cuts
 
 
 def nearest(values: Tensor, codebook: Tensor) -> Tensor:

@@ -48,7 +48,8 @@ def split(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     u, s, vh = torch.linalg.svd(matrix.detach().double(), full_matrices=False)
     u, vh = _signed(u, vh)
     root = s[:rank].sqrt()
-    return (root[:, None] * vh[:rank]).to(matrix.dtype), (u[:, :rank] * root).to(matrix.dtype)
+    a, b = (root[:, None] * vh[:rank]).contiguous(), (u[:, :rank] * root).contiguous()
+    return a.to(matrix.dtype), b.to(matrix.dtype)
 
 
 def _signed(u: Tensor, vh: Tensor) -> tuple[Tensor, Tensor]:

@@ -76,8 +76,10 @@ def pointwise(trace: Trace, node: Node) -> Value:
     inputs = [x for x in map(trace.of, node.all_input_nodes) if x is not None]
     shape = trace.shape(node)
     kept = broadcast(trace, inputs, shape, node)
-    if node.target in JOINS and sum(1 for x in inputs if not x.stored) > 1:
-        trace.joined.extend(f.atoms.ravel() for f in kept)
+    if node.target in JOINS:
+        paths = [x for x in inputs if not x.stored]
+        trace.joined.extend(f.atoms.ravel() for f in kept
+                            if sum(_labelled(x, shape, f.dims[0]) for x in paths) > 1)
     return Labels(shape, tuple(kept), all(x.stored for x in inputs))
 
 
@@ -98,6 +100,11 @@ def broadcast(trace: Trace, inputs: Sequence[Labels], shape: tuple[int, ...], no
         else:
             trace.freeze(f, node, "it meets an axis that is never cut")
     return kept
+
+
+def _labelled(x: Labels, shape: tuple[int, ...], dim: int) -> bool:
+    own = dim - (len(shape) - len(x.shape))
+    return own >= 0 and x.field(own) is not None
 
 
 def _covered(x: Labels, shape: tuple[int, ...], dim: int) -> bool:

@@ -201,6 +201,12 @@ def collapse(trace: Trace, x: Labels, dim: int, node: Node) -> Labels:
     return Labels(x.shape, tuple(fields), x.stored)
 
 
+def _whole_heads(trace: Trace, x: Labels, dim: int, node: Node) -> Labels:
+    """Lets an axis of a product go that was split off together with others: those others are the heads."""
+    f = x.field(dim)
+    return collapse(trace, x, dim, node) if f is not None and len(f.dims) > 1 else x
+
+
 def _heads(trace: Trace, node: Node, inputs: list[Labels], shape: tuple[int, ...]) -> tuple[Field, ...]:
     """The fields over the leading axes, which the inputs share, united."""
     lead = len(shape) - 2
@@ -227,6 +233,7 @@ def matmul(trace: Trace, node: Node) -> Value:
         trace.role(weight, "weight", node, out=len((a if a.stored else b).shape) - (2 if a.stored else 1))
     else:
         a, b = collapse(trace, a, ka, node), collapse(trace, b, kb, node)
+    a, b = _whole_heads(trace, a, ka - 1, node), _whole_heads(trace, b, kb + 1, node)
     fields = list(_heads(trace, node, [a, b], shape))
     for x, own, there in ((a, len(a.shape) - 2, len(shape) - 2), (b, len(b.shape) - 1, len(shape) - 1)):
         f = x.field(own)
@@ -246,7 +253,8 @@ def attention(trace: Trace, node: Node) -> Value:
     if any(x is None for x in inputs) or argument(node, "enable_gqa"):
         return unknown(trace, node)
     q, k, v = (x for x in inputs if x is not None)
-    q, k, v = (collapse(trace, x, len(x.shape) - 1, node) if x is not v or _split(x) else x for x in (q, k, v))
+    q, k = (collapse(trace, x, len(x.shape) - 1, node) for x in (q, k))
+    v = _whole_heads(trace, v, len(v.shape) - 1, node)
     for x in (q, k, v):
         trace.untouchable(x, [len(x.shape) - 2], node, "positions in the sequence")
     parts = [q, k, v]
@@ -265,11 +273,6 @@ def attention(trace: Trace, node: Node) -> Value:
     if out is not None and len(out.dims) == 1:
         fields = (*fields, Field((len(shape) - 1,), out.atoms))
     return Labels(shape, fields)
-
-
-def _split(v: Labels) -> bool:
-    f = v.field(len(v.shape) - 1)
-    return f is not None and len(f.dims) > 1
 
 
 @rule("sym_size.int")

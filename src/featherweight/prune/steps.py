@@ -15,7 +15,7 @@ from featherweight.network import Network
 from featherweight.prune.allocate import Allocation, Keep, quantiles
 from featherweight.prune.axes import AxisGroup, AxisGroups, axis_groups
 from featherweight.prune.cut import cut, kept_atoms, zero
-from featherweight.prune.scores import SCORES, normalised
+from featherweight.prune.scores import COMPARABLE, SCORES, normalised
 from featherweight.steps import Plan, Rewrite, Skipped, Stage
 from featherweight.task import Task
 
@@ -70,7 +70,7 @@ class Channels(Rewrite):
     macs: fraction of the multiply-accumulates that shall remain, 0..1 (0.5 keeps half of them). Or
     ratio: fraction of the channels that shall remain, 0..1. Give one of the two.
     score: "l1", "l2" (norms over all coupled weights), "taylor" (needs calibration data and a loss) or "random".
-    allocation: "global" ranks all channels together (scores divided by their group's mean); "uniform" takes the same
+    allocation: "global" ranks all channels together (norms divided by their group's mean); "uniform" takes the same
         share of every group.
     round_to: a group keeps a multiple of this many positions (8 or 16 suits most kernels).
     min_keep: channels that every group keeps at least.
@@ -98,7 +98,9 @@ class Channels(Rewrite):
         self._check()
         axes = axis_groups(network)
         groups, left = self._candidates(axes)
-        scores = normalised(SCORES[self.score](network, task, groups, self.seed))
+        scores = SCORES[self.score](network, task, groups, self.seed)
+        if self.score not in COMPARABLE:
+            scores = normalised(scores)
         if self.allocation == "uniform":
             scores = [quantiles(s) for s in scores]
         allocation = Allocation(groups, scores, self.min_keep, self.round_to)

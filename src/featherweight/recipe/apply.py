@@ -15,7 +15,7 @@ from featherweight.measure import Measurement
 from featherweight.network import Network, load, trees
 from featherweight.network.digest import digest
 from featherweight.recipe.files import Crew, State, read_json, write_json
-from featherweight.recipe.flags import flags_of
+from featherweight.recipe.flags import flags_of, slower
 from featherweight.recipe.kinds import kind_of
 from featherweight.recipe.recipe import Recipe, rewrites
 from featherweight.recipe.result import Decision, Final, Result
@@ -61,7 +61,7 @@ def compress(network: Network, task: Task, recipe: Recipe | Iterable[Step], targ
                      progress or (lambda what, done, total, figures: None), seconds, memory, preface)
         result = work.run()
         if out is not None and crew.first:
-            result.save(out)
+            result.save(out, work.deployed(len(ready.steps)))  # what ships is the very file that was measured
         return result
     finally:
         if out is None and crew.first:
@@ -97,9 +97,13 @@ class _Work:
             decisions += decided
             trail.append(self._measurement(index, network, step, done))
             flags += flags_of(index, step, decided, trail[-2], trail[-1], digest(before) == digest(network))
+        final = self._final(network)
+        if len(steps) > 1:
+            ends = final or Final(trail[0], dataclasses.replace(trail[-1], beside={}))
+            flags += slower("the whole recipe", ends.before, ends.after)
         return Result(
             network=network, trail=tuple(trail), recipe=self.recipe, target=self.target, plans=tuple(decisions),
-            final=self._final(network), flags=tuple(flags), notes=tuple(network.notes),
+            final=final, flags=tuple(flags), notes=tuple(network.notes),
             layers_before=measure.layers(self.original), layers_after=measure.layers(network), preface=self.preface)
 
     # ---- one step
@@ -154,6 +158,10 @@ class _Work:
         return [Plan.load(folder / name) for name in names if (folder / name).exists()]
 
     # ---- figures
+    def deployed(self, index: int) -> Path:
+        """The exported file of step ``index``."""
+        return self.state.folder / f"step_{index}" / f"model{deploy.target(self.target).suffix}"
+
     def _measurement(self, index: int, network: Network, step: Step | None, done: int) -> Measurement:
         file = self.state.folder / f"step_{index}" / "measurement.json"
         if index < done:
@@ -172,8 +180,7 @@ class _Work:
         return found
 
     def _measure(self, network: Network, split: str, name: str, folder: Path, previous: int) -> Measurement:
-        suffix = deploy.target(self.target).suffix
-        earlier = self.state.folder / f"step_{previous}" / f"model{suffix}"
+        earlier = self.deployed(previous)
         with generators_kept():
             seed_all(seed_from(self.seed, "measure", split))
             return measure.measure(network, self.task, self.target, split, name, folder, self.threads,

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from featherweight.errors import FileError, RecipeError
+from featherweight.recover.processes import accelerator
 
 T = TypeVar("T")
 
@@ -19,6 +20,12 @@ def write_text(path: Path, text: str) -> None:
     """Writes ``text`` to ``path``, whole or not at all."""
     part = path.with_name(path.name + ".part")
     part.write_text(text, encoding="utf-8")
+    part.replace(path)
+
+
+def copy_file(source: Path, path: Path) -> None:
+    part = path.with_name(path.name + ".part")
+    shutil.copyfile(source, part)
     part.replace(path)
 
 
@@ -77,9 +84,7 @@ class Crew:
         self.several = int(os.environ.get("WORLD_SIZE", "1")) > 1
         self.first = True
         if self.several:
-            from accelerate import PartialState
-
-            self.first = bool(PartialState().is_main_process)
+            self.first = bool(accelerator().is_main_process)
 
     def share(self, make: Callable[[], T]) -> T:
         """What ``make`` gives in the first process, in all of them."""

@@ -24,11 +24,8 @@ def flags_of(index: int, step: Step, decided: list[Decision], before: Measuremen
     found: list[str] = []
     if same:
         return [f"{name} changed nothing"]
-    old, new = after.beside.get("before", before.latency), after.latency
-    if rewrites(step) and old is not None and new is not None and "latency" not in said and \
-            new.median_s > SLOWER * old.median_s and new.q1_s > old.q3_s:
-        found.append(f"{name} made it slower: {old.median_s * 1e3:.3f} ms -> {new.median_s * 1e3:.3f} ms (medians in "
-                     f"{new.runtime}, {new.threads} thread(s), batch {new.batch})")
+    if rewrites(step) and "latency" not in said:
+        found += slower(name, before, after)
     if "bytes" not in said and after.file_bytes > before.file_bytes:
         found.append(f"{name} made the deployed file larger: {before.file_bytes} -> {after.file_bytes} bytes")
     if "macs" not in said and after.macs > before.macs:
@@ -37,3 +34,12 @@ def flags_of(index: int, step: Step, decided: list[Decision], before: Measuremen
         found.append(f"{name}: the deployed file differs from PyTorch by {after.agreement.max_rel:.2g} of the largest "
                      f"output, more than the {after.agreement.tolerance:g} allowed")
     return found
+
+
+def slower(name: str, before: Measurement, after: Measurement) -> list[str]:
+    """A sentence if ``after`` is slower than ``before`` beyond SLOWER and beyond the quartiles."""
+    old, new = after.beside.get("before", before.latency), after.latency
+    if old is None or new is None or new.median_s <= SLOWER * old.median_s or new.q1_s <= old.q3_s:
+        return []
+    return [f"{name} made it slower: {old.median_s * 1e3:.3f} ms -> {new.median_s * 1e3:.3f} ms (medians in "
+            f"{new.runtime}, {new.threads} thread(s), batch {new.batch})"]

@@ -122,7 +122,7 @@ class Job:
             model = capture(model, example_of(task) if example is None else example)
         if isinstance(model, Assembly):
             raise RecipeError(f"the model can be captured in parts only ({', '.join(model.parts)}): "
-                              f"{'; '.join(model.notes)}; compress a part in Python: fw.compress(assembly.parts[path], ...)")
+                              f"{'; '.join(model.notes)}; compress a part: fw.compress(assembly.parts[path], ...)")
         if not isinstance(model, Network):
             raise RecipeError(f"[model] factory {self.model.factory!r} gave a {type(model).__name__}; expected a "
                               "torch.nn.Module, a pair (module, example inputs) or a fw.Network")

@@ -15,7 +15,7 @@ from featherweight.errors import RecipeError
 from featherweight.measure import Layer, Measurement
 from featherweight.network import Network
 from featherweight.recipe import toml
-from featherweight.recipe.files import write_json, write_text
+from featherweight.recipe.files import copy_file, write_json, write_text
 from featherweight.recipe.kinds import kind_of, line
 from featherweight.recipe.recipe import Recipe
 from featherweight.steps import Plan, Skipped
@@ -96,13 +96,19 @@ class Result:
         return {"python": platform.python_version(), "torch": str(torch.__version__),
                 **(dict(latency.versions) if latency is not None else {})}
 
-    def save(self, out: str | Path) -> None:
+    def save(self, out: str | Path, deployed: Path | None = None) -> None:
         """Writes into ``out``: ``model`` + the target's suffix, ``network.fw``, ``network.fwz`` (packed),
-        ``result.json``, ``recipe.toml`` and ``report.html``, each whole or not at all."""
+        ``result.json``, ``recipe.toml`` and ``report.html``, each whole or not at all.
+
+        deployed: the network's exported file, to be copied; None exports it (again).
+        """
         folder = Path(out)
         folder.mkdir(parents=True, exist_ok=True)
         runtime = deploy.target(self.target)
-        runtime.export(self.network, folder / f"model{runtime.suffix}")
+        if deployed is None:
+            runtime.export(self.network, folder / f"model{runtime.suffix}")
+        else:
+            copy_file(deployed, folder / f"model{runtime.suffix}")
         self.network.save(folder / "network.fw")
         codec.pack(folder / "network.fw", folder / "network.fwz")
         values = self.to_dict()

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor
 from torch.fx import Node
 
@@ -15,6 +14,7 @@ from featherweight.network import Network
 from featherweight.network.devices import placed
 from featherweight.network.operators import set_schema_argument
 from featherweight.recover.batches import generators_kept, seed_all, seed_from
+from featherweight.recover.processes import accelerator
 from featherweight.steps import Context, Fit
 from featherweight.task import Task, batch_size, call, move
 
@@ -45,7 +45,7 @@ class BatchNorm(Fit):
         if not _norms(network):
             return result
         split = "train" if task.has("train") else "calibration"
-        device = torch.device(Accelerator().device)
+        device = torch.device(accelerator().device)
         work = placed(network, device).eval()
         sums, calls = _prepare(work)
         total = 0.0

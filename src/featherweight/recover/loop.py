@@ -8,7 +8,6 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import torch
-from accelerate import Accelerator
 from accelerate.utils import broadcast
 from torch import Tensor
 
@@ -19,6 +18,7 @@ from featherweight.recover import checkpoint as files
 from featherweight.recover.batches import epoch, generators_kept, rounds, seed_all, seed_from
 from featherweight.recover.checkpoint import Checkpoint, Position
 from featherweight.recover.optimizers import OPTIMIZERS, groups, pack, unpack
+from featherweight.recover.processes import accelerator
 from featherweight.recover.schedules import SCHEDULES
 from featherweight.recover.zeros import Zeros
 from featherweight.steps import Context, Criterion, Driver, Plan
@@ -36,7 +36,7 @@ class Run:
 
     def __init__(self, step: Train, network: Network, task: Task, context: Context) -> None:
         self.step, self.origin, self.context = step, network, context
-        self.accelerator = Accelerator()
+        self.accelerator = accelerator()
         self.device = torch.device(self.accelerator.device)
         self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
         self.task = on_device(task, self.device)
@@ -263,6 +263,8 @@ def take_values(network: Network, source: Network) -> Network:
 
 def on_device(task: Task, device: torch.device) -> Task:
     """The same task with batches that lie on ``device``."""
+    if device.type == "cpu":
+        return task
 
     def moved(start: Any) -> Any:
         return lambda: Moved(start(), device)

@@ -28,7 +28,7 @@ Box = tuple[float, float, float, float]
 
 def ticks(low: float, high: float, about: int = 5) -> list[float]:
     """Round values from at or below ``low`` to at or above ``high``."""
-    span = max(high - low, 1e-12)
+    span = max(high - low, 1e-6 * max(abs(high), 1e-6))
     rough = span / about
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(s * power for s in (1, 2, 2.5, 5, 10) if s * power >= rough * 0.999)
@@ -66,7 +66,7 @@ def scatter(points: Sequence[Point], x_label: str, y_label: str, title: str) -> 
             f'path d="M{x - 6:.1f},{y - 9:.1f} h12 l-6,9 z"'
         parts.append(f'<{shape} class="{kind}"><title>{escape(tip)}</title></{shape.split()[0]}>')
     named = [p if p.y >= floor else replace(p, name=f"{p.name}: {p.y:.1f}") for p in points]
-    parts.extend(_labels(named, places))
+    parts.extend(_labels(named, [(x, y if p.y >= floor else y - 5) for p, (x, y) in zip(points, places, strict=True)]))
     return _svg(parts, HEIGHT, title)
 
 
@@ -114,14 +114,16 @@ def _labels(points: Sequence[Point], places: Sequence[tuple[float, float]]) -> l
     """A label at every point: its number and name where there is room, else its number, kept off dots and labels."""
     taken: list[Box] = [(x - 6, y - 6, x + 6, y + 6) for x, y in places]
     labels = []
-    for index, (p, (x, y)) in enumerate(zip(points, places, strict=True)):
+    ends = sorted(range(len(points)), key=lambda i: i not in (0, len(points) - 1))  # both ends get their place first
+    for index in ends:
+        p, (x, y) = points[index], places[index]
         others = [box for i, box in enumerate(taken) if i != index]
         best: tuple[float, str, str, float, float, Box] | None = None
         for weight, text in ((0.0, _short(f"{p.number} {p.name}", 26)), (5.0, str(p.number))):
             width = CHARACTER * len(text)
             for rank, (dx, dy, anchor) in enumerate((
                     (9, 4, "start"), (-9, 4, "end"), (0, -10, "middle"), (0, 19, "middle"),
-                    (8, -8, "start"), (8, 16, "start"), (-8, -8, "end"), (-8, 16, "end"))):
+                    (8, -11, "start"), (8, 20, "start"), (-8, -11, "end"), (-8, 20, "end"))):
                 left = x + dx - {"start": 0.0, "middle": width / 2, "end": width}[anchor]
                 box = (left, y + dy - 11, left + width, y + dy + 3)
                 outside = left < LEFT or box[2] > WIDTH or box[1] < 0 or box[3] > HEIGHT - BOTTOM + 5

@@ -84,7 +84,7 @@ def _tiles(first: Row, last: Row) -> str:
     for title, kind, before, after, better, worse in (
             ("deployed file", "bytes", first.get("file_bytes"), last.get("file_bytes"), "smaller", "larger"),
             ("archive", "bytes", first.get("archive_bytes"), last.get("archive_bytes"), "smaller", "larger"),
-            ("latency, one sample", "seconds", tables.latency_s(first), tables.latency_s(last), "faster", "slower"),
+            ("latency", "seconds", tables.latency_s(first), tables.latency_s(last), "faster", "slower"),
             ("MACs", "count", first.get("macs"), last.get("macs"), "fewer", "more"),
             ("parameters", "count", first.get("params"), last.get("params"), "fewer", "more"),
             ("peak memory", "bytes", first.get("memory_bytes"), last.get("memory_bytes"), "smaller", "larger")):
@@ -128,7 +128,7 @@ def _charts(measured: Sequence[Row]) -> str:
     names = [tables.step_name(m, i) for i, m in enumerate(measured)]
     sizes = [m.get("file_bytes") for m in measured]
     times = [tables.latency_s(m) for m in measured]
-    figures = []
+    figures, heading = [], "Size and speed"
     for title, kind, values in (("File size", "bytes", sizes), ("Latency", "seconds", times)):
         if all(v is None for v in values):
             continue
@@ -139,13 +139,13 @@ def _charts(measured: Sequence[Row]) -> str:
         axis = f"{title.lower()} ({unit})"
         if len(points) > 1:
             score_name = str(measured[points[-1].number].get("score_name"))
-            title = f"{title} against {score_name}"
+            title, heading = f"{title} against {score_name}", "Trade-offs"
             drawing = charts.scatter(points, axis, score_name, title)
         else:
             title = f"{title} after every step"
             drawing = charts.bars(names, [None if v is None else v / scale for v in values], axis, title)
         figures.append(f"<figure><figcaption>{escape(title)}</figcaption>{drawing}</figure>")
-    return _section("Trade-offs", f'<div class="charts">{"".join(figures)}</div>' if figures else "")
+    return _section(heading, f'<div class="charts">{"".join(figures)}</div>' if figures else "")
 
 
 def _trail(measured: Sequence[Row], result: Row) -> str:
@@ -170,7 +170,8 @@ def _seconds(value: float | None) -> str:
 def _layers(layers: Row | None) -> str:
     if not layers or not (layers.get("before") or layers.get("after")):
         return ""
-    return _section("Module by module", tables.layers(layers.get("before") or [], layers.get("after") or []))
+    hint = "<p class=quiet>Struck through: removed, or folded into its neighbour (batch norms).</p>"
+    return _section("Module by module", tables.layers(layers.get("before") or [], layers.get("after") or []) + hint)
 
 
 def _notes(result: Row) -> str:

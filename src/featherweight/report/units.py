@@ -19,9 +19,9 @@ def unit(kind: str, values: Iterable[float | None]) -> tuple[float, str]:
     known = sorted(abs(v) for v in values if v is not None and math.isfinite(v) and v)
     middle = known[len(known) // 2] if known else 0.0
     for scale, name in SCALES[kind]:
-        if middle >= scale:
+        if middle >= 0.9995 * scale:  # 999.7 kB are written as 1.00 MB
             return scale, name
-    return SCALES[kind][-1] if known else SCALES[kind][len(SCALES[kind]) // 2]
+    return SCALES[kind][-1]
 
 
 def number(value: float | None, scale: float = 1.0, digits: int = 3) -> str:
@@ -31,7 +31,7 @@ def number(value: float | None, scale: float = 1.0, digits: int = 3) -> str:
     scaled = value / scale
     if scaled == 0:
         return "0"
-    places = max(0, digits - 1 - math.floor(math.log10(abs(scaled))))
+    places = max(0, digits - 1 - math.floor(math.log10(abs(float(f"{scaled:.{digits}g}")))))
     text = f"{scaled:,.{min(places, 6)}f}".replace(",", "\u2009")
     return text.rstrip("0").rstrip(".") if "." in text and value == int(value) and scale == 1 else text
 

@@ -1,0 +1,216 @@
+"""``featherweight``: the same words as in Python and TOML.
+
+Exit codes: 0 all is well; 1 a check failed (a step made something worse without saying so, a file differs from
+PyTorch); 2 the command line, a file or a recipe is wrong. Results go to stdout, progress and messages to stderr.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from featherweight import __version__, codec, deploy, measure
+from featherweight.cli import show
+from featherweight.cli.models import job_of, network_named, task_named
+from featherweight.errors import FeatherweightError, FileError
+from featherweight.report import render
+
+CHECK_FAILED, WRONG_INPUT = 1, 2
+
+
+class Commands(TyperGroup):
+    """Tells errors that the library raises on purpose by one line, without a traceback."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (FeatherweightError, OSError) as error:
+            if ctx.params.get("debug"):
+                raise
+            typer.echo(f"error: {error}", err=True)
+            raise typer.Exit(WRONG_INPUT) from error
+
+
+app = typer.Typer(cls=Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+                  help="Makes a trained PyTorch network small and fast enough for its device, and proves that it still "
+                       "works. Exit codes: 0 all is well, 1 a check failed, 2 wrong input.")
+
+ModelName = Annotated[str, typer.Argument(metavar="MODEL", help="a saved .fw file, or module:function that returns a "
+                                          "module, (module, example inputs) or a Network")]
+TaskName = Annotated[str | None, typer.Option("--task", metavar="MODULE:FUNCTION", help="function that returns a Task")]
+Target = Annotated[str, typer.Option(help="runtime to deploy to")]
+Threads = Annotated[int, typer.Option(min=1, help="threads of the runtime")]
+AsJson = Annotated[bool, typer.Option("--json", help="one JSON document on stdout")]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def options(debug: Annotated[bool, typer.Option("--debug", help="show tracebacks")] = False,
+            version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True)] = False) -> None:
+    """Heard before any command."""
+
+
+@app.command()
+def demo(out: Annotated[Path, typer.Option(help="folder for the results")] = Path("out/demo"),
+         quick: Annotated[bool, typer.Option("--quick", help="train less: to see the tool, not its results")] = False,
+         as_json: AsJson = False) -> None:
+    """Train a small network on scikit-learn's digits, compress it, measure it, write a report."""
+    from featherweight.cli.demo import run
+
+    with show.Listener() as listener:
+        result = run(out, quick, listener)
+    if as_json:
+        show.document(result.to_dict())
+        return
+    first, last = (result.final.before, result.final.after) if result.final else (result.trail[0], result.trail[-1])
+    show.out.print(show.comparison(first, last, f"digits, in {result.target}"))
+    _say_flags(result.flags)
+    show.out.print(f"report: {out / 'report.html'}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def compress(recipe: Annotated[Path, typer.Argument(metavar="RECIPE.toml", help="job: model, task, steps")],
+             out: Annotated[Path | None, typer.Option(help="folder for the results, instead of the recipe's")] = None,
+             set_: Annotated[list[str] | None, typer.Option(
+                 "--set", metavar="KEY=VALUE", help="change the recipe: compress.target=..., steps.1.macs=0.4")] = None,
+             resume: Annotated[bool, typer.Option("--resume/--no-resume", help="go on where a killed run was")] = True,
+             as_json: AsJson = False) -> None:
+    """Do the job of a recipe: every step applied and measured, the results written. Exit code 1 if flagged."""
+    job = job_of(recipe, set_ or [])
+    with show.Listener() as listener:
+        result = job.run(progress=listener, resume=resume, out=out)
+    if as_json:
+        show.document(result.to_dict())
+    else:
+        show.out.print(show.comparison(result.trail[0], result.trail[-1], f"{recipe.name}, in {result.target}"))
+        last = result.final.after if result.final is not None else result.trail[0]
+        if last.split == "test":
+            show.out.print(f"test split: {last.score_name} {last.score:.2f}", highlight=False)
+        show.out.print(f"report: {Path(out or job.options.out) / 'report.html'}", highlight=False, soft_wrap=True)
+    _say_flags(result.flags)
+    if result.flags:
+        raise typer.Exit(CHECK_FAILED)
+
+
+def _say_flags(flags: tuple[str, ...]) -> None:
+    for flag in flags:
+        typer.echo(f"flag: {flag}", err=True)
+
+
+@app.command("measure")
+def measure_(model: ModelName, task: TaskName = None, target: Target = "onnxruntime", threads: Threads = 1,
+             split: Annotated[str, typer.Option(help="split to score on")] = "validation",
+             memory: Annotated[bool, typer.Option("--memory", help="peak memory too, in a process of its own")] = False,
+             as_json: AsJson = False) -> None:
+    """Export a network, run the file, and say what it costs and how good it is."""
+    data = task_named(task)
+    network = network_named(model, data)
+    found = measure.measure(network, data, target, split, model, threads=threads, archive=True, memory=memory)
+    if as_json:
+        show.document(found.to_dict())
+    else:
+        show.out.print(show.measurement(found))
+    if found.agreement is not None and not found.agreement.ok:
+        typer.echo("the deployed file and PyTorch differ by more than the tolerance", err=True)
+        raise typer.Exit(CHECK_FAILED)
+
+
+@app.command()
+def inspect(model: ModelName, task: TaskName = None, as_json: AsJson = False) -> None:
+    """Show a network's layers, the groups of channels that can be cut together, and what is frozen and why."""
+    from rich.table import Table
+
+    from featherweight.prune import axis_groups
+
+    network = network_named(model, task_named(task))
+    rows, axes = measure.layers(network), axis_groups(network)
+    if as_json:
+        show.document({
+            "params": measure.params(network), "macs": measure.macs(network).total, "notes": network.notes,
+            "uncounted": list(measure.macs(network).uncounted), "layers": [r.to_dict() for r in rows],
+            "groups": [{"name": g.name, "channels": len(g), "members": [{"tensor": m.tensor, "axis": m.dim}
+                                                                        for m in g.members]} for g in axes.groups],
+            "frozen": [{"path": s.path, "reason": s.reason} for s in axes.frozen]})
+        return
+    show.out.print(show.layers(rows))
+    groups = Table("group", "members", header_style="bold", title="channels that live and die together",
+                   title_justify="left")
+    groups.add_column("channels", justify="right")
+    for g in axes.groups:
+        groups.add_row(g.name, ", ".join(f"{m.tensor}[{m.dim}]" for m in g.members), str(len(g)))
+    show.out.print(groups)
+    for skipped in axes.frozen:
+        show.out.print(f"frozen: {skipped.path}: {skipped.reason}", highlight=False, markup=False)
+    for note in network.notes:
+        show.out.print(f"note: {note}", highlight=False, markup=False)
+
+
+@app.command()
+def export(model: ModelName, file: Annotated[Path, typer.Argument(help="file to write")],
+           target: Target = "onnxruntime", as_json: AsJson = False) -> None:
+    """Write a network as a runtime's file, run it, and compare it with PyTorch."""
+    network, runtime = network_named(model, task_named(None)), deploy.target(target)
+    written = runtime.export(network, file)
+    runner = runtime.load(file, like=network.signature)
+    agreement = deploy.verify(network, runner, *network.example_inputs(batch=2))
+    runner.close()
+    if as_json:
+        show.document({"file": str(file), "bytes": written, "max_rel": agreement.max_rel, "ok": agreement.ok})
+    else:
+        typer.echo(f"{file}: {written} bytes; differs from PyTorch by {agreement.max_rel:.1e} of the largest output")
+    if not agreement.ok:
+        raise typer.Exit(CHECK_FAILED)
+
+
+@app.command()
+def report(out: Annotated[Path, typer.Argument(metavar="OUT_DIR", help="folder that compress wrote")]) -> None:
+    """Draw report.html again from a folder's result.json."""
+    source = out / "result.json" if out.is_dir() else out
+    try:
+        result = json.loads(source.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise FileError(f"{source} is no JSON: {error}; expected what compress wrote") from error
+    if not isinstance(result, dict) or result.get("format") != 1:
+        raise FileError(f"{source} is no result of format 1; expected what compress wrote")
+    page = source.with_name("report.html")
+    part = page.with_name(page.name + ".part")
+    part.write_text(render(result), encoding="utf-8")
+    part.replace(page)
+    typer.echo(page)
+
+
+@app.command()
+def pack(network: Annotated[Path, typer.Argument(help=".fw file")],
+         archive: Annotated[Path, typer.Argument(help=".fwz file to write")], as_json: AsJson = False) -> None:
+    """Write a saved network as an entropy-coded archive."""
+    _say_sizes(network, archive, codec.pack(network, archive), as_json)
+
+
+@app.command()
+def unpack(archive: Annotated[Path, typer.Argument(help=".fwz file")],
+           network: Annotated[Path, typer.Argument(help=".fw file to write")], as_json: AsJson = False) -> None:
+    """Write the saved network that an archive holds, bit for bit."""
+    codec.unpack(archive, network)
+    _say_sizes(archive, network, network.stat().st_size, as_json)
+
+
+def _say_sizes(source: Path, written: Path, size: int, as_json: bool) -> None:
+    given = source.stat().st_size
+    if as_json:
+        show.document({"from": str(source), "from_bytes": given, "to": str(written), "to_bytes": size})
+    else:
+        typer.echo(f"{source} {given} bytes -> {written} {size} bytes")
+
+
+def main() -> None:
+    """Runs the command line; the entry point of ``featherweight``."""
+    app()

@@ -1,0 +1,89 @@
+"""Models and tasks as the command line names them."""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from featherweight.errors import FileError, RecipeError
+from featherweight.network import Assembly, Network, capture, load
+from featherweight.recipe import Job, toml
+from featherweight.recipe.job import _call as call_factory
+from featherweight.recipe.job import example_of
+from featherweight.task import Task
+
+
+def task_named(name: str | None) -> Task:
+    """The Task that ``module:function`` gives; one without data where no name was given."""
+    if name is None:
+        return Task()
+    task = call_factory(name, {}, ".", "--task")
+    if not isinstance(task, Task):
+        raise RecipeError(f"--task {name!r} gave a {type(task).__name__}; expected a featherweight.Task")
+    return task
+
+
+def network_named(name: str, task: Task) -> Network:
+    """A saved ``.fw`` file, or what ``module:function`` gives: a Network, a module, or (module, example inputs)."""
+    if ":" not in name or Path(name).is_file():
+        if name.endswith(".fwz"):
+            raise FileError(f"{name} is an archive; write featherweight unpack {name} {name[:-1]} first")
+        model: Any = load(name)
+    else:
+        model = call_factory(name, {}, ".", "the model's")
+    example = None
+    if isinstance(model, tuple) and len(model) == 2:
+        model, example = model
+    if isinstance(model, nn.Module) and not isinstance(model, (Network, Assembly)):
+        model = capture(model, example_of(task) if example is None else example)
+    if isinstance(model, Assembly):
+        raise RecipeError(f"the model can be captured in parts only: {', '.join(model.parts)}. Let {name!r} return one "
+                          f"of them: fw.capture(model, inputs).parts[{next(iter(model.parts), '')!r}]")
+    if not isinstance(model, Network):
+        raise RecipeError(f"{name!r} gave a {type(model).__name__}; expected a torch.nn.Module, (module, example "
+                          "inputs) or a featherweight.Network")
+    return model
+
+
+def job_of(recipe: Path, settings: list[str]) -> Job:
+    """The job in a TOML file, after ``--set`` was heard: "compress.target=...", "steps.1.macs=0.4" (the first step is
+    1), "task.arguments.folder=..."."""
+    if not settings:
+        return Job.from_toml(recipe)
+    tables = toml.parse(recipe)
+    for setting in settings:
+        _set(tables, setting)
+    steps = tables.pop("steps", [])
+    text = "".join(f"[{name}]\n{toml.write(table)}" for name, table in tables.items())
+    text += "".join(f"[[steps]]\n{toml.write(step)}" for step in steps)
+    return dataclasses.replace(Job.from_toml(text + "\n"), folder=str(recipe.resolve().parent))
+
+
+def _set(tables: dict[str, Any], setting: str) -> None:
+    key, equals, text = setting.partition("=")
+    path = key.strip().split(".")
+    if not equals or len(path) < 2 or not all(path):
+        raise RecipeError(f"--set {setting!r}: expected table.key=value, e.g. --set compress.target=onnxruntime or "
+                          "--set steps.1.macs=0.4")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text  # a bare word is a string
+    place: Any = tables
+    for depth, step in enumerate(path[:-1]):
+        if isinstance(place, list):
+            if not step.isdecimal() or not 1 <= int(step) <= len(place):
+                raise RecipeError(f"--set {setting!r}: there is no step {step}; the recipe has steps 1 to {len(place)}")
+            place = place[int(step) - 1]
+        elif isinstance(place, dict):
+            place = place.setdefault(step, [] if depth == 0 and step == "steps" else {})
+        else:
+            raise RecipeError(f"--set {setting!r}: {'.'.join(path[:depth])} is {place!r}, no table")
+    if not isinstance(place, dict):
+        raise RecipeError(f"--set {setting!r}: {'.'.join(path[:-1])} is no table; write e.g. --set steps.1.macs=0.4")
+    place[path[-1]] = value
+

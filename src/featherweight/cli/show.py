@@ -1,0 +1,131 @@
+"""Tables and progress bars for people; progress goes to stderr, results to stdout."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from featherweight.measure import Layer, Measurement
+from featherweight.report import units
+
+out = Console()
+err = Console(stderr=True)
+
+
+def document(value: Any) -> None:
+    """One JSON document on stdout."""
+    typer.echo(json.dumps(value, indent=1))
+
+
+class Listener:
+    """Shows a job's progress: a bar for the whole, one for the training at work, a line for every measurement."""
+
+    def __init__(self) -> None:
+        self.bars = Progress(TextColumn("{task.description}"), BarColumn(30), TextColumn("{task.fields[facts]}"),
+                             TimeElapsedColumn(), console=err, transient=True)
+        self.tasks: dict[str, TaskID] = {}
+
+    def __enter__(self) -> Listener:
+        self.bars.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None,
+                 trace: TracebackType | None) -> None:
+        self.bars.stop()
+
+    def __call__(self, what: str, done: float, total: float, figures: Mapping[str, float]) -> None:
+        if what.startswith("measured "):
+            line = f"{what.removeprefix('measured '):<20} {_facts(figures)}"
+            self.bars.console.print(line, highlight=False, soft_wrap=True)
+            return
+        whole = what.startswith(("step ", "measure "))
+        key = "" if whole else what
+        if whole:
+            for name in [n for n in self.tasks if n]:
+                self.bars.remove_task(self.tasks.pop(name))
+        if key not in self.tasks:
+            self.tasks[key] = self.bars.add_task(what, total=total or None, facts="")
+        self.bars.update(self.tasks[key], description=what, completed=done, total=total or None, facts=_facts(figures))
+
+
+def _facts(figures: Mapping[str, float]) -> str:
+    kinds = {"file_bytes": ("bytes", "file"), "latency_s": ("seconds", ""), "params": ("count", "params"),
+             "macs": ("count", "MACs")}
+    parts = []
+    for name, value in figures.items():
+        if name in kinds:
+            kind, word = kinds[name]
+            parts.append(f"{word} {units.amount(kind, value)}".strip())
+        else:
+            parts.append(f"{name} {value:.4g}")
+    return " · ".join(parts)
+
+
+def comparison(first: Measurement, last: Measurement, title: str) -> Table:
+    """Before and after, one row a measure."""
+    table = Table(title=title, title_justify="left", header_style="bold")
+    for head in ("", "before", "after", "change"):
+        table.add_column(head, justify="left" if head in ("", "change") else "right")
+    rows: list[tuple[str, str, float | None, float | None, str, str]] = [
+        ("deployed file", "bytes", first.file_bytes, last.file_bytes, "smaller", "larger"),
+        ("archive", "bytes", first.archive_bytes, last.archive_bytes, "smaller", "larger"),
+        ("latency, batch 1", "seconds", _median(first), _median(last), "faster", "slower"),
+        ("MACs", "count", first.macs, last.macs, "fewer", "more"),
+        ("parameters", "count", first.params, last.params, "fewer", "more"),
+        ("peak memory", "bytes", first.memory_bytes, last.memory_bytes, "smaller", "larger")]
+    for name, kind, before, after, better, worse in rows:
+        if before is not None or after is not None:
+            table.add_row(name, units.amount(kind, before), units.amount(kind, after),
+                          units.ratio(before, after, better, worse))
+    if last.score is not None:
+        table.add_row(f"{last.score_name} ({last.split})", units.score(first.score), units.score(last.score),
+                      units.difference(first.score, last.score))
+    return table
+
+
+def _median(m: Measurement) -> float | None:
+    return m.latency.median_s if m.latency is not None else None
+
+
+def measurement(m: Measurement) -> Table:
+    """One network's figures."""
+    table = Table(show_header=False)
+    latency = m.latency
+    for name, text in (
+            ("parameters", units.amount("count", m.params)),
+            ("zeros", f"{100 * (1 - m.nonzeros / m.params):.1f} %" if m.params else units.NONE),
+            ("MACs a sample", units.amount("count", m.macs) + (" at least" if m.uncounted else "")),
+            ("network file", units.amount("bytes", m.network_bytes)),
+            (f"deployed file ({m.target})", units.amount("bytes", m.file_bytes)),
+            ("archive", units.amount("bytes", m.archive_bytes)),
+            ("latency", units.NONE if latency is None else
+             f"{units.amount('seconds', latency.median_s)} (quartiles {units.amount('seconds', latency.q1_s)}, "
+             f"{units.amount('seconds', latency.q3_s)}; batch {latency.batch}, {latency.threads} thread(s))"),
+            ("peak memory", units.amount("bytes", m.memory_bytes)),
+            (f"{m.score_name} ({m.split})", units.score(m.score)),
+            ("file against PyTorch", units.NONE if m.agreement is None else
+             f"{m.agreement.max_rel:.1e}, {'within' if m.agreement.ok else 'ABOVE'} {m.agreement.tolerance:.0e}"),
+            *(("not counted", name) for name in m.uncounted)):
+        if text != units.NONE:
+            table.add_row(name, text)
+    return table
+
+
+def layers(rows: Sequence[Layer]) -> Table:
+    """Layer by layer."""
+    table = Table("module", "operator", "weight", "output", header_style="bold")
+    scales = [units.unit("count", [getattr(r, key) for r in rows]) for key in ("params", "macs")]
+    for head, (_, name) in zip(("params", "MACs"), scales, strict=True):
+        table.add_column(f"{head} ({name})" if name else head, justify="right")
+    for r in rows:
+        weight = "" if r.shape is None else f"{'×'.join(map(str, r.shape))} {r.dtype}"
+        table.add_row(r.path or "(top)", r.operator.removeprefix("aten."), weight, "×".join(map(str, r.output or ())),
+                      units.number(r.params, scales[0][0]), units.number(r.macs, scales[1][0]))
+    return table

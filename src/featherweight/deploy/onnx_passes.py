@@ -1,0 +1,101 @@
+"""What ONNX Runtime does not find by itself: small rewrites of an exported model, each exact.
+
+- A mean over all spatial axes becomes GlobalAveragePool, which has a whole-number kernel (ReduceMean has none).
+- Padding with zeros between a dequantize and a quantize on the same grid becomes padding whole numbers with the zero
+  point: ONNX Runtime (seen on 1.32) carries whole numbers through slices, reshapes and the like, but not through Pad.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+
+def suit(model: Any) -> None:
+    """Rewrites ``model`` (``onnx_ir``) in place."""
+    graph = model.graph
+    for node in list(graph):
+        if node.op_type == "ReduceMean":
+            _pool_globally(graph, node)
+        elif node.op_type == "Pad":
+            _pad_whole_numbers(graph, node)
+    for node in reversed(list(graph)):
+        kept = any(v.is_graph_output() for v in node.outputs)
+        if not kept and not any(v.uses() for v in node.outputs):
+            graph.remove(node, safe=True)
+    for name, value in list(graph.initializers.items()):
+        if not value.uses() and not value.is_graph_output():
+            del graph.initializers[name]
+
+
+def _pool_globally(graph: Any, node: Any) -> None:
+    import onnx_ir as ir
+
+    given = node.inputs[0]
+    axes = _constant(node.inputs[1]) if len(node.inputs) > 1 else None
+    if axes is None or given.shape is None or len(given.shape) not in (3, 4, 5):
+        return
+    rank = len(given.shape)
+    if sorted(int(a) % rank for a in axes.flatten()) != list(range(2, rank)):
+        return
+    keep = node.attributes.get("keepdims")
+    pool = ir.node("GlobalAveragePool", [given], name=f"{node.name}_pool")
+    made = [pool]
+    if keep is not None and not keep.as_int():
+        made.append(ir.node("Flatten", [pool.outputs[0]], {"axis": 1}, name=f"{node.name}_flatten"))
+    _replace(graph, node, made)
+
+
+def _pad_whole_numbers(graph: Any, node: Any) -> None:
+    import onnx_ir as ir
+
+    back = node.inputs[0].producer()
+    mode = node.attributes.get("mode")
+    value = _constant(node.inputs[2]) if len(node.inputs) > 2 else np.zeros(1)
+    quantizers = [user for user, _ in node.outputs[0].uses()]
+    if back is None or back.op_type != "DequantizeLinear" or value is None or np.any(value) or not quantizers:
+        return
+    if mode is not None and mode.as_string() != "constant" or node.outputs[0].is_graph_output():
+        return
+    if not all(q.op_type == "QuantizeLinear" and _same_grid(q, back) for q in quantizers):
+        return
+    zero = back.inputs[2]
+    rest = node.inputs[3:]
+    pad = ir.node("Pad", [back.inputs[0], node.inputs[1], zero, *rest], {"mode": "constant"}, name=node.name)
+    graph.insert_before(node, [pad])
+    pad.outputs[0].name = f"{node.outputs[0].name}_whole"
+    for quantizer in quantizers:
+        quantizer.outputs[0].replace_all_uses_with(pad.outputs[0])
+
+
+def _same_grid(one: Any, other: Any) -> bool:
+    if len(one.inputs) < 3 or len(other.inputs) < 3:
+        return False
+    pairs = [(_constant(a), _constant(b)) for a, b in zip(one.inputs[1:3], other.inputs[1:3], strict=True)]
+    return all(a is not None and b is not None and a.dtype == b.dtype and a.shape == () and np.array_equal(a, b)
+               for a, b in pairs)
+
+
+def _constant(value: Any) -> Any:
+    """The numbers behind a value that never changes, else None."""
+    if value is None:
+        return None
+    if value.const_value is not None:
+        return value.const_value.numpy()
+    node = value.producer()
+    if node is not None and node.op_type == "Constant" and "value" in node.attributes:
+        return node.attributes["value"].as_tensor().numpy()
+    return None
+
+
+def _replace(graph: Any, node: Any, made: list[Any]) -> None:
+    """Puts the chain ``made`` in the place of ``node``."""
+    old, new = node.outputs[0], made[-1].outputs[0]
+    new.shape, new.type = old.shape, old.type
+    graph.insert_before(node, made)
+    name = old.name
+    old.name = f"{name}_gone"
+    new.name = name
+    old.replace_all_uses_with(new, replace_graph_outputs=True)
+    graph.remove(node, safe=True)

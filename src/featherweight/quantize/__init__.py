@@ -1,0 +1,5 @@
+"""Quantization: weights and values on grids of few bits."""
+
+from featherweight.quantize.steps import Quantize, QuantizePlan
+
+__all__ = ["Quantize", "QuantizePlan"]

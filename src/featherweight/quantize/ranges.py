@@ -1,0 +1,106 @@
+"""What values occur at the points, seen by taps while calibration data runs through the network."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from featherweight.errors import RecipeError, TaskError
+from featherweight.network import Network
+from featherweight.numerics.grids import Spec, from_range, least_squares
+from featherweight.task import Task, call
+
+BINS = 2048  #: of the histogram that the search for the least squared error looks at
+
+
+def activation_grids(network: Network, task: Task, groups: dict[str, list[str]], spec: Spec, method: str,
+                     batches: int | None) -> dict[str, tuple[float, int]]:
+    """Leader -> (scale, zero_point) of the grid that all points of its group share.
+
+    groups: leader -> node names. method: "minmax", or "mse" (a second pass over the data fills a histogram per group).
+    Raises TaskError where the calibration split is missing or empty, or values are not finite.
+    """
+    leaders = {name: leader for leader, names in groups.items() for name in names}
+    lows, highs = _extremes(network, task, leaders, batches)
+    grids = {}
+    counts = _histograms(network, task, leaders, lows, highs, batches) if method == "mse" else {}
+    for leader in groups:
+        low, high = lows[leader], highs[leader]
+        if leader in counts:
+            scale, zero = least_squares(_centers(low, high), spec, counts[leader])
+        else:
+            scale, zero = from_range(low, high, spec)
+        grids[leader] = (float(scale), int(zero))
+    return grids
+
+
+def _run(network: Network, task: Task, taps: dict[str, object], batches: int | None) -> int:
+    seen = 0
+    mode = network.training
+    network.eval()
+    try:
+        with network.taps(taps), torch.no_grad():  # type: ignore[arg-type]
+            for inputs, _ in task.batches("calibration", batches):
+                call(network, inputs)
+                seen += 1
+    finally:
+        network.train(mode)
+    if not seen:
+        raise TaskError("the calibration split is empty; quantized values need calibration data: "
+                        "Task(calibration=lambda: my_batches, ...)")
+    return seen
+
+
+def _extremes(network: Network, task: Task, leaders: dict[str, str],
+              batches: int | None) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    lows: dict[str, Tensor] = {}
+    highs: dict[str, Tensor] = {}
+
+    def watch(name: str) -> object:
+        def tap(value: Tensor) -> None:
+            low, high = value.detach().aminmax()
+            leader = leaders[name]
+            lows[leader] = torch.minimum(lows.get(leader, low), low)
+            highs[leader] = torch.maximum(highs.get(leader, high), high)
+
+        return tap
+
+    _run(network, task, {name: watch(name) for name in leaders}, batches)
+    for leader in lows:
+        if not (torch.isfinite(lows[leader]) and torch.isfinite(highs[leader])):
+            raise TaskError(f"the value of node {leader!r} is not finite on the calibration data; look at that data, or "
+                            f'leave the node float: Quantize(ignore=("{leader}",))')
+    return {k: v.cpu() for k, v in lows.items()}, {k: v.cpu() for k, v in highs.items()}
+
+
+def _histograms(network: Network, task: Task, leaders: dict[str, str], lows: dict[str, Tensor],
+                highs: dict[str, Tensor], batches: int | None) -> dict[str, Tensor]:
+    """Leader -> how many values fell into each of BINS. Exact zeros are left out: they stand exactly on every grid."""
+    counts = {leader: torch.zeros(BINS, dtype=torch.float64) for leader in lows if highs[leader] > lows[leader]}
+
+    def watch(leader: str) -> object:
+        low, high = float(lows[leader]), float(highs[leader])
+
+        def tap(value: Tensor) -> None:
+            kept = value.detach().float().flatten()
+            counts[leader] += torch.histc(kept[kept != 0], BINS, low, high).double().cpu()
+
+        return tap
+
+    _run(network, task, {name: watch(leader) for name, leader in leaders.items() if leader in counts}, batches)
+    return {leader: found for leader, found in counts.items() if found.any()}
+
+
+def _centers(low: Tensor, high: Tensor) -> Tensor:
+    """Middle of each bin, the outermost two moved to the ends of the range."""
+    edges = torch.linspace(float(low), float(high), BINS + 1, dtype=torch.float64)
+    centers = (edges[1:] + edges[:-1]) / 2
+    centers[0], centers[-1] = edges[0], edges[-1]
+    return centers
+
+
+def check_method(name: str, given: str, known: Iterable[str] = ("minmax", "mse")) -> None:
+    if given not in known:
+        raise RecipeError(f"{name}={given!r} is not known; expected one of {', '.join(map(repr, known))}")

@@ -1,0 +1,244 @@
+"""cli/: every command on real files, its JSON, its exit codes, its messages."""
+
+from __future__ import annotations
+
+import json
+import sys
+import tomllib
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+import featherweight as fw
+from featherweight.cli import app, digits
+from featherweight.cli import demo as demo_module
+
+torch.set_num_threads(1)
+
+MODULE = '''
+import torch
+from torch import nn
+import featherweight as fw
+
+
+def net():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1),
+                         nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3))
+
+
+def pair():
+    return net(), torch.randn(2, 1, 8, 8)
+
+
+def task():
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(24, 1, 8, 8, generator=generator)
+    y = torch.randint(0, 3, (24,), generator=generator)
+    split = lambda: [(x[:16], y[:16]), (x[16:], y[16:])]
+    return fw.Task(train=split, calibration=split, validation=split, test=split, loss=nn.functional.cross_entropy,
+                   score=fw.scores.top1, score_name="top1")
+
+
+def number():
+    return 7
+'''
+RECIPE = '''
+[model]
+factory = "cli_models:net"
+[task]
+factory = "cli_models:task"
+[compress]
+out = "out"
+seconds = 0.05
+[[steps]]
+kind = "prune.Channels"
+macs = 0.5
+[[steps]]
+kind = "recover.Train"
+epochs = 1
+'''
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    (tmp_path / "cli_models.py").write_text(MODULE)
+    (tmp_path / "job.toml").write_text(RECIPE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.delitem(sys.modules, "cli_models", raising=False)
+    return tmp_path
+
+
+def run(*words, code=0):
+    found = CliRunner().invoke(app, [str(w) for w in words])
+    assert found.exit_code == code, (found.exit_code, found.stdout, found.stderr, found.exception)
+    return found
+
+
+@pytest.fixture
+def saved(folder):
+    __import__("importlib").invalidate_caches()
+    sys.path.insert(0, str(folder))
+    import cli_models
+
+    fw.capture(*cli_models.pair()).save(folder / "net.fw")
+    return folder / "net.fw"
+
+
+def test_compress_writes_everything_and_says_it(folder):
+    found = run("compress", "job.toml", "--json")
+    document = json.loads(found.stdout)
+    assert [m["step"] for m in document["trail"]] == ["original", "prune.Channels", "recover.Train"]
+    assert document["flags"] == []
+    assert document == json.loads((folder / "out" / "result.json").read_text())
+    for name in ("model.onnx", "network.fw", "network.fwz", "report.html", "recipe.toml"):
+        assert (folder / "out" / name).stat().st_size > 0
+    html = (folder / "out" / "report.html").read_text()
+    assert "prune.Channels" in html
+    (folder / "out" / "report.html").unlink()
+    assert run("report", "out").stdout.strip().endswith("report.html")
+    assert (folder / "out" / "report.html").read_text() == html
+    again = run("compress", "job.toml")  # everything stands: goes on from there
+    assert "deployed file" in again.stdout
+    assert "test split: top1" in again.stdout
+
+
+def test_settings_change_the_recipe(folder):
+    document = json.loads(run("compress", "job.toml", "--json", "--out", "there", "--set", "steps.1.macs=0.25",
+                              "--set", "compress.seed=3", "--set", "task.factory=cli_models:task").stdout)
+    tables = tomllib.loads((folder / "there" / "recipe.toml").read_text())
+    assert tables["steps"][0]["macs"] == 0.25
+    assert tables["compress"]["seed"] == 3
+    assert document["trail"][1]["macs"] <= 0.27 * document["trail"][0]["macs"]
+
+
+def test_a_flagged_run_exits_with_one(folder, monkeypatch):
+    from featherweight.recipe import apply
+
+    monkeypatch.setattr(apply, "flags_of", lambda index, *rest: [f"step {index} made it worse"])
+    found = run("compress", "job.toml", code=1)
+    assert "flag: step 1 made it worse" in found.stderr
+    assert "made it worse" not in found.stdout
+
+
+@pytest.mark.parametrize(("words", "message"), [
+    (["compress", "none.toml"], "no such recipe"),
+    (["compress", "job.toml", "--set", "steps.1.mac=0.5"], "did you mean 'macs'"),
+    (["compress", "job.toml", "--set", "steps.7.macs=0.5"], "there is no step 7; the recipe has steps 1 to 2"),
+    (["compress", "job.toml", "--set", "macs=0.5"], r"expected table.key=value"),
+    (["compress", "job.toml", "--set", "compress.target=onnxruntim"], "did you mean 'onnxruntime'"),
+    (["measure", "none.fw"], "no such file"),
+    (["measure", "cli_models:nothing"], "has no function 'nothing'"),
+    (["measure", "nowhere_at_all:nothing"], "there is no module 'nowhere_at_all'"),
+    (["measure", "cli_models:number"], "gave a int"),
+    (["measure", "cli_models:pair", "--task", "cli_models:number"], "gave a int; expected a featherweight.Task"),
+    (["measure", "cli_models:pair", "--target", "onyx"], "no target named 'onyx'"),
+    (["measure", "cli_models:net"], "no data to capture the model with"),
+    (["inspect", "small.fwz"], "featherweight unpack small.fwz small.fw"),
+    (["report", "."], "result.json"),
+    (["pack", "job.toml", "x.fwz"], "job.toml"),
+])
+def test_wrong_input_is_one_line_and_exit_code_two(folder, words, message):
+    found = run(*words, code=2)
+    assert found.stdout == ""
+    assert found.stderr.startswith("error: ")
+    assert "Traceback" not in found.stderr
+    assert message in found.stderr
+
+
+def test_debug_shows_where(folder):
+    found = CliRunner().invoke(app, ["--debug", "measure", "none.fw"])
+    assert isinstance(found.exception, fw.errors.FileError)
+
+
+def test_usage_errors_exit_with_two(folder):
+    assert "No such command" in run("squeeze", code=2).stderr
+    assert "Missing argument" in run("compress", code=2).stderr
+    assert run("--version").stdout.strip() == fw.__version__
+    assert "Exit codes" in run("--help").stdout
+
+
+def test_measure_a_file_and_a_factory(folder, saved):
+    by_file = json.loads(run("measure", saved, "--json").stdout)
+    by_name = json.loads(run("measure", "cli_models:net", "--task", "cli_models:task", "--json").stdout)
+    assert by_file["params"] == by_name["params"] == sum(p.numel() for p in fw.load(saved).parameters())
+    assert by_file["macs"] == by_name["macs"]
+    assert by_file["score"] is None
+    assert (by_name["score_name"], by_name["split"]) == ("top1", "validation")
+    assert by_name["agreement"]["ok"]
+    text = run("measure", "cli_models:pair").stdout
+    assert "deployed file (onnxruntime)" in text
+    assert "within" in text
+
+
+def test_measure_says_when_the_file_differs(folder, saved, monkeypatch):
+    from featherweight import deploy
+
+    monkeypatch.setattr(deploy, "verify", lambda *a, **k: deploy.Agreement(1.0, 0.5, False, 1e-3))
+    assert "differ by more" in run("measure", saved, "--json", code=1).stderr
+
+
+def test_inspect_shows_groups_and_what_is_frozen(folder, saved):
+    document = json.loads(run("inspect", saved, "--json").stdout)
+    assert [g["name"] for g in document["groups"]] == ["0", "3"]
+    assert document["groups"][0]["channels"] == 8
+    assert {"tensor": "3.weight", "axis": 1} in document["groups"][0]["members"]
+    assert any(f["path"] == "7" and "output" in f["reason"] for f in document["frozen"])
+    assert sum(r["macs"] for r in document["layers"]) == document["macs"]
+    text = run("inspect", "cli_models:pair").stdout
+    assert "channels that live and die together" in text
+    assert "frozen: 7" in text
+
+
+def test_export_pack_and_unpack(folder, saved):
+    document = json.loads(run("export", saved, "net.onnx", "--json").stdout)
+    assert document["bytes"] == (folder / "net.onnx").stat().st_size
+    assert document["ok"]
+    packed = json.loads(run("pack", saved, "net.fwz", "--json").stdout)
+    assert packed["to_bytes"] == (folder / "net.fwz").stat().st_size < packed["from_bytes"]
+    assert "->" in run("unpack", "net.fwz", "back.fw").stdout
+    assert (folder / "back.fw").read_bytes() == saved.read_bytes()
+
+
+def test_report_refuses_what_is_no_result(folder):
+    (folder / "result.json").write_text("[1")
+    assert "is no JSON" in run("report", ".", code=2).stderr
+    (folder / "result.json").write_text('{"format": 2}')
+    assert "no result of format 1" in run("report", ".", code=2).stderr
+
+
+# ---- the demo
+
+def test_the_digits_are_split_without_overlap():
+    pytest.importorskip("sklearn")
+    parts = digits.digits()
+    assert {name: len(labels) for name, (_, labels) in parts.items()} == digits.SIZES
+    seen = [image.numpy().tobytes() for images, _ in parts.values() for image in images]
+    assert len(seen) == 1797
+    assert len(set(seen)) > 1790  # hardly any two digits are alike, so no image is in two splits
+
+
+def test_the_demo_runs_and_can_be_repeated(folder):
+    pytest.importorskip("sklearn")
+    document = json.loads(run("demo", "--out", "out/demo", "--quick", "--json").stdout)
+    steps = [m["step"] for m in document["trail"]]
+    assert steps == ["original", "prune.Channels", "recover.Train", "quantize.Quantize"]
+    first, last = document["trail"][0], document["trail"][-1]
+    assert last["file_bytes"] < first["file_bytes"] / 4
+    assert last["macs"] < 0.6 * first["macs"]
+    assert last["score"] > 60
+    assert document["final"]["after"]["split"] == "test"
+    job = fw.Job.from_toml(folder / "out" / "demo" / "recipe.toml")
+    assert job.recipe == demo_module.recipe(1)
+    assert fw.load(job.model.file).signature.inputs[0].shape == (None, 1, 8, 8)
+
+
+def test_the_demo_says_what_to_install(folder, monkeypatch):
+    digits.digits.cache_clear()
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    try:
+        assert "pip install 'featherweight[demo]'" in run("demo", code=2).stderr
+    finally:
+        digits.digits.cache_clear()

@@ -1,0 +1,456 @@
+"""``Channels``, ``Weights`` and ``Layers``: options, targets, plans and what they do to a network."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import featherweight as fw
+from featherweight.errors import PlanError, RecipeError, TaskError
+from featherweight.measure.macs import macs
+from featherweight.prune import ChannelPlan, Channels, LayerPlan, Layers, WeightPlan, Weights, axis_groups
+from featherweight.prune.allocate import rounded
+from featherweight.prune.layers import output_change, residual_blocks
+from featherweight.prune.scores import SCORES
+from featherweight.prune.weights import cubic, magnitude_masks
+from featherweight.steps import Plan, Rewrite, Skipped
+from problems import PROBLEMS, Problem, ShortcutA, conv, first_tensor, images, network, task, tensors_of, unsettle
+
+torch.set_num_threads(1)
+every_problem = pytest.mark.parametrize("problem", PROBLEMS.values(), ids=str)
+NOTHING = fw.Task()
+
+
+def outputs(net: fw.Network, batch: int = 4) -> list[Tensor]:
+    args, kwargs = net.example_inputs(batch)
+    with torch.no_grad():
+        return tensors_of(net(*args, **kwargs))
+
+
+def assert_equal(a: fw.Network, b: fw.Network, tolerance: float = 0.0) -> None:
+    for x, y in zip(outputs(a), outputs(b), strict=True):
+        torch.testing.assert_close(x, y, rtol=tolerance, atol=tolerance)
+
+
+def wide() -> fw.Network:
+    """A residual network of two stages with room for rounding."""
+    torch.manual_seed(0)
+    model = nn.Sequential(conv(3, 32), ShortcutA(32, 32, 1), ShortcutA(32, 64, 2), ShortcutA(64, 64, 1),
+                          nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 5))
+    unsettle(model)
+    return fw.capture(model.eval(), images())
+
+
+@pytest.fixture(scope="module")
+def residual() -> fw.Network:
+    return wide()
+
+
+def images_task() -> fw.Task:
+    return task(PROBLEMS["conv_bn"])
+
+
+STEPS: dict[str, Rewrite] = {
+    "channels": Channels(macs=0.5),
+    "channels by taylor": Channels(macs=0.6, score="taylor", allocation="uniform"),
+    "weights": Weights(sparsity=0.8),
+    "weights by layer": Weights(sparsity=0.5, scope="layer"),
+    "layers": Layers(count=1),
+}
+
+
+@every_problem
+@pytest.mark.parametrize("name", STEPS)
+def test_laws(problem: Problem, name: str, tmp_path: Path) -> None:
+    """Plan leaves its input alone, survives JSON and the file, and applies alike every time; nothing grows."""
+    net, step = network(problem), STEPS[name]
+    state = {k: v.clone() for k, v in net.state_dict().items()}
+    plan = step.plan(net, task(problem))
+    assert all(torch.equal(v, net.state_dict()[k]) for k, v in state.items())
+    assert not net.patterns
+    assert not any(p.grad is not None for p in net.parameters())
+    again = Plan.from_json(plan.to_json(), plan.tensors)
+    assert again == plan
+    plan.save(tmp_path / "plan")
+    small = plan.apply(net)
+    assert_equal(small, again.apply(net))
+    assert_equal(small, Plan.load(tmp_path / "plan").apply(net))
+    assert small.signature == net.signature
+    assert all(a.shape == b.shape for a, b in zip(outputs(net), outputs(small), strict=True))
+    assert macs(small).total <= macs(net).total
+    assert sum(p.numel() for p in small.parameters()) <= sum(p.numel() for p in net.parameters())
+    if isinstance(plan, ChannelPlan):
+        assert macs(small).total == plan.macs_after
+        assert_equal(small, plan.zero(net), 1e-5)
+    small.train()
+    args, kwargs = small.example_inputs(4)
+    sum(t.sum() for t in tensors_of(small(*args, **kwargs)) if t.is_floating_point()).backward()
+
+
+# ---- channels
+
+@pytest.mark.parametrize("allocation", ["global", "uniform"])
+@pytest.mark.parametrize("fraction", [0.8, 0.5, 0.25])
+def test_macs_target_is_met(residual: fw.Network, allocation: str, fraction: float) -> None:
+    plan = Channels(macs=fraction, allocation=allocation).plan(residual, NOTHING)
+    assert macs(plan.apply(residual)).total / macs(residual).total == pytest.approx(fraction, abs=0.02)
+
+
+def test_uniform_takes_the_same_share_of_every_group(residual: fw.Network) -> None:
+    plan = Channels(ratio=0.5, allocation="uniform").plan(residual, NOTHING)
+    axes = axis_groups(residual)
+    assert {g.name: len(g) // 2 for g in axes.groups} == {n: len(k) for n, k in plan.keep.items()}
+
+
+def test_everything_kept_is_no_change(residual: fw.Network) -> None:
+    plan = Channels(macs=1.0).plan(residual, NOTHING)
+    assert plan.keep == {}
+    assert plan.macs_after == plan.macs_before == macs(residual).total
+    assert_equal(plan.apply(residual), residual)
+
+
+def test_widths_are_multiples(residual: fw.Network) -> None:
+    plan = Channels(macs=0.5, round_to=8).plan(residual, NOTHING)
+    assert all(len(k) % 8 == 0 for k in plan.keep.values())
+    small = plan.apply(residual)
+    assert all(n.shape[0] % 8 == 0 for k, n in small.named_parameters() if k.endswith("conv1.weight"))
+
+
+@pytest.mark.parametrize(("given", "wanted"), [((13, 32, 1, 8), 16), ((3, 32, 1, 8), 8), ((31, 32, 1, 8), 32),
+                                               ((5, 6, 1, 8), 6), ((0, 9, 1, 1), 1), ((0, 64, 9, 8), 16)])
+def test_rounding(given: tuple[int, int, int, int], wanted: int) -> None:
+    assert rounded(*given) == wanted
+
+
+def test_lowest_scores_go(residual: fw.Network) -> None:
+    """Against the sum written out: the channels of one group by all weights that make, scale and read them."""
+    plan = Channels(ratio=0.5, allocation="uniform", score="l1").plan(residual, NOTHING)
+    t = residual.tensor
+    size = t("1.conv1.weight").abs().sum((1, 2, 3)) + t("1.bn1.weight").abs() + t("1.conv2.weight").abs().sum((0, 2, 3))
+    assert set(plan.keep["1.conv1"]) == set(size.topk(16).indices.tolist())
+
+
+def test_dead_channels_go_first_and_cost_nothing(residual: fw.Network) -> None:
+    """A network of which every second channel is zero: the norms find them, chance does not."""
+    axes = axis_groups(residual)
+    alive = {g.name: tuple(range(1, len(g), 2)) for g in axes.groups}
+    shapes = {n: tuple(residual.tensor(n).shape) for n in ("0.0.weight",)}
+    net = ChannelPlan(alive, shapes, 0, 0).zero(residual)
+    for score in ("l1", "l2"):
+        plan = Channels(ratio=0.5, allocation="uniform", score=score).plan(net, NOTHING)
+        assert plan.keep == alive, score
+        assert_equal(plan.apply(net), net, 1e-5)
+    assert Channels(ratio=0.5, score="random", allocation="uniform").plan(net, NOTHING).keep != alive
+
+
+@pytest.mark.parametrize(("name", "group", "reader", "width"), [("mlp", "2", "4.weight", 24),
+                                                                 ("conv_bn", "1.0", "4.weight", 24)])
+def test_taylor_is_the_squared_first_order_change_of_the_loss(name: str, group: str, reader: str, width: int) -> None:
+    """Sample by sample, against the loss's own slope along the line that takes a channel's reading weights to zero."""
+    problem = PROBLEMS[name]
+    net, work = network(problem), task(problem)
+    axes = axis_groups(net)
+    found = SCORES["taylor"](net, work, [axes[group]], 0)[0]
+    weight, slow, samples = net.tensor(reader).detach(), torch.zeros(width, dtype=torch.float64), 0
+    each = weight.shape[1] // width
+    for inputs, target in work.batches("calibration"):
+        for x, y in zip(inputs.split(1), target.split(1), strict=True):
+            for c in range(width):
+                line = torch.zeros_like(weight)
+                line[:, c * each:(c + 1) * each] = weight[:, c * each:(c + 1) * each]
+                slow[c] += (slope(net, reader, line.double(), x, y) / len(inputs)) ** 2
+            samples += 1
+    torch.testing.assert_close(torch.from_numpy(found), slow / samples, rtol=1e-3, atol=1e-9)
+
+
+def slope(net: fw.Network, name: str, step: Tensor, inputs: Tensor, target: Tensor, h: float = 1e-5) -> float:
+    """d loss / d t of weight + t step at 0, by a central difference in double precision."""
+    double = net.copy().double()
+    losses = []
+    weight = double.tensor(name).detach().clone()
+    for sign in (1, -1):
+        double.set_tensor(name, weight + sign * h * step)
+        with torch.no_grad():
+            losses.append(F.cross_entropy(double(inputs.double()), target).item())
+    return (losses[0] - losses[1]) / (2 * h)
+
+
+def test_random_depends_on_the_seed_only(residual: fw.Network) -> None:
+    plans = [Channels(macs=0.5, score="random", seed=s).plan(residual, NOTHING) for s in (0, 0, 1)]
+    assert plans[0] == plans[1] != plans[2]
+
+
+def test_ignored_and_residual_channels_stay(residual: fw.Network) -> None:
+    plan = Channels(macs=0.7, ignore=("1.*", "nowhere.*"), residual=False).plan(residual, NOTHING)
+    assert set(plan.keep) <= {"2.conv1", "3.conv1"}
+    reasons = {s.path: s.reason for s in plan.skipped}
+    assert "ignore='1.*'" in reasons["1.conv1"]
+    assert "matched no channels" in reasons["nowhere.*"]
+    assert "residual=False" in reasons["2.conv2"]
+    assert "network's output" in reasons["6"]
+
+
+def test_target_out_of_reach_is_said() -> None:
+    net = network(PROBLEMS["shuffle"])
+    plan = Channels(macs=0.05).plan(net, NOTHING)
+    assert any("macs=0.05 cannot be reached" in s.reason for s in plan.skipped)
+    assert macs(plan.apply(net)).total < macs(net).total
+
+
+def test_network_without_channels_to_cut_gives_a_plan_that_does_nothing() -> None:
+    net = fw.capture(nn.Linear(4, 3).eval(), torch.randn(2, 4))
+    for step in (Channels(macs=0.5), Channels(ratio=0.5, score="taylor"), Layers(count=1)):
+        plan = step.plan(net, task(PROBLEMS["mlp"]))
+        assert_equal(plan.apply(net), net)
+        assert plan.skipped
+
+
+def test_plan_of_another_network_is_refused(residual: fw.Network) -> None:
+    plan = Channels(macs=0.5).plan(residual, NOTHING)
+    with pytest.raises(PlanError, match="make the plan on this very network"):
+        plan.apply(plan.apply(residual))
+    with pytest.raises(PlanError, match="which this network does not have"):
+        plan.apply(network(PROBLEMS["mlp"]))
+    with pytest.raises(PlanError, match=r"axis group '1.convl' .* did you mean '1.conv1'"):
+        ChannelPlan({"1.convl": (0,)}, {}, 0, 0).apply(residual)
+    with pytest.raises(PlanError, match="which has 32"):
+        ChannelPlan({"1.conv1": (0, 32)}, {}, 0, 0).apply(residual)
+
+
+@pytest.mark.parametrize(("step", "message"), [
+    (Channels(), r"neither of macs and ratio; write Channels\(macs=0.5\)"),
+    (Channels(macs=0.5, ratio=0.5), "both of macs and ratio"),
+    (Channels(macs=0.0), "the fraction that remains"),
+    (Channels(ratio=1.5), r"ratio=1.5; .* as in Channels\(ratio=0.5\)"),
+    (Channels(macs=0.5, score="l3"), "did you mean 'l"),
+    (Channels(macs=0.5, allocation="globl"), "did you mean 'global'"),
+    (Channels(macs=0.5, round_to=0), "round_to=0; expected a whole number"),
+    (Weights(sparsity=1.0), r"write|as in Weights\(sparsity=0.8\)"),
+    (Weights(scope="all"), "no scope 'all'"),
+    (Weights(begin=0.5, end=0.5), "0 <= begin < end <= 1"),
+    (Layers(), r"write Layers\(count=2\)"),
+    (Layers(count=1, names=("a",)), "one of the two"),
+    (Layers(count=0), "a number of blocks from 1"),
+    (Layers(count=1, score="outputs"), "did you mean 'output'"),
+])
+def test_senseless_options_are_answered_with_the_line_to_write(step: Rewrite, message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        step.plan(network(PROBLEMS["mlp"]), NOTHING)
+
+
+def test_scores_that_read_data_ask_for_it(residual: fw.Network) -> None:
+    with pytest.raises(TaskError, match="calibration"):
+        Channels(macs=0.5, score="taylor").plan(residual, NOTHING)
+    with pytest.raises(TaskError, match="calibration"):
+        Layers(count=1).plan(residual, NOTHING)
+
+
+# ---- weights
+
+@pytest.mark.parametrize("scope", ["global", "layer"])
+@pytest.mark.parametrize("sparsity", [0.0, 0.3, 0.9])
+def test_sparsity_is_exact_and_the_smallest_go(scope: str, sparsity: float) -> None:
+    net = network(PROBLEMS["conv_bn"])
+    names = [n for n, p in net.named_parameters() if p.dim() > 1]
+    small = Weights(sparsity=sparsity, scope=scope).plan(net, NOTHING).apply(net)
+    before, after = ([n.tensor(k).detach().flatten() for k in names] for n in (net, small))
+    if scope == "global":
+        before, after = [torch.cat(before)], [torch.cat(after)]
+    for old, new in zip(before, after, strict=True):
+        assert int((new == 0).sum()) == round(sparsity * old.numel())
+        if sparsity:
+            assert old[new == 0].abs().max() <= old[new != 0].abs().min()
+        assert torch.equal(new[new != 0], old[new != 0])
+
+
+def test_equal_weights_are_masked_to_the_count() -> None:
+    masks = magnitude_masks({"a": torch.ones(5, 2), "b": torch.ones(10)}, 0.5, "global")
+    assert int(sum((~m).sum() for m in masks.values())) == 10
+
+
+def test_masks_are_kept_by_name_under_every_tied_name() -> None:
+    net = network(PROBLEMS["tied"])
+    plan = Weights(sparsity=0.5).plan(net, NOTHING)
+    small = plan.apply(net)
+    assert small.tensor("embedding.weight") is small.tensor("output.weight")
+    assert small.patterns == dict.fromkeys(["embedding.weight", "output.weight", "hidden.weight"], "unstructured")
+    assert not net.patterns
+
+
+def test_ignored_weights_stay_and_are_named() -> None:
+    net = network(PROBLEMS["mlp"])
+    plan = Weights(sparsity=0.5, ignore=("4", "nowhere")).plan(net, NOTHING)
+    assert set(plan.zeros) == {"0.weight", "2.weight"}
+    assert Skipped("4.weight", "ignore='4'") in plan.skipped
+    assert any(s.path == "nowhere" and "matched no weight" in s.reason for s in plan.skipped)
+
+
+def test_mask_that_does_not_fit_is_refused() -> None:
+    plan = Weights(sparsity=0.5).plan(network(PROBLEMS["mlp"]), NOTHING)
+    with pytest.raises(PlanError, match="has shape"):
+        plan.apply(fw.capture(nn.Sequential(nn.Linear(12, 16), nn.ReLU(), nn.Linear(16, 4)).eval(), torch.randn(2, 12)))
+    with pytest.raises(PlanError, match="has no mask for"):
+        Plan.from_json(plan.to_json()).apply(network(PROBLEMS["mlp"]))
+
+
+def test_cubic_schedule() -> None:
+    """Zhu & Gupta 2017, eq. 1, from 0 to 0.8 between 0.2 and 0.6."""
+    assert cubic(0.1, 0.2, 0.6, 0.8) == 0
+    assert cubic(0.4, 0.2, 0.6, 0.8) == pytest.approx(0.8 * (1 - 0.5 ** 3))
+    assert cubic(0.6, 0.2, 0.6, 0.8) == cubic(1.0, 0.2, 0.6, 0.8) == pytest.approx(0.8)
+
+
+def train(net: fw.Network, driver: Any, start: int, stop: int, steps: int = 40) -> None:
+    optimizer = torch.optim.SGD([p for p in net.parameters() if p.requires_grad], lr=0.05)
+    generator = torch.Generator().manual_seed(start)
+    for i in range(start, stop):
+        driver.update(i / steps)
+        x = torch.randn(16, 12, generator=generator)
+        loss = F.mse_loss(first_tensor(net(x)), x[:, :5])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+
+def share(net: fw.Network, driver: Any) -> float:
+    return float(sum((~m).sum() for m in driver.masks.values())) / sum(m.numel() for m in driver.masks.values())
+
+
+def test_masks_grow_while_training_and_the_plan_makes_them_last() -> None:
+    net = network(PROBLEMS["mlp"]).train()
+    driver = Weights(sparsity=0.75, end=0.5).start(net, NOTHING)
+    shares, masks = [], []
+    for i in range(0, 40, 4):
+        train(net, driver, i, i + 4)
+        shares.append(share(net, driver))
+        masks.append({n: m.clone() for n, m in driver.masks.items()})
+    assert shares == sorted(shares)
+    assert shares[0] == pytest.approx(cubic(3 / 40, 0, 0.5, 0.75), abs=0.02)
+    assert shares[-1] == pytest.approx(0.75, abs=1e-3)
+    for earlier, later in itertools.pairwise(masks):
+        assert all(not (later[n] & ~earlier[n]).any() for n in later), "a masked weight came back"
+    net.eval()
+    x = torch.randn(4, 12)
+    seen = net(x)
+    plan = driver.finish()
+    assert isinstance(plan, WeightPlan)
+    assert not torch.allclose(net(x), seen), "the taps are off"
+    torch.testing.assert_close(plan.apply(net)(x), seen)
+    assert sum(plan.zeros.values()) == round(0.75 * sum(m.numel() for m in plan.tensors.values()))
+
+
+def test_a_resumed_driver_goes_on_alike() -> None:
+    """Stopped in the middle and taken up by another driver on a copy: the same weights at the end."""
+    step = Weights(sparsity=0.75, scope="layer")
+    whole = network(PROBLEMS["mlp"]).train()
+    driver = step.start(whole, NOTHING)
+    train(whole, driver, 0, 20)
+    copied = whole.copy().train()
+    other = step.start(copied, NOTHING)
+    other.restore(driver.state())
+    train(whole, driver, 20, 40)
+    train(copied, other, 20, 40)
+    assert driver.finish() == other.finish()
+    assert_equal(whole, copied)
+
+
+def test_training_that_stopped_early_still_gives_the_sparsity_asked_for() -> None:
+    net = network(PROBLEMS["mlp"])
+    driver = Weights(sparsity=0.6, end=1.0).start(net, NOTHING)
+    driver.update(0.3)
+    plan = driver.finish()
+    assert sum(plan.zeros.values()) == round(0.6 * sum(m.numel() for m in plan.tensors.values()))
+
+
+# ---- layers
+
+def test_blocks_are_found_and_other_shortcuts_are_named(residual: fw.Network) -> None:
+    blocks, left = residual_blocks(residual)
+    assert [b.name for b in blocks] == ["1", "3"]
+    assert [(s.path, "not the identity" in s.reason) for s in left] == [("2", True)]
+
+
+def test_blocks_of_a_transformer_are_its_two_halves() -> None:
+    blocks, _ = residual_blocks(network(PROBLEMS["attention"]))
+    assert [b.name for b in blocks] == ["blocks.0", "blocks.0:2", "blocks.1", "blocks.1:2"]
+
+
+def test_dropping_blocks_is_the_network_without_them() -> None:
+    """Against the modules themselves, the blocks replaced by their identity; both dropped at once."""
+    torch.manual_seed(0)
+    blocks = [ShortcutA(8, 8, 1) for _ in range(4)]
+    model = nn.Sequential(conv(3, 8), *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5)).eval()
+    unsettle(model)
+    net = fw.capture(model, images())
+    small = Layers(names=("2", "3", "4")).plan(net, NOTHING).apply(net)
+    for i in (2, 3, 4):
+        model[i] = nn.Identity()
+    torch.testing.assert_close(small(images(seed=5)), model(images(seed=5)))
+    assert set(small.state_dict()) == set(model.state_dict())
+    assert len(small.calls(torch.ops.aten.relu.default)) == 3
+
+
+def test_the_block_that_does_least_goes_first() -> None:
+    net = wide()
+    for name in ("3.bn2.weight", "3.bn2.bias"):
+        net.set_tensor(name, net.tensor(name).detach() * 1e-3)
+    work = images_task()
+    plan = Layers(count=1).plan(net, work)
+    assert isinstance(plan, LayerPlan)
+    assert [b.name for b in plan.blocks] == ["3"]
+    assert plan.scores["3"] < plan.scores["1"]
+    apart = max(float((a - b).abs().max()) for a, b in zip(outputs(net), outputs(plan.apply(net)), strict=True))
+    assert apart < 0.05
+
+
+def test_output_change_is_measured_on_the_network_without_the_block(residual: fw.Network) -> None:
+    work = images_task()
+    blocks, _ = residual_blocks(residual)
+    found = output_change(residual, work, blocks)
+    for block, value in zip(blocks, found, strict=True):
+        small = Layers(names=(block.name,)).plan(residual, work).apply(residual)
+        moved = []
+        with torch.no_grad():
+            for inputs, _ in work.batches("calibration"):
+                y, other = residual(inputs), small(inputs)
+                moved.append(float((other - y).double().square().sum() / y.double().square().sum()))
+        assert value == pytest.approx(sum(moved) / len(moved), rel=1e-4)
+
+
+def test_scores_without_data_and_with_chance(residual: fw.Network) -> None:
+    assert len(Layers(count=1, score="norm").plan(residual, NOTHING).blocks) == 1
+    assert Layers(count=1, score="random").plan(residual, NOTHING).scores.keys() == {"1", "3"}
+
+
+def test_blocks_kept_missing_and_too_few_are_named(residual: fw.Network) -> None:
+    plan = Layers(count=5, score="norm", ignore=("3", "33")).plan(residual, NOTHING)
+    reasons = {s.path: s.reason for s in plan.skipped}
+    assert [b.name for b in plan.blocks] == ["1"]
+    assert "only 1 residual blocks may be dropped" in reasons[""]
+    assert "ignore" in reasons["3"]
+    assert "no residual block of this name" in reasons["33"]
+    assert "not the identity" in reasons["2"]
+
+
+def test_layer_plan_of_another_network_is_refused(residual: fw.Network) -> None:
+    plan = Layers(count=1, score="norm").plan(residual, NOTHING)
+    with pytest.raises(PlanError, match="which is no residual block of this network"):
+        plan.apply(network(PROBLEMS["mlp"]))
+
+
+# ---- together
+
+def test_layers_then_channels_then_weights_and_training_between(residual: fw.Network) -> None:
+    net = Layers(count=1, score="norm").plan(residual, NOTHING).apply(residual)
+    net = Channels(macs=0.5).plan(net, NOTHING).apply(net)
+    net = Weights(sparsity=0.5).plan(net, NOTHING).apply(net)
+    again = Channels(macs=0.8).plan(net, NOTHING)
+    small = again.apply(net)
+    assert small.patterns == net.patterns
+    assert_equal(small, again.zero(net), 1e-5)
