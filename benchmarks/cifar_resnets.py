@@ -3,7 +3,7 @@
     python benchmarks/cifar_resnets.py --checkpoints FOLDER [deployed] [channels]
 
 deployed: ResNet-20 and ResNet-56, float and int8 after training, test top-1 of the file that ONNX Runtime runs.
-channels: ResNet-56 at 2.1x fewer MACs: L1 and random ranking, with no retraining, with batch norm re-estimated, and after
+channels: ResNet-56 at 2.1x fewer MACs, cut inside the blocks: L1 and random ranking, with no retraining, with batch norm re-estimated, and after
     three epochs; beside them a thinner ResNet-56 of the same MACs trained from scratch for the same three epochs.
 
 Every row goes into benchmarks/results/cifar_resnets.json as soon as it is measured; a row that is there is not run again.
@@ -46,7 +46,7 @@ class Rows:
 
     def __init__(self) -> None:
         self.data: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"rows": {}}
-        self.data["machine"] = {"processor": platform.processor() or platform.machine(), "threads": torch.get_num_threads(),
+        self.data["machine"] = {"processor": platform.processor() or platform.machine(), "torch_threads": torch.get_num_threads(),
                                 "torch": torch.__version__, "python": platform.python_version(), "seed": 0}
 
     def add(self, name: str, make: Callable[[], fw.Network], task: fw.Task) -> None:
@@ -76,7 +76,7 @@ def channels(rows: Rows, task: fw.Task, checkpoints: Path) -> None:
     context = Context(original=base)
     cut: dict[str, fw.Network] = {}
     for score in ("l1", "random"):
-        step = fw.prune.Channels(macs=TARGET_MACS, score=score)
+        step = fw.prune.Channels(macs=TARGET_MACS, score=score, residual=False)
         cut[score] = step.plan(base, task).apply(base)
         rows.add(f"resnet56 channels {score}, no retraining", lambda s=score: cut[s], task)
         rows.add(f"resnet56 channels {score}, batch norm again",

@@ -20,7 +20,7 @@ aten = torch.ops.aten
 
 
 @pytest.fixture(autouse=True)
-def _plain_attention():
+def plain_attention():
     """The same attention kernels with and without gradients, so that outputs can be compared bit for bit."""
     torch.backends.mha.set_fastpath_enabled(False)
     yield
@@ -165,8 +165,8 @@ def test_positions_and_keywords_in_any_order():
             super().__init__()
             self.linear = nn.Linear(12, 4)
 
-        def forward(self, x: Tensor, *more: Tensor, scale: Tensor, flag: bool = False, **rest: Tensor) -> Tensor:
-            y = self.linear(x) * scale + sum(m.mean() for m in more) + rest["bias"]
+        def forward(self, x: Tensor, *more: Tensor, scale: Tensor, flag: bool = False, bias: Tensor) -> Tensor:
+            y = self.linear(x) * scale + sum(m.mean() for m in more) + bias
             return -y if flag else y
 
     model = Model().eval()

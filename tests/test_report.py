@@ -84,7 +84,8 @@ def result(**changes: Any) -> dict[str, Any]:
                   "after": measurement("compressed", 500, 1000, 1e-3, 89.5, split="test")},
         "plans": [{"step": 1, "kind": "prune.Channels", "summary": "cut 8 channels", "seconds": 0.5, "grows": [],
                    "skipped": [{"path": "head", "reason": "network output"},
-                               {"path": "a.b", "reason": "network output"}, {"path": "c", "reason": "one channel only"}]}],
+                               {"path": "a.b", "reason": "network output"},
+                               {"path": "c", "reason": "one channel only"}]}],
         "layers": {"before": [layer("stem", [8, 3, 3, 3], 216), layer("bn", [8], 16), layer("old", [4], 4)],
                    "after": [layer("stem", [4, 3, 3, 3], 108, "int8"), layer("bn", [8], 16)]},
         "notes": ["a note"], "flags": []}
@@ -114,6 +115,12 @@ def test_the_verdict_says_the_ratios_and_the_test_split():
     assert "1.00 ms instead of 4.00 ms" in text
     assert "91.00 (−1.00) on the validation split" in text
     assert "top1 is 89.50 (before: 90.25, −0.75 points)" in text
+
+
+def test_the_ends_are_compared_in_the_same_rounds_where_they_were_timed_so():
+    timed = result()
+    timed["final"]["after"]["beside"] = {"before": {**timed["trail"][0]["latency"], "median_s": 3e-3}}
+    assert "3.00 × faster" in Page(render(timed)).text.replace("\u00a0", " ")
 
 
 def test_what_got_worse_is_called_so():

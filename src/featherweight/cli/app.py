@@ -147,7 +147,10 @@ def inspect(model: ModelName, task: TaskName = None, as_json: AsJson = False) ->
     groups.add_column("channels", justify="right")
     for g in axes.groups:
         groups.add_row(g.name, ", ".join(f"{m.tensor}[{m.dim}]" for m in g.members), str(len(g)))
-    show.out.print(groups)
+    if axes.groups:
+        show.out.print(groups)
+    else:
+        show.out.print("no group of channels can be cut", highlight=False)
     for skipped in axes.frozen:
         show.out.print(f"frozen: {skipped.path}: {skipped.reason}", highlight=False, markup=False)
     for note in network.notes:

@@ -42,10 +42,10 @@ def run(out: Path, quick: bool, progress: Progress) -> Result:
     torch.set_num_threads(1)  # so small a network is not faster on more, and far slower on busy ones
     try:
         progress("step 0: train the original", 0, 3, {})
-        trained(3 if quick else 15, progress).save(out / "trained.fw")
+        trained(4 if quick else 15, progress).save(out / "trained.fw")
         options = Options(out=out.as_posix(), seconds=0.2 if quick else 1.0)
         job = Job(Model(file=(out / "trained.fw").as_posix()), Data("featherweight.cli.digits:task"), options,
-                  recipe(1 if quick else 8))
+                  recipe(2 if quick else 8))
         return job.run(progress=progress, resume=False)
     finally:
         torch.set_num_threads(threads)

@@ -16,6 +16,8 @@ from featherweight.measure import Layer, Measurement
 from featherweight.report import units
 
 out = Console()
+if not out.is_terminal:
+    out.width = 140  # into a file or a pipe: wide enough for module paths
 err = Console(stderr=True)
 
 
@@ -29,7 +31,8 @@ class Listener:
 
     def __init__(self) -> None:
         self.bars = Progress(TextColumn("{task.description}"), BarColumn(30), TextColumn("{task.fields[facts]}"),
-                             TimeElapsedColumn(), console=err, transient=True)
+                             TimeElapsedColumn(), console=err, transient=True,
+                             disable=not err.is_terminal)
         self.tasks: dict[str, TaskID] = {}
 
     def __enter__(self) -> Listener:
@@ -73,10 +76,12 @@ def comparison(first: Measurement, last: Measurement, title: str) -> Table:
     table = Table(title=title, title_justify="left", header_style="bold")
     for head in ("", "before", "after", "change"):
         table.add_column(head, justify="left" if head in ("", "change") else "right")
+    beside = last.beside.get("before") if last.split == "test" else None  # the original, timed in the same rounds
+    before_s = beside.median_s if beside is not None else _median(first)
     rows: list[tuple[str, str, float | None, float | None, str, str]] = [
         ("deployed file", "bytes", first.file_bytes, last.file_bytes, "smaller", "larger"),
         ("archive", "bytes", first.archive_bytes, last.archive_bytes, "smaller", "larger"),
-        ("latency, batch 1", "seconds", _median(first), _median(last), "faster", "slower"),
+        ("latency, batch 1", "seconds", before_s, _median(last), "faster", "slower"),
         ("MACs", "count", first.macs, last.macs, "fewer", "more"),
         ("parameters", "count", first.params, last.params, "fewer", "more"),
         ("peak memory", "bytes", first.memory_bytes, last.memory_bytes, "smaller", "larger")]
@@ -120,12 +125,15 @@ def measurement(m: Measurement) -> Table:
 
 def layers(rows: Sequence[Layer]) -> Table:
     """Layer by layer."""
-    table = Table("module", "operator", "weight", "output", header_style="bold")
+    table = Table(header_style="bold")
+    for head in ("module", "operator", "weight", "output"):
+        table.add_column(head, overflow="fold")
     scales = [units.unit("count", [getattr(r, key) for r in rows]) for key in ("params", "macs")]
     for head, (_, name) in zip(("params", "MACs"), scales, strict=True):
         table.add_column(f"{head} ({name})" if name else head, justify="right")
     for r in rows:
         weight = "" if r.shape is None else f"{'×'.join(map(str, r.shape))} {r.dtype}"
-        table.add_row(r.path or "(top)", r.operator.removeprefix("aten."), weight, "×".join(map(str, r.output or ())),
+        operator = r.operator.removeprefix("aten.").partition(".")[0]
+        table.add_row(r.path or "(top)", operator, weight, "×".join(map(str, r.output or ())),
                       units.number(r.params, scales[0][0]), units.number(r.macs, scales[1][0]))
     return table

@@ -3,6 +3,9 @@
 - A mean over all spatial axes becomes GlobalAveragePool, which has a whole-number kernel (ReduceMean has none).
 - Padding with zeros between a dequantize and a quantize on the same grid becomes padding whole numbers with the zero
   point: ONNX Runtime (seen on 1.32) carries whole numbers through slices, reshapes and the like, but not through Pad.
+- A whole-number convolution of a channel count that is no multiple of four (above all of 3 colours) reads channels of
+  zero points up to the next one, against weights of zero: only then has ONNX Runtime on x86 a kernel that needs no
+  unfolded copy of its input. Seen: 7 to 20 % of such a layer's time, 3 to 6 % of a ResNet-18's or a MobileNetV2's.
 """
 
 from __future__ import annotations
@@ -20,6 +23,8 @@ def suit(model: Any) -> None:
             _pool_globally(graph, node)
         elif node.op_type == "Pad":
             _pad_whole_numbers(graph, node)
+        elif node.op_type == "Conv":
+            _align_channels(graph, node)
     for node in reversed(list(graph)):
         kept = any(v.is_graph_output() for v in node.outputs)
         if not kept and not any(v.uses() for v in node.outputs):
@@ -43,7 +48,12 @@ def _pool_globally(graph: Any, node: Any) -> None:
     pool = ir.node("GlobalAveragePool", [given], name=f"{node.name}_pool")
     made = [pool]
     if keep is not None and not keep.as_int():
-        made.append(ir.node("Flatten", [pool.outputs[0]], {"axis": 1}, name=f"{node.name}_flatten"))
+        readers = [user for user, _ in node.outputs[0].uses()]
+        if readers and all(r.op_type == "QuantizeLinear" and _same_grid(r, readers[0]) for r in readers):
+            grid = readers[0].inputs[1:]  # the pool's own output is rounded, or it runs in float
+            made.append(ir.node("QuantizeLinear", [pool.outputs[0], *grid], name=f"{node.name}_round"))
+            made.append(ir.node("DequantizeLinear", [made[-1].outputs[0], *grid], name=f"{node.name}_read"))
+        made.append(ir.node("Flatten", [made[-1].outputs[0]], {"axis": 1}, name=f"{node.name}_flatten"))
     _replace(graph, node, made)
 
 
@@ -56,7 +66,7 @@ def _pad_whole_numbers(graph: Any, node: Any) -> None:
     quantizers = [user for user, _ in node.outputs[0].uses()]
     if back is None or back.op_type != "DequantizeLinear" or value is None or np.any(value) or not quantizers:
         return
-    if mode is not None and mode.as_string() != "constant" or node.outputs[0].is_graph_output():
+    if (mode is not None and mode.as_string() != "constant") or node.outputs[0].is_graph_output():
         return
     if not all(q.op_type == "QuantizeLinear" and _same_grid(q, back) for q in quantizers):
         return
@@ -67,6 +77,41 @@ def _pad_whole_numbers(graph: Any, node: Any) -> None:
     pad.outputs[0].name = f"{node.outputs[0].name}_whole"
     for quantizer in quantizers:
         quantizer.outputs[0].replace_all_uses_with(pad.outputs[0])
+
+
+#: multiples that the kernel wants of a convolution's input and output channels
+CHANNELS_IN = 4
+CHANNELS_OUT = 16
+
+
+def _align_channels(graph: Any, node: Any) -> None:
+    import onnx_ir as ir
+
+    back, weight = (node.inputs[i].producer() for i in (0, 1))
+    if any(n is None or n.op_type != "DequantizeLinear" or len(n.inputs) < 3 for n in (back, weight)):
+        return
+    numbers, group = _constant(weight.inputs[0]), node.attributes.get("group")
+    known = numbers is not None and numbers.dtype == np.int8 and _constant(back.inputs[2]) is not None
+    if not known or (group is not None and group.as_int() != 1) or len(node.inputs[1].uses()) != 1:
+        return
+    channels, window = numbers.shape[1], int(np.prod(numbers.shape[2:]))
+    more = -channels % CHANNELS_IN
+    if not more or numbers.shape[0] % CHANNELS_OUT or (window == 1 and channels > CHANNELS_IN):
+        return
+    rank = numbers.ndim
+    name = weight.inputs[0].name
+    wide = np.pad(numbers, [(0, more if axis == 1 else 0) for axis in range(rank)])
+    pads = np.zeros(2 * rank, np.int64)
+    pads[rank + 1] = more
+    weight.inputs[0].const_value = ir.tensor(wide, name=name)
+    weight.inputs[0].shape = ir.Shape(wide.shape)
+    amount = ir.Value(name=f"{name}_pads", const_value=ir.tensor(pads, name=f"{name}_pads"),
+                      shape=ir.Shape(pads.shape), type=ir.TensorType(ir.DataType.INT64))
+    graph.register_initializer(amount)
+    pad = ir.node("Pad", [back.inputs[0], amount, back.inputs[2]], {"mode": "constant"}, name=f"{node.name}_channels")
+    again = ir.node("DequantizeLinear", [pad.outputs[0], *back.inputs[1:]], name=f"{node.name}_read")
+    graph.insert_before(node, [pad, again])
+    node.replace_input_with(0, again.outputs[0])
 
 
 def _same_grid(one: Any, other: Any) -> bool:

@@ -71,7 +71,7 @@ def _node(node: Node) -> dict[str, Any]:
         found["args"] = [_argument(a) for a in node.args]
         if node.kwargs:
             found["kwargs"] = {k: _argument(v) for k, v in node.kwargs.items()}
-        found |= {k: node.meta[k] for k in NODE_META if node.meta.get(k)}
+        found |= {k: node.meta[k] for k in NODE_META if node.meta.get(k) is not None}
     return found
 
 

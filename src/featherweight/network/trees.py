@@ -13,6 +13,7 @@ import torch.utils._pytree as pytree
 from featherweight.errors import FileError
 
 Spec = pytree.TreeSpec
+DEPTH = 64  #: containers within one another that a file may describe
 
 
 def flatten(value: Any) -> tuple[list[Any], Spec]:
@@ -60,7 +61,7 @@ def to_json(spec: Spec) -> Any:
         elif hasattr(value, "_fields"):
             pairs = list(zip(value._fields, value, strict=True))
         else:
-            raise FileError(f"an output of type {name} cannot be written; return a tensor, tuple, list, dict or dataclass")
+            raise FileError(f"an output of type {name} cannot be written; return tensors, tuples, lists, dicts or dataclasses")
         return {"kind": f"named:{name}", "items": [[k, describe(v)] for k, v in pairs if v is not None]}
 
     return describe(unflatten(range(spec.num_leaves), spec))
@@ -71,17 +72,20 @@ def from_json(value: Any, types: Mapping[str, type] | None = None) -> Spec:
     caller passes the type itself in ``types`` (qualified name -> class)."""
     known = types or {}
 
-    def build(value: Any) -> Any:
+    def build(value: Any, depth: int = 0) -> Any:
+        if depth > DEPTH:
+            raise FileError(f"a nest of inputs or outputs is more than {DEPTH} containers deep")
         if isinstance(value, int) and not isinstance(value, bool):
             return value
         if not isinstance(value, dict) or not isinstance(value.get("items"), list):
             raise FileError(f"a nest of inputs or outputs is described by {str(value)[:80]!r}; expected kind and items")
         kind, items = value.get("kind"), value["items"]
         if kind in ("tuple", "list"):
-            return tuple(map(build, items)) if kind == "tuple" else list(map(build, items))
+            built = [build(item, depth + 1) for item in items]
+            return tuple(built) if kind == "tuple" else built
         if not all(isinstance(i, list) and len(i) == 2 and isinstance(i[0], (str, int, bool)) for i in items):
             raise FileError(f"the fields of a {str(kind)[:80]!r} are no list of pairs (name, value)")
-        pairs = [(k, build(v)) for k, v in items]
+        pairs = [(k, build(v, depth + 1)) for k, v in items]
         if kind == "ordereddict":
             return OrderedDict(pairs)
         if kind == "dict":
@@ -89,7 +93,7 @@ def from_json(value: Any, types: Mapping[str, type] | None = None) -> Spec:
         if isinstance(kind, str) and kind.startswith("named:"):
             cls = known.get(kind.removeprefix("named:"))
             return dict(pairs) if cls is None else cls(**dict(pairs))
-        raise FileError(f"unknown kind of nest {str(kind)[:80]!r}; expected tuple, list, dict, ordereddict or named:...")
+        raise FileError(f"unknown kind of nest {str(kind)[:80]!r}; expected tuple, list, dict, ordereddict, named:...")
 
     nest = build(value)
     register_dataclasses(nest)

@@ -72,12 +72,13 @@ SHARING: set[Any] = {aten.cat.default, aten.concat.default}
 
 #: operators that carry values along, on one grid with what goes in
 CARRIERS: set[Any] = {
-    aten.max_pool2d.default, aten.flatten.using_ints, aten.view.default, aten.reshape.default, aten._unsafe_view.default,
-    aten.transpose.int, aten.permute.default, aten.slice.Tensor, aten.select.int, aten.squeeze.dim, aten.squeeze.dims,
-    aten.squeeze.default, aten.unsqueeze.default, aten.contiguous.default, aten.clone.default, aten.expand.default,
-    aten.pad.default, aten.constant_pad_nd.default, aten.pixel_shuffle.default, aten.pixel_unshuffle.default,
-    aten.channel_shuffle.default, aten.upsample_nearest2d.vec, aten.t.default, aten.index_select.default,
-    aten.dropout.default, aten.feature_dropout.default, aten.alias.default, aten.detach.default, aten.unflatten.int,
+    aten.max_pool2d.default, aten.flatten.using_ints, aten.unflatten.int, aten.view.default, aten.reshape.default,
+    aten._unsafe_view.default, aten.transpose.int, aten.permute.default, aten.t.default, aten.slice.Tensor,
+    aten.select.int, aten.index_select.default, aten.squeeze.default, aten.squeeze.dim, aten.squeeze.dims,
+    aten.unsqueeze.default, aten.expand.default, aten.contiguous.default, aten.clone.default, aten.alias.default,
+    aten.detach.default, aten.pad.default, aten.constant_pad_nd.default, aten.pixel_shuffle.default,
+    aten.pixel_unshuffle.default, aten.channel_shuffle.default, aten.upsample_nearest2d.vec, aten.dropout.default,
+    aten.feature_dropout.default,
 }
 #: operators that give a list whose items (read by getitem) are carried
 SPLITTERS: set[Any] = {aten.chunk.default, aten.split.Tensor, aten.split_with_sizes.default, aten.unbind.int,
@@ -85,7 +86,7 @@ SPLITTERS: set[Any] = {aten.chunk.default, aten.split.Tensor, aten.split_with_si
 
 
 def _clamps_at_zero(node: Node) -> bool:
-    return schema_argument_or(node, "min", None) == 0
+    return bool(schema_argument_or(node, "min", None) == 0)
 
 
 #: operator -> whether in this form the activation only cuts off ends, the lower one at zero
@@ -123,7 +124,7 @@ class Placement:
 
 
 def place(network: Network, kernels: set[str]) -> Placement:
-    """Places the points of a network whose calls named in ``kernels`` (operators of KERNELS) can run on whole numbers."""
+    """Places the points of a network; ``kernels`` names its calls of KERNELS that can run on whole numbers."""
     return _Placer(network, kernels).place()
 
 
@@ -197,8 +198,7 @@ class _Placer:
                 found.update(self.joined[node])
             elif node in self.demanded and any(self._on_grid(i, found) for i in self._carried(node)):
                 found.add(node)
-        order = [n for n in (*self._inputs(), *self.calls) if n in found and n.name in self.float]
-        return order
+        return [n for n in (*self._inputs(), *self.calls) if n in found and n.name in self.float]
 
     def _inputs(self) -> Iterator[Node]:
         graph = self.calls[0].graph if self.calls else None
@@ -251,7 +251,8 @@ class _Placer:
             return [u.name for u in point.users]
         found = []
         for user in point.users:
-            carries = bool(self._carried(user)) and (user in points or (user.target in SPLITTERS and user in self.demanded))
+            splits = user.target in SPLITTERS and user in self.demanded
+            carries = bool(self._carried(user)) and (user in points or splits)
             if self._is_kernel(user) or user in self.whole or carries:
                 found.append(user.name)
         return found
@@ -263,5 +264,5 @@ class _Placer:
         if node.target in JOINERS:
             yield ("no rounded values on both sides: whole numbers would cost more than they save"
                    if node in self.joined else f"{node.target} has no whole-number kernel in this form")
-        elif not self._carried(node) and node.target not in CARRIERS and not node.meta.get("whole"):
+        elif not self._carried(node) and node.target not in CARRIERS:
             yield f"{node.target} has no whole-number kernel"

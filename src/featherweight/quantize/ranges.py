@@ -70,8 +70,8 @@ def _extremes(network: Network, task: Task, leaders: dict[str, str],
     _run(network, task, {name: watch(name) for name in leaders}, batches)
     for leader in lows:
         if not (torch.isfinite(lows[leader]) and torch.isfinite(highs[leader])):
-            raise TaskError(f"the value of node {leader!r} is not finite on the calibration data; look at that data, or "
-                            f'leave the node float: Quantize(ignore=("{leader}",))')
+            raise TaskError(f"the value of node {leader!r} is not finite on the calibration data; look at that data, "
+                            f'or leave the node float: Quantize(ignore=("{leader}",))')
     return {k: v.cpu() for k, v in lows.items()}, {k: v.cpu() for k, v in highs.items()}
 
 
@@ -82,10 +82,11 @@ def _histograms(network: Network, task: Task, leaders: dict[str, str], lows: dic
 
     def watch(leader: str) -> object:
         low, high = float(lows[leader]), float(highs[leader])
+        zero = torch.histc(torch.zeros(1), BINS, low, high).double()  # the bin of zero (none: zero is out of range)
 
         def tap(value: Tensor) -> None:
-            kept = value.detach().float().flatten()
-            counts[leader] += torch.histc(kept[kept != 0], BINS, low, high).double().cpu()
+            seen = torch.histc(value.detach().float(), BINS, low, high).double().cpu()
+            counts[leader] += seen - zero * (value.numel() - int(value.count_nonzero()))
 
         return tap
 

@@ -118,14 +118,14 @@ class Quantize(Rewrite):
             placed = place(folded, kernels)
             skipped += placed.skipped
             for name in [w for w, nodes in readers.items() if not all(n.target in KERNELS for n in nodes)]:
-                skipped.append(Skipped(name, "no whole-number kernel reads it: stored as whole numbers, computed in float"))
+                skipped.append(Skipped(name, "stored as whole numbers, but its call has a kernel for floats only"))
         stored, tensors = self._store(folded, readers)
         points = self._points(folded, task, placed)
         biases = tuple(self._biases(folded, points, tensors))
         small = sum(folded.tensor(s.weight).numel() * 3 for s in stored) < (
             POINT_BYTES * len(points) + WEIGHT_BYTES * len(stored))
-        return QuantizePlan(self.weights, self.activations, stored, points, biases, bool(stored), skipped=tuple(skipped),
-                            grows=("bytes",) if small else (), tensors=tensors)
+        return QuantizePlan(self.weights, self.activations, stored, points, biases, bool(stored),
+                            skipped=tuple(skipped), grows=("bytes",) if small else (), tensors=tensors)
 
     def _check(self) -> None:
         if self.weights not in WEIGHTS:
@@ -159,7 +159,7 @@ class Quantize(Rewrite):
         return tuple(Point(name, *chosen[leader], placed.readers[name]) for name, leader in placed.points.items())
 
     def _biases(self, network: Network, points: tuple[Point, ...], tensors: dict[str, Tensor]) -> Iterator[Stored]:
-        """The biases of linear calls on [n, i] that read a rounded value and give a float; their scales into ``tensors``."""
+        """The biases of linear calls on [n, i] that read a rounded value and give a float; scales into ``tensors``."""
         rounded = {(p.node, reader): p.scale for p in points for reader in p.readers}
         named = {p.node for p in points}
         values = network.values()
@@ -190,7 +190,7 @@ def weight_axis(node: Node) -> int:
 
 
 def _weights(network: Network, ignore: tuple[str, ...]) -> tuple[dict[str, list[Node]], list[Skipped]]:
-    """Weight name -> the calls that read it, for those that can be stored as whole numbers; and the others, with why."""
+    """Weight name -> the calls that read it, where it can be stored as whole numbers; and the others, with why."""
     found: dict[str, list[Node]] = {}
     skipped: list[Skipped] = []
     first: dict[int, str] = {}

@@ -69,41 +69,41 @@ class BatchNorm(Fit):
 
 
 class _Tally:
-    """Sums of batch means and variances [c], in float64, each weighted by ``weight``."""
+    """Sums of batch means and variances [c], in float64, each weighted by ``weight``; a norm with momentum 1 leaves
+    those of its last batch in its buffers ``mean`` and ``variance``."""
 
-    def __init__(self) -> None:
+    def __init__(self, mean: Tensor, variance: Tensor) -> None:
+        self.last = mean, variance
         self.mean: Any = 0.0
         self.variance: Any = 0.0
         self.weight = 0
 
-    def add(self, value: Tensor) -> None:
-        axes = [0, *range(2, value.dim())]
-        variance, mean = torch.var_mean(value.double(), axes, correction=1)
-        self.mean = self.mean + self.weight * mean
-        self.variance = self.variance + self.weight * variance
+    def add(self, _: Tensor) -> None:
+        mean, variance = self.last
+        self.mean = self.mean + self.weight * mean.double()
+        self.variance = self.variance + self.weight * variance.double()
 
 
-def _norms(network: Network) -> list[tuple[Node, Node, str, str]]:
-    """Batch-norm calls with stored statistics, what they normalize, and the names of their mean and variance."""
+def _norms(network: Network) -> list[tuple[Node, str, str]]:
+    """Batch-norm calls with stored statistics, and the names of their mean and variance."""
     found = []
     for node in network.calls(aten.batch_norm.default):
-        value, mean, variance = node.args[0], node.args[3], node.args[4]
-        if isinstance(value, Node) and isinstance(mean, Node) and isinstance(variance, Node) and \
-                mean.op == variance.op == "get_attr":
-            found.append((node, value, str(mean.target), str(variance.target)))
+        mean, variance = node.args[3], node.args[4]
+        if isinstance(mean, Node) and isinstance(variance, Node) and mean.op == variance.op == "get_attr":
+            found.append((node, str(mean.target), str(variance.target)))
     return found
 
 
 def _prepare(work: Network) -> tuple[dict[tuple[str, str], _Tally], dict[tuple[str, str], int]]:
-    """Lets the norms of ``work`` use batch statistics, store none, and add what they see to a tally."""
+    """Lets the norms of ``work`` keep the statistics of their last batch, and adds each to a tally."""
     sums: dict[tuple[str, str], _Tally] = {}
     calls: dict[tuple[str, str], int] = {}
-    for node, value, mean, variance in _norms(work):
+    for node, mean, variance in _norms(work):
         names = mean, variance
-        tally = sums.setdefault(names, _Tally())
+        tally = sums.setdefault(names, _Tally(work.tensor(mean), work.tensor(variance)))
         calls[names] = calls.get(names, 0) + 1
         set_schema_argument(node, "training", True)
-        set_schema_argument(node, "momentum", 0.0)
-        work.add_tap(value.name, tally.add)
+        set_schema_argument(node, "momentum", 1.0)
+        work.add_tap(node.name, tally.add)
     work.changed()
     return sums, calls

@@ -30,7 +30,7 @@ def render(result: Row) -> str:
     that is missing or None is shown as not measured or left out; all text is escaped.
     """
     measured: list[Row] = list(result.get("trail") or [])
-    first, last = (measured[0], measured[-1]) if measured else ({}, {})
+    first, last = _ends(measured, result)
     return PAGE.substitute(
         style=resources.files(__package__).joinpath("style.css").read_text(encoding="utf-8"),
         headline=escape(_headline(first, last)), verdict=_verdict(first, last, result), flags=_flags(result),
@@ -38,6 +38,16 @@ def render(result: Row) -> str:
         charts=_charts(measured), trail=_trail(measured, result), layers=_layers(result.get("layers")),
         skipped=_section("What was not compressed, and why", tables.skipped(result.get("plans") or [])),
         notes=_notes(result), recipe=_recipe(result), footer=_footer(result, last))
+
+
+def _ends(measured: Sequence[Row], result: Row) -> tuple[Row, Row]:
+    """The two ends of the trail; their latencies as timed in the same rounds, where the final measurement has that."""
+    first, last = (measured[0], measured[-1]) if measured else ({}, {})
+    after = (result.get("final") or {}).get("after") or {}
+    before = (after.get("beside") or {}).get("before")
+    if before and after.get("latency"):
+        first, last = {**first, "latency": before}, {**last, "latency": after["latency"]}
+    return first, last
 
 
 def _section(title: str, body: str) -> str:
