@@ -9,7 +9,7 @@ import featherweight
 
 ROOT = Path(featherweight.__file__).parent
 LAYERS = [
-    {"errors"},
+    {"errors", "files"},
     {"numerics", "task"},
     {"network"},
     {"steps", "codec", "deploy"},

@@ -119,7 +119,7 @@ def test_the_verdict_says_the_ratios_and_the_test_split():
 
 def test_the_ends_are_compared_in_the_same_rounds_where_they_were_timed_so():
     timed = result()
-    timed["final"]["after"]["beside"] = {"before": {**timed["trail"][0]["latency"], "median_s": 3e-3}}
+    timed["final"]["after"]["beside"] = {"original": {**timed["trail"][0]["latency"], "median_s": 3e-3}}
     assert "3.00 × faster" in Page(render(timed)).text.replace("\u00a0", " ")
 
 

@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from featherweight.errors import FileError, PlanError, RecipeError, did_you_mean
+from featherweight.files import written_whole
 from featherweight.network import Network
 from featherweight.task import Inputs, Task
 
@@ -101,10 +102,9 @@ class Plan(ABC):
 
     def save(self, path: str | Path) -> None:
         """One safetensors file: the JSON as metadata, the tensors beside it."""
-        whole = Path(path)
-        part = whole.with_name(whole.name + ".part")
-        save_file({k: v.detach().contiguous().cpu() for k, v in self.tensors.items()}, part, {"plan": self.to_json()})
-        part.replace(whole)
+        tensors = {k: v.detach().contiguous().cpu() for k, v in self.tensors.items()}
+        with written_whole(path) as part:
+            save_file(tensors, part, {"plan": self.to_json()})
 
     @classmethod
     def load(cls, path: str | Path) -> Plan:

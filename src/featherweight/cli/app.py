@@ -17,6 +17,7 @@ from featherweight import __version__, codec, deploy, measure
 from featherweight.cli import show
 from featherweight.cli.models import job_of, network_named, task_named
 from featherweight.errors import FeatherweightError, FileError
+from featherweight.files import written_whole
 from featherweight.report import render
 
 CHECK_FAILED, WRONG_INPUT = 1, 2
@@ -92,7 +93,7 @@ def compress(recipe: Annotated[Path, typer.Argument(metavar="RECIPE.toml", help=
         show.document(result.to_dict())
     else:
         show.out.print(show.comparison(result.trail[0], result.trail[-1], f"{recipe.name}, in {result.target}"))
-        last = result.final.after if result.final is not None else result.trail[0]
+        last = result.final.after if result.final is not None else result.trail[-1]
         if last.split == "test":
             show.out.print(f"test split: {last.score_name} {last.score:.2f}", highlight=False)
         show.out.print(f"report: {Path(out or job.options.out) / 'report.html'}", highlight=False, soft_wrap=True)
@@ -185,9 +186,8 @@ def report(out: Annotated[Path, typer.Argument(metavar="OUT_DIR", help="folder t
     if not isinstance(result, dict) or result.get("format") != 1:
         raise FileError(f"{source} is no result of format 1; expected what compress wrote")
     page = source.with_name("report.html")
-    part = page.with_name(page.name + ".part")
-    part.write_text(render(result), encoding="utf-8")
-    part.replace(page)
+    with written_whole(page) as part:
+        part.write_text(render(result), encoding="utf-8")
     typer.echo(page)
 
 

@@ -12,8 +12,7 @@ from torch import nn
 from featherweight.errors import FileError, RecipeError
 from featherweight.network import Assembly, Network, capture, load
 from featherweight.recipe import Job, toml
-from featherweight.recipe.job import _call as call_factory
-from featherweight.recipe.job import example_of
+from featherweight.recipe.job import call_factory, example_of
 from featherweight.task import Task
 
 

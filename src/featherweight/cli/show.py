@@ -76,7 +76,7 @@ def comparison(first: Measurement, last: Measurement, title: str) -> Table:
     table = Table(title=title, title_justify="left", header_style="bold")
     for head in ("", "before", "after", "change"):
         table.add_column(head, justify="left" if head in ("", "change") else "right")
-    beside = last.beside.get("before") if last.split == "test" else None  # the original, timed in the same rounds
+    beside = last.beside.get("original")  # timed in the same rounds as the last
     before_s = beside.median_s if beside is not None else _median(first)
     rows: list[tuple[str, str, float | None, float | None, str, str]] = [
         ("deployed file", "bytes", first.file_bytes, last.file_bytes, "smaller", "larger"),

@@ -33,6 +33,7 @@ import numpy as np
 
 from featherweight.codec.blocks import BLOCK, METHODS, WIDTHS, decode, encode, read_varint, varint
 from featherweight.errors import FileError
+from featherweight.files import written_whole
 from featherweight.network import Network
 
 MAGIC = b"\x93FWZ\r\n\x1a"
@@ -87,15 +88,8 @@ def _read(path: str | Path) -> bytes:
 
 
 def _write(path: str | Path, pieces: Iterator[bytes]) -> int:
-    whole = Path(path)
-    part = whole.with_name(whole.name + ".part")
-    try:
-        with part.open("wb") as file:
-            length = sum(file.write(piece) for piece in pieces)
-        part.replace(whole)
-    finally:
-        part.unlink(missing_ok=True)
-    return length
+    with written_whole(path) as part, part.open("wb") as file:
+        return sum(file.write(piece) for piece in pieces)
 
 
 def _sections(data: bytes, path: Path) -> list[tuple[int, int, int]]:

@@ -25,6 +25,7 @@ from torch.export import Dim
 
 from featherweight.deploy.onnx_passes import suit
 from featherweight.errors import ExportError
+from featherweight.files import written_whole
 from featherweight.network import Network, trees
 
 METADATA = "featherweight"
@@ -178,9 +179,8 @@ def write(model: Any, outputs: list[dict[str, Any]], path: Path) -> int:
     model.metadata_props[METADATA] = json.dumps({"outputs": outputs}, separators=(",", ":"))
     size = sum(v.const_value.nbytes for v in model.graph.initializers.values())
     if size < WHOLE_LIMIT:
-        part = path.with_name(path.name + ".part")
-        onnx_ir.save(model, part)
-        part.replace(path)
+        with written_whole(path) as part:
+            onnx_ir.save(model, part)
         return path.stat().st_size
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         onnx_ir.save(model, Path(folder, path.name), external_data=path.name + ".data")

@@ -34,7 +34,8 @@ class Measurement:
     macs: per sample; a lower bound where ``uncounted`` is not empty. network_bytes: the ``.fw`` file. file_bytes: the
     deployed file. archive_bytes: the packed network. latency: of the deployed file at batch one. memory_bytes: growth
     of the peak resident set of a process that loads and runs it. score: of the deployed file on ``split``. agreement:
-    deployed file against PyTorch. beside: latencies of other files, timed in the same rounds.
+    deployed file against PyTorch. beside: latencies of other files timed in the same rounds, by name (in a job:
+    "original", and "before" of the step before).
     """
 
     step: str

@@ -30,6 +30,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from featherweight.errors import FileError
+from featherweight.files import written_whole
 from featherweight.network.allowed import target_name
 from featherweight.network.assembly import Assembly, put
 from featherweight.network.description import describe, rebuild
@@ -69,14 +70,9 @@ def _outside(model: nn.Module, parts: Any) -> dict[str, Tensor]:
 def _write(path: str | Path, tensors: dict[str, Tensor], kind: str, description: Any) -> int:
     text = json.dumps(description, separators=(",", ":"))
     plain = {k: v.detach().contiguous().cpu().clone() for k, v in tensors.items()}
-    whole = Path(path)
-    part = whole.with_name(whole.name + ".part")
-    try:
+    with written_whole(path) as part:
         save_file(plain, part, {"format": kind, "graph": text, "sha256": _digest(text, plain)})
-        part.replace(whole)
-    finally:
-        part.unlink(missing_ok=True)
-    return whole.stat().st_size
+    return Path(path).stat().st_size
 
 
 def _digest(text: str, tensors: Mapping[str, Tensor]) -> str:

@@ -99,8 +99,8 @@ class _Work:
             flags += flags_of(index, step, decided, trail[-2], trail[-1], digest(before) == digest(network))
         final = self._final(network)
         if len(steps) > 1:
-            ends = final or Final(trail[0], dataclasses.replace(trail[-1], beside={}))
-            flags += slower("the whole recipe", ends.before, ends.after)
+            last = final.after if final is not None else trail[-1]
+            flags += slower("the whole recipe", last.beside.get("original"), last)
         return Result(
             network=network, trail=tuple(trail), recipe=self.recipe, target=self.target, plans=tuple(decisions),
             final=final, flags=tuple(flags), notes=tuple(network.notes),
@@ -171,7 +171,10 @@ class _Work:
 
         def take() -> dict[str, Any]:
             split = "validation" if self.task.has("validation") else "calibration"
-            found = self._measure(network, split, name, self.state.step(index), index - 1)
+            earlier = {"original": self.deployed(0)} if index else {}
+            if index > 1:
+                earlier["before"] = self.deployed(index - 1)
+            found = self._measure(network, split, name, self.state.step(index), earlier)
             write_json(file, found.to_dict())
             return found.to_dict()
 
@@ -179,13 +182,13 @@ class _Work:
         self._tell(f"measured {name}", index, figures(found))
         return found
 
-    def _measure(self, network: Network, split: str, name: str, folder: Path, previous: int) -> Measurement:
-        earlier = self.deployed(previous)
+    def _measure(self, network: Network, split: str, name: str, folder: Path,
+                 beside: Mapping[str, Path]) -> Measurement:
         with generators_kept():
             seed_all(seed_from(self.seed, "measure", split))
             return measure.measure(network, self.task, self.target, split, name, folder, self.threads,
-                                   {"before": earlier} if earlier.exists() else {}, archive=True, memory=self.memory,
-                                   seconds=self.seconds)
+                                   {k: file for k, file in beside.items() if file.exists()}, archive=True,
+                                   memory=self.memory, seconds=self.seconds)
 
     def _final(self, network: Network) -> Final | None:
         if not self.task.has("test"):
@@ -194,8 +197,9 @@ class _Work:
 
         def take() -> list[dict[str, Any]]:
             if not file.exists():
-                before = self._measure(self.original, "test", "original", self.state.folder / "final_before", -1)
-                after = self._measure(network, "test", "compressed", self.state.folder / "final_after", 0)
+                before = self._measure(self.original, "test", "original", self.state.folder / "final_before", {})
+                after = self._measure(network, "test", "compressed", self.state.folder / "final_after",
+                                      {"original": self.deployed(0)})
                 write_json(file, [before.to_dict(), after.to_dict()])
             return list(read_json(file))
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from featherweight.errors import FileError, RecipeError
+from featherweight.files import written_whole
 from featherweight.recover.processes import accelerator
 
 T = TypeVar("T")
@@ -18,15 +19,13 @@ T = TypeVar("T")
 
 def write_text(path: Path, text: str) -> None:
     """Writes ``text`` to ``path``, whole or not at all."""
-    part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)
+    with written_whole(path) as part:
+        part.write_text(text, encoding="utf-8")
 
 
 def copy_file(source: Path, path: Path) -> None:
-    part = path.with_name(path.name + ".part")
-    shutil.copyfile(source, part)
-    part.replace(path)
+    with written_whole(path) as part:
+        shutil.copyfile(source, part)
 
 
 def write_json(path: Path, value: Any) -> None:

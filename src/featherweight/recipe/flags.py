@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from featherweight.measure import Measurement
+from featherweight.measure import Latency, Measurement
 from featherweight.recipe.kinds import kind_of
 from featherweight.recipe.recipe import rewrites
 from featherweight.recipe.result import Decision
@@ -25,7 +25,7 @@ def flags_of(index: int, step: Step, decided: list[Decision], before: Measuremen
     if same:
         return [f"{name} changed nothing"]
     if rewrites(step) and "latency" not in said:
-        found += slower(name, before, after)
+        found += slower(name, after.beside.get("before") or after.beside.get("original") or before.latency, after)
     if "bytes" not in said and after.file_bytes > before.file_bytes:
         found.append(f"{name} made the deployed file larger: {before.file_bytes} -> {after.file_bytes} bytes")
     if "macs" not in said and after.macs > before.macs:
@@ -36,9 +36,9 @@ def flags_of(index: int, step: Step, decided: list[Decision], before: Measuremen
     return found
 
 
-def slower(name: str, before: Measurement, after: Measurement) -> list[str]:
-    """A sentence if ``after`` is slower than ``before`` beyond SLOWER and beyond the quartiles."""
-    old, new = after.beside.get("before", before.latency), after.latency
+def slower(name: str, old: Latency | None, after: Measurement) -> list[str]:
+    """A sentence if ``after`` is slower than ``old`` beyond SLOWER and beyond the quartiles."""
+    new = after.latency
     if old is None or new is None or new.median_s <= SLOWER * old.median_s or new.q1_s <= old.q3_s:
         return []
     return [f"{name} made it slower: {old.median_s * 1e3:.3f} ms -> {new.median_s * 1e3:.3f} ms (medians in "

@@ -108,13 +108,13 @@ class Job:
 
     def prepare(self) -> tuple[Network, Task]:
         """The network (captured, if the factory gives a module) and the task. Raises RecipeError."""
-        task = _call(self.task.factory, self.task.arguments, self.folder, "[task]")
+        task = call_factory(self.task.factory, self.task.arguments, self.folder, "[task]")
         if not isinstance(task, Task):
             raise RecipeError(f"[task] factory {self.task.factory!r} gave a {type(task).__name__}; expected a fw.Task")
         if self.model.file is not None:
             model = load(self.model.file)
         else:
-            model = _call(str(self.model.factory), self.model.arguments, self.folder, "[model]")
+            model = call_factory(str(self.model.factory), self.model.arguments, self.folder, "[model]")
         example = None
         if isinstance(model, tuple) and len(model) == 2:
             model, example = model
@@ -151,7 +151,7 @@ def example_of(task: Task) -> Inputs:
     return torch.utils._pytree.tree_map(few, inputs)  # type: ignore[no-any-return]
 
 
-def _call(name: str, arguments: Mapping[str, Any], folder: str, where: str) -> Any:
+def call_factory(name: str, arguments: Mapping[str, Any], folder: str, where: str) -> Any:
     module, _, function = name.partition(":")
     if not module or not function:
         raise RecipeError(f"{where} factory is {name!r}; expected module:function, e.g. \"mymodels:resnet20\"")

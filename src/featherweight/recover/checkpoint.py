@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from featherweight.errors import RecipeError
+from featherweight.files import written_whole
 from featherweight.network import Network
 from featherweight.network.digest import digest
 
@@ -75,9 +76,8 @@ def write(folder: Path, mark: str, checkpoint: Checkpoint) -> None:
     tensors = {k: v.detach().cpu().clone().contiguous() for k, v in checkpoint.tensors.items()}
     meta = {"format": "featherweight checkpoint 1", "fingerprint": mark, "numbers": json.dumps(checkpoint.numbers),
             "position": json.dumps(dataclasses.asdict(checkpoint.position))}
-    part = folder / f"{FILE}.part"
-    save_file(tensors, part, meta)
-    part.replace(folder / FILE)
+    with written_whole(folder / FILE) as part:
+        save_file(tensors, part, meta)
 
 
 def read(folder: Path, mark: str) -> Checkpoint | None:

@@ -41,12 +41,12 @@ def render(result: Row) -> str:
 
 
 def _ends(measured: Sequence[Row], result: Row) -> tuple[Row, Row]:
-    """The two ends of the trail; their latencies as timed in the same rounds, where the final measurement has that."""
+    """The two ends of the trail; latencies as timed in the same rounds, of the final measurement or else the last."""
     first, last = (measured[0], measured[-1]) if measured else ({}, {})
-    after = (result.get("final") or {}).get("after") or {}
-    before = (after.get("beside") or {}).get("before")
-    if before and after.get("latency"):
-        first, last = {**first, "latency": before}, {**last, "latency": after["latency"]}
+    for timed in ((result.get("final") or {}).get("after") or {}, last):
+        original = (timed.get("beside") or {}).get("original")
+        if original and timed.get("latency"):
+            return {**first, "latency": original}, {**last, "latency": timed["latency"]}
     return first, last
 
 

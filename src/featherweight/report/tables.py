@@ -87,7 +87,8 @@ def _latency_column(measured: Sequence[Row]) -> Column | None:
     scale, name = units.unit("seconds", [latency_s(m) for m in measured])
     cells = []
     for i, m in enumerate(measured):
-        first, median = latency_s(measured[0]), latency_s(m)
+        same_rounds = (m.get("beside") or {}).get("original")
+        first, median = latency_s({"latency": same_rounds} if same_rounds else measured[0]), latency_s(m)
         quartiles = "" if median is None else \
             f"{units.number(latency_s(m, 'q1_s'), scale)}…{units.number(latency_s(m, 'q3_s'), scale)}"
         faster = f"{first / median:.2f} × · " if i and first and median else ""
