@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 import featherweight as fw
 
+torch.set_num_threads(1)  # tests run side by side
 CLASSES = 5
 BATCHES = 3
 

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 import pytest
 import torch
 import torch.nn.functional as F
-from problems import PROBLEMS, Answer, Problem, images, network, rows, tensors_of
 from torch import Tensor, nn
 
 import featherweight as fw
 from featherweight.network.operators import mutates
 from featherweight.task import call
+from problems import PROBLEMS, Answer, Problem, images, network, rows, tensors_of
 
 aten = torch.ops.aten
 

@@ -223,3 +223,20 @@ def test_operator_without_onnx_form_is_named_with_its_module(tmp_path):
     with pytest.raises(ExportError, match=r"special_bessel_j0.default, called in module 1"):
         deploy.target("onnxruntime").export(network, tmp_path / "m.onnx")
     assert not list(tmp_path.iterdir())
+
+
+def test_attention_without_heads_and_pools_of_every_form(tmp_path):
+    class Mixed(nn.Module):
+        def forward(self, x, mask):
+            y = F.scaled_dot_product_attention(x, x * 2, x, mask)
+            image = y.unsqueeze(1).expand(-1, 3, -1, -1)
+            pooled = F.adaptive_avg_pool2d(image, 1), image.mean([2, 3]), image.mean((-1, -2), keepdim=True)
+            return y, pooled, image.mean([1, 2]), image.clamp(min=0)
+
+    network = fw.capture(Mixed().eval(), (torch.randn(2, 5, 8), torch.randn(2, 5, 5)))
+    runner, path = deployed(network, tmp_path)
+    assert_agrees(network, runner)
+    kinds = [n.op_type for n in onnx.load(path).graph.node]
+    assert kinds.count("GlobalAveragePool") == 2  # the third is the first again
+    assert kinds.count("ReduceMean") == 1
+    assert "Max" not in kinds

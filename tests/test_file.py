@@ -15,9 +15,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from problems import PROBLEMS, Answer, Problem, images, network, rows, tensors_of
 from safetensors.torch import load_file, save_file
-from test_capture import Branching, Forms, same
 from torch import nn
 
 import featherweight as fw
@@ -27,6 +25,8 @@ from featherweight.network.description import describe, rebuild
 from featherweight.network.digest import digest
 from featherweight.network.file import FORMAT, _digest
 from featherweight.task import call
+from problems import PROBLEMS, Answer, Problem, images, network, rows, tensors_of
+from test_capture import Branching, Forms, same
 
 
 @pytest.fixture
@@ -162,7 +162,7 @@ def whole(tmp_path_factory) -> bytes:
 
 
 def test_truncated_anywhere(whole, path):
-    for length in [*range(0, 40), *range(40, len(whole), 97), len(whole) - 1]:
+    for length in [*range(40), *range(40, len(whole), 97), len(whole) - 1]:
         path.write_bytes(whole[:length])
         with pytest.raises(FileError, match=r"truncated|damaged"):
             fw.load(path)
@@ -172,7 +172,7 @@ def test_truncated_anywhere(whole, path):
 
 
 def test_a_flipped_bit_anywhere(whole, path):
-    for place in [*range(0, 64), *range(64, len(whole), 53)]:
+    for place in [*range(64), *range(64, len(whole), 53)]:
         damaged = bytearray(whole)
         damaged[place] ^= 1 << (place % 8)
         path.write_bytes(damaged)

@@ -7,14 +7,14 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from problems import PROBLEMS, Problem, conv, first_tensor, images, network, rows, tensors_of, unsettle
-from test_capture import plain_attention, same  # noqa: F401
 from torch import Tensor, nn
 
 import featherweight as fw
 from featherweight.network import fold_batch_norm
 from featherweight.network.surgery import insert_call
 from featherweight.task import call
+from problems import PROBLEMS, Problem, conv, first_tensor, images, network, rows, tensors_of, unsettle
+from test_capture import plain_attention, same  # noqa: F401
 
 aten = torch.ops.aten
 TRAINED = ["conv_bn", "residual", "depthwise", "shared", "no_momentum", "dropout", "transposed", "tied", "tied_linear", "attention"]

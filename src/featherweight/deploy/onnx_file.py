@@ -27,6 +27,9 @@ from featherweight.deploy.onnx_passes import suit
 from featherweight.errors import ExportError
 from featherweight.files import written_whole
 from featherweight.network import Network, trees
+from featherweight.network.surgery import insert_call
+
+aten = torch.ops.aten
 
 METADATA = "featherweight"
 #: a protobuf message holds less than 2 GiB; what is larger gets its weights in a file beside it
@@ -81,7 +84,8 @@ def output_names(spec: trees.Spec, taken: set[str]) -> list[str]:
 
 
 def to_onnx(network: Network) -> tuple[Any, list[dict[str, Any]]]:
-    """The network as an ``onnx_ir`` model, and how the leaves of its outputs are found in it."""
+    """The network as an ``onnx_ir`` model, and how the leaves of its outputs are found in it. Changes ``network``."""
+    _four_axes(network)
     told: list[list[dict[str, Any]]] = []
     flat = _Flat(network, told.append).eval()
     args, kwargs = network.example_inputs(batch=2)
@@ -146,15 +150,40 @@ def _quiet() -> Iterator[None]:
         logging.disable(level)
 
 
+def _four_axes(network: Network) -> None:
+    """Gives attention on [n, length, width] an axis of one head: ONNX has it on four axes only."""
+    values = network.values()
+    for node in network.calls(aten.scaled_dot_product_attention.default):
+        if values[node.name].dim() != 3:
+            continue
+        for index, argument in enumerate(node.args[:4]):
+            if argument is not None and values[str(argument)].dim() == 3:
+                node.update_arg(index, insert_call(network, aten.unsqueeze.default, (argument, 1), before=node))
+        mask = node.kwargs.get("attn_mask")
+        if mask is not None and values[str(mask)].dim() == 3:
+            node.update_kwarg("attn_mask", insert_call(network, aten.unsqueeze.default, (mask, 1), before=node))
+        readers = list(node.users)
+        back = insert_call(network, aten.squeeze.dim, (node, 1), after=node)
+        for reader in readers:
+            reader.replace_input_with(node, back)
+    network.changed()
+
+
 def _explain(network: Network, error: BaseException) -> str:
     """Which operator of which module could not be exported."""
-    text = ""
+    causes: list[str] = []
     cause: BaseException | None = error
     while cause is not None:
-        text += f"{cause}\n"
+        causes.append(re.sub(r"\x1b\[\d+m", "", str(cause)))
         cause = cause.__cause__ or cause.__context__
-    reason = next((t.strip() for t in text.splitlines() if t.strip()), type(error).__name__)
-    for op, overload in re.findall(r"op='([\w.:]+)', overload='(\w+)'", text):
+    text = "\n".join(causes)
+    reason = next((c.splitlines()[0] for c in reversed(causes) if c.strip()), type(error).__name__)[:300]
+    found = re.findall(r"op='([\w.:]+)', overload='(\w+)'", text)
+    why = "ONNX has no form of"
+    if not found:
+        found = re.findall(r"Error when translating node .*target=torch\.ops\.([\w.]+)\.(\w+)\]", text)
+        why = f"ONNX does not take ({reason})"
+    for op, overload in found:
         name = f"{op.replace('::', '.')}.{overload}"
         nodes = [n for n in network.calls() if str(n.target) == name]
         bare = re.split(r"::|\.", op)[-1].strip("_")  # what the exporter broke a call into often keeps its name
@@ -163,10 +192,10 @@ def _explain(network: Network, error: BaseException) -> str:
             name = str(nodes[0].target)
             places = ", ".join(sorted({n.meta.get("module") or "(top)" for n in nodes})[:5])
             lines = ", ".join(sorted({n.meta["source"] for n in nodes if n.meta.get("source")})[:3])
-            return (f"ONNX has no form of the operator {name}, called in module {places} "
-                    f"(at {lines or 'an unknown line'}); replace it by operators that ONNX has, or deploy elsewhere")
-        return f"ONNX has no form of the operator {name}; replace it by operators that ONNX has"
-    return f"the network cannot be exported to ONNX: {type(error).__name__}: {reason[:500]}"
+            return (f"{why} the operator {name}, called in module {places} (at {lines or 'an unknown line'}); "
+                    "replace it by operators that ONNX has, or deploy elsewhere")
+        return f"{why} the operator {name}; replace it by operators that ONNX has"
+    return f"the network cannot be exported to ONNX: {type(error).__name__}: {reason}"
 
 
 # ---- writing

@@ -1,6 +1,7 @@
 """What ONNX Runtime does not find by itself: small rewrites of an exported model, each exact.
 
 - A mean over all spatial axes becomes GlobalAveragePool, which has a whole-number kernel (ReduceMean has none).
+- The larger of a value and zero becomes Relu, which a rounding after it can stand for.
 - Padding with zeros between a dequantize and a quantize on the same grid becomes padding whole numbers with the zero
   point: ONNX Runtime (seen on 1.32) carries whole numbers through slices, reshapes and the like, but not through Pad.
 - A whole-number convolution of a channel count that is no multiple of four (above all of 3 colours) reads channels of
@@ -21,6 +22,8 @@ def suit(model: Any) -> None:
     for node in list(graph):
         if node.op_type == "ReduceMean":
             _pool_globally(graph, node)
+        elif node.op_type == "Max":
+            _clamp_by_relu(graph, node)
         elif node.op_type == "Pad":
             _pad_whole_numbers(graph, node)
         elif node.op_type == "Conv":
@@ -55,6 +58,15 @@ def _pool_globally(graph: Any, node: Any) -> None:
             made.append(ir.node("DequantizeLinear", [made[-1].outputs[0], *grid], name=f"{node.name}_read"))
         made.append(ir.node("Flatten", [made[-1].outputs[0]], {"axis": 1}, name=f"{node.name}_flatten"))
     _replace(graph, node, made)
+
+
+def _clamp_by_relu(graph: Any, node: Any) -> None:
+    import onnx_ir as ir
+
+    if len(node.inputs) == 2:
+        floor = _constant(node.inputs[1])
+        if floor is not None and floor.size == 1 and floor.dtype.kind == "f" and not floor.any():
+            _replace(graph, node, [ir.node("Relu", [node.inputs[0]], name=node.name)])
 
 
 def _pad_whole_numbers(graph: Any, node: Any) -> None:

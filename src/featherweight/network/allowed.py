@@ -6,8 +6,8 @@ The rule, read off each operator's registered schema, not off a list of bad name
    storage, a stream or a custom class);
 3. it writes into nothing, or is the in-place form ``name_`` and writes into its first argument alone (no ``out=`` forms);
 4. its name has no leading underscore, except those in PRIVATE;
-5. its name is not in REFUSED and starts and ends with nothing in REFUSED_STARTS and REFUSED_ENDS: kernels that trust
-   their arguments blindly, repoint memory, or change a tensor's size behind its views.
+5. its name is not in REFUSED and starts and ends with nothing in REFUSED_STARTS and REFUSED_ENDS: kernels that
+   trust their arguments blindly, repoint memory, or change a tensor's size behind its views.
 
 What stays possible: a graph that asks for more memory or time than there is. Run files of strangers under limits.
 """

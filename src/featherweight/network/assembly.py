@@ -13,8 +13,8 @@ from featherweight.network.network import Network
 class Assembly(nn.Module):
     """``model`` with its largest capturable children replaced in place by ``parts`` (module path -> Network).
 
-    ``notes`` says why the whole could not be captured and which children stay Python, with the reason. Every part can be
-    compressed and exported by itself; ``replace(path, network)`` puts the result back.
+    ``notes`` says why the whole could not be captured and which children stay Python, with the reason. Every part can
+    be compressed and exported by itself; ``replace(path, network)`` puts the result back.
     """
 
     def __init__(self, model: nn.Module, parts: dict[str, Network], notes: list[str]) -> None:

@@ -183,11 +183,11 @@ def compare(expected: Any, network: nn.Module, args: tuple[Any, ...], kwargs: di
 
 
 def _apart(want: Tensor, got: Tensor) -> float:
-    """Largest difference relative to the largest finite value; inf where shape, dtype or the places of nan and inf differ."""
+    """Largest difference relative to the largest finite value; inf where shapes, dtypes, nans or infs differ."""
     if want.shape != got.shape or want.dtype != got.dtype:
         return float("inf")
     wide = torch.complex128 if want.is_complex() else torch.float64
-    a, b = want.to(wide), got.to(wide)
+    a, b = want.detach().to(wide), got.detach().to(wide)
     finite = torch.isfinite(a)
     if not torch.equal(finite, torch.isfinite(b)) or not torch.equal(
             torch.nan_to_num(a[~finite]), torch.nan_to_num(b[~finite])):
@@ -229,7 +229,8 @@ def _capture_parts(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, An
     if not parts:
         raise CaptureError(f"{whole}; no part of it could be captured either" + "".join(
             f"\n  {path}: {reason}" for path, reason in left.items()))
-    notes = [str(whole), *(f"{path} stays Python: {reason}" for path, reason in left.items()), *_torn_ties(model, parts)]
+    notes = [str(whole), *(f"{path} stays Python: {reason}" for path, reason in left.items())]
+    notes += _torn_ties(model, parts)
     assembly = Assembly(outer, parts, notes)
     difference = _difference(expected, assembly, args, kwargs)
     if not difference <= tolerance:

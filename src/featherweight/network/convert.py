@@ -13,11 +13,11 @@ from torch.fx import Graph, Node
 from torch.fx.node import map_arg
 
 from featherweight.errors import CaptureError
-from featherweight.network.export import is_free, limits
+from featherweight.network.export import limits
 from featherweight.network.functional import Memory
 from featherweight.network.graphs import inline_regions, module_path, source_line, tidy
 from featherweight.network.network import Input, Network, Signature
-from featherweight.network.operators import mutates, written_by
+from featherweight.network.operators import is_free, mutates, written_by
 
 aten = torch.ops.aten
 #: modules whose training behaviour leaves no trace in a graph captured for evaluation
@@ -46,7 +46,7 @@ def convert(program: ExportedProgram, model: nn.Module) -> Network:
 
 
 class _Copier:
-    """Copies an exported graph's nodes into a plain one: inputs to placeholders, tensors to names, calls as they are."""
+    """Copies an exported graph into a plain one: inputs become placeholders, tensors names; calls stay as they are."""
 
     def __init__(self, program: ExportedProgram) -> None:
         self.program = program
@@ -140,7 +140,7 @@ def _notes(network: Network, model: nn.Module, program: ExportedProgram) -> list
         notes.append("the batch size is fixed by the model: inputs must have exactly the examples' shapes")
     notes += [f"the model does something else beyond a size: {limit}" for limit in limits(program)]
     lost = sorted(p for p, m in model.named_modules() if type(m).__name__ in TRAINING_ONLY
-                  and getattr(m, "p", getattr(m, "drop_prob", 1)))
+                  and getattr(m, "p", getattr(m, "drop_prob", True)))
     if lost:
         notes.append(f"acts in training only and is not in the graph: {', '.join(lost)}")
     memory = Memory(network.graph)

@@ -1,4 +1,4 @@
-"""A network as JSON and back. Every field is checked; nothing is imported, unpickled or evaluated because it says so."""
+"""A network as JSON and back. Every field is checked; nothing is imported, unpickled or evaluated on its word."""
 
 from __future__ import annotations
 
@@ -132,7 +132,8 @@ def _graph(items: Any) -> Graph:
             if not all(isinstance(v, NODE_META[k]) for k, v in node.meta.items()):
                 raise FileError(f"the origin of node {name!r} is of a wrong type")
         elif op == "output":
-            node = graph.create_node("output", "output", (tuple(_value(a, nodes) for a in _list(item["args"])),), name=name)
+            results = tuple(_value(a, nodes) for a in _list(item["args"]))
+            node = graph.create_node("output", "output", (results,), name=name)
         else:
             raise FileError(f"node {name!r} is of kind {str(op)[:80]!r}; expected one of {', '.join(OPS.values())}")
         if node.name != name:
@@ -151,7 +152,8 @@ def _signature(description: Any, graph: Graph, types: Mapping[str, type] | None)
     in_spec, out_spec = trees.from_json(description["in_spec"]), trees.from_json(description["out_spec"], types)
     leaves = in_spec.num_leaves
     if len(inputs) + len(constants) != leaves or not all(0 <= i < leaves for i in constants):
-        raise FileError(f"the nest of inputs has {leaves} leaves for {len(inputs)} tensors and {len(constants)} constants")
+        raise FileError(f"the nest of inputs has {leaves} leaves for {len(inputs)} tensors and {len(constants)} "
+                        "constants")
     if in_spec.type is not tuple or [c.type for c in in_spec.children()] != [tuple, dict]:
         raise FileError("the nest of inputs is no pair of positions (a tuple) and keywords (a dict)")
     results = len(next(n for n in graph.nodes if n.op == "output").args[0])

@@ -17,6 +17,7 @@ from torch.export import Dim, ExportedProgram
 
 from featherweight.errors import CaptureError
 from featherweight.network import trees
+from featherweight.network.operators import is_free
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -75,11 +76,6 @@ def export(model: nn.Module, attempt: Attempt) -> ExportedProgram:
 def hopeless(error: BaseException) -> bool:
     """Whether a failed export would fail with fixed sizes too: it needed to know a value, not a size."""
     return "DataDependent" in type(error.__cause__).__name__
-
-
-def is_free(size: Any) -> bool:
-    """Whether a size stayed free: one that the model fixed is still a SymInt, of a known number."""
-    return isinstance(size, torch.SymInt) and size.node.maybe_as_int() is None
 
 
 def limits(program: ExportedProgram) -> list[str]:

@@ -11,8 +11,8 @@ The graph: ``nodes`` [{name, op: input|tensor|call|output, target, args, kwargs,
 paths, ``patterns``, ``notes``. Arguments are JSON literals or tagged objects: {"node": name}, {"dtype": ..},
 {"device": ..}, {"layout": ..}, {"memory": ..}, {"float": "inf"}, {"slice": [..]}.
 
-How each byte is read: ``json.loads``, then checks of every field (``description.py``). A call's operator is looked up by
-name among those that ``allowed.py`` lets through; nothing is imported, unpickled or evaluated because a file says so. A
+How each byte is read: ``json.loads``, then checks of every field (``description.py``). A call's operator is looked up
+by name among those that ``allowed.py`` lets through; nothing is imported, unpickled or evaluated because a file says so. A
 damaged or hostile file is a FileError. The checksum finds damage; it proves nothing about who wrote the file.
 """
 
@@ -126,8 +126,8 @@ def _assemble(into: nn.Module, parts: dict[str, Network], rest: dict[str, Tensor
     wrong = sorted(k for k in wanted.keys() ^ rest.keys() if k not in wanted or k not in rest)
     wrong += [k for k in wanted.keys() & rest.keys() if wanted[k].shape != rest[k].shape]
     if wrong:
-        raise FileError(f"{name} does not fit the file, which was written from another class: {wrong[0]!r} is missing, too "
-                        f"much or of another shape ({len(wrong)} such)")
+        raise FileError(f"{name} does not fit the file, which was written from another class: {wrong[0]!r} is missing, "
+                        f"too much or of another shape ({len(wrong)} such)")
     into.load_state_dict(rest, strict=False)
     return Assembly(into.eval(), parts, notes)
 
@@ -149,7 +149,8 @@ def _read(path: Path) -> tuple[str, Any, dict[str, Tensor]]:
             meta = file.metadata() or {}
             kind = meta.get("format")
             if kind not in (FORMAT, ASSEMBLY_FORMAT):
-                raise FileError(f"{path} is of format {str(kind)[:80]!r}; expected {FORMAT!r} (written by network.save)")
+                raise FileError(f"{path} is of format {str(kind)[:80]!r}; expected {FORMAT!r} (written by "
+                                "network.save)")
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
     except FileError:
         raise

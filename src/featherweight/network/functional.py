@@ -14,7 +14,15 @@ from torch import Tensor
 from torch.fx import Graph, Node
 from torch.fx.node import map_arg
 
-from featherweight.network.operators import functional_form, has_schema, is_random, mutates, returns_view, written_by
+from featherweight.network.operators import (
+    functional_form,
+    has_schema,
+    is_free,
+    is_random,
+    mutates,
+    returns_view,
+    written_by,
+)
 
 aten = torch.ops.aten
 FOLD_LIMIT = 64 << 20  #: bytes; a constant larger than this is computed at every run rather than stored
@@ -79,8 +87,8 @@ class Memory:
 def make_functional(graph: Graph) -> None:
     """Replaces in-place calls by functional ones wherever all who can see the memory they write are known.
 
-    ``y = op_(x)`` becomes ``y = op(x)``, and all later readers of ``x`` read ``y``. Where ``x`` is a slice or selection
-    of ``b``, later readers of ``b`` read ``scatter(b, y)``; other views that are read later are made again. A call stays
+    ``y = op_(x)`` becomes ``y = op(x)``, and all later readers of ``x`` read ``y``. Where ``x`` is a slice or a
+    selection of ``b``, later readers of ``b`` read ``scatter(b, y)``; other views that are read later are made again. A call stays
     in place where it writes into a stored tensor, where something that may or may not be a view (a reshape) is read
     later, or where the operator has no functional form. An input is never written into: the caller's tensor stays as
     it was.
@@ -126,13 +134,12 @@ def _functional(graph: Graph, node: Node, order: dict[Node, int], memory: Memory
 
 
 def _copied(graph: Graph, node: Node, written: Node, order: dict[Node, int]) -> list[Node]:
-    """Makes ``copy_(x, source)`` a clone of the source as it is in ``x``'s size and type (``aten.copy`` has no gradient).
-    Gives the new nodes."""
+    """Makes ``copy_(x, source)`` a clone of the source in ``x``'s size and type (``aten.copy`` has no gradient). Gives
+    the new nodes."""
     want, given = written.meta.get("val"), node.args[1].meta.get("val")  # type: ignore[union-attr]
-    known = isinstance(want, Tensor) and isinstance(given, Tensor)
     new: list[Node] = []
     with graph.inserting_before(node):
-        if not known or want.dtype != given.dtype:
+        if not (isinstance(want, Tensor) and isinstance(given, Tensor) and want.dtype == given.dtype):
             new.append(graph.call_function(aten.type_as.default, (node.args[1], written)))
         new.append(graph.call_function(aten.expand_as.default, (new[-1] if new else node.args[1], written)))
     for made in new:
@@ -216,8 +223,9 @@ def free_factories(graph: Graph) -> None:
         fill = FILLED.get(node.target)
         if fill is None:
             fill = node.kwargs.get("fill_value", (*node.args, None, None, None)[FILLED_BY[node.target]])
-        if not isinstance(value, Tensor) or isinstance(fill, Node) or fill is None or value.layout is not torch.strided or \
-                any(isinstance(s, torch.SymInt) and s.node.maybe_as_int() is None for s in value.shape):
+        if not isinstance(value, Tensor) or isinstance(fill, Node) or fill is None:
+            continue
+        if value.layout is not torch.strided or any(is_free(s) for s in value.shape):
             continue
         node.target = aten.full.default
         node.args = ([int(s) for s in value.shape], bool(fill) if value.dtype is torch.bool else fill)

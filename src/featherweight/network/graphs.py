@@ -36,7 +36,7 @@ def module_path(node: Node) -> str:
 
 
 def inline_regions(graph: Graph, submodule: Callable[[str], Any]) -> None:
-    """Puts the bodies of ``torch.no_grad`` / ``enable_grad`` regions in place; results of no-grad regions are detached."""
+    """Puts the bodies of ``torch.no_grad`` / ``enable_grad`` regions in place; what no-grad ones give is detached."""
     wrap = torch.ops.higher_order.wrap_with_set_grad_enabled
     for node in list(graph.nodes):
         if node.op != "call_function" or node.target is not wrap:
@@ -52,11 +52,12 @@ def inline_regions(graph: Graph, submodule: Callable[[str], Any]) -> None:
                 if inner.op == "placeholder":
                     values[inner] = next(rest)  # type: ignore[assignment]
                 elif inner.op == "output":
-                    results = map_arg(inner.args[0], lambda n: values[n])
+                    results = map_arg(inner.args[0], values.__getitem__)
                 else:
-                    values[inner] = graph.node_copy(inner, lambda n: values[n])
+                    values[inner] = graph.node_copy(inner, values.__getitem__)
             if not enabled:
-                results = [graph.call_function(aten.detach.default, (r,)) if isinstance(r, Node) else r for r in results]
+                results = [graph.call_function(aten.detach.default, (r,)) if isinstance(r, Node) else r
+                           for r in results]
         for user in list(node.users):
             if user.target is operator.getitem:
                 user.replace_all_uses_with(results[user.args[1]])
@@ -82,7 +83,8 @@ def drop_identities(graph: Graph) -> None:
         if node.op != "call_function":
             continue
         whole = (node.target is aten.slice.Tensor and len(node.args) >= 3 and node.args[2] in (0, None)
-                 and (len(node.args) < 4 or node.args[3] in (None, 2**63 - 1)) and (len(node.args) < 5 or node.args[4] == 1))
+                 and (len(node.args) < 4 or node.args[3] in (None, 2**63 - 1))
+                 and (len(node.args) < 5 or node.args[4] == 1))
         if whole or node.target is aten.alias.default:
             node.replace_all_uses_with(node.args[0])  # type: ignore[arg-type]
             graph.erase_node(node)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -14,38 +13,11 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import Graph, Node
 
-from featherweight.errors import InputError
 from featherweight.network import trees
 from featherweight.network.program import Program, Tap
+from featherweight.network.signature import Input, Signature, shape_text
 
 Parameters = dict[str, Tensor]
-
-
-@dataclass(frozen=True)
-class Input:
-    """One tensor that a network takes. ``shape`` has None where any size goes; axis 0 is the batch where ``batched``."""
-
-    name: str
-    shape: tuple[int | None, ...]
-    dtype: torch.dtype
-    batched: bool
-
-
-@dataclass(frozen=True)
-class Signature:
-    """How a network is called: the nest of ``(args, kwargs)``, the nest it returns, and its tensor inputs.
-
-    ``constants`` are the leaves of the inputs that are no tensors (by position); they were fixed at capture.
-    """
-
-    in_spec: trees.Spec
-    out_spec: trees.Spec
-    inputs: tuple[Input, ...]
-    constants: Mapping[int, Any]
-
-    @property
-    def dynamic_batch(self) -> bool:
-        return any(i.batched for i in self.inputs)
 
 
 class Part(nn.Module):
@@ -58,9 +30,9 @@ class Part(nn.Module):
 class Network(nn.Module):
     """A captured model: a graph of operators over named tensors.
 
-    ``graph`` has nodes of four kinds: ``placeholder`` (a tensor input), ``get_attr`` (a parameter, buffer or constant by
-    its dotted name), ``call_function`` (an operator) and one ``output``. ``node.meta["module"]`` is the module path a
-    call came from, ``node.meta["source"]`` the line. After an edit of the graph, call ``changed()``.
+    ``graph`` has nodes of four kinds: ``placeholder`` (a tensor input), ``get_attr`` (a parameter, buffer or constant
+    by its dotted name), ``call_function`` (an operator) and one ``output``. ``node.meta["module"]`` is the module path
+    a call came from, ``node.meta["source"]`` the line. After an edit of the graph, call ``changed()``.
 
     ``patterns`` names the weights whose zeros are to be kept by whoever trains the network (name -> kind of pattern);
     ``notes`` says what was lost or assumed on the way here.
@@ -90,9 +62,9 @@ class Network(nn.Module):
         self._program = None
 
     def node(self, name: str) -> Node:
-        for node in self._graph.nodes:
-            if node.name == name:
-                return node
+        found: Node | None = next((n for n in self._graph.nodes if n.name == name), None)
+        if found is not None:
+            return found
         raise KeyError(f"no node named {name!r}")
 
     def calls(self, *targets: Any) -> list[Node]:
@@ -148,7 +120,8 @@ class Network(nn.Module):
         if leaf in holder._parameters or leaf in holder._buffers or leaf in holder._modules:
             raise KeyError(f"there is something named {name!r} already")
         if buffer or not value.is_floating_point():
-            holder._buffers[leaf] = value.detach() if not isinstance(value, nn.Parameter) else value
+            plain = isinstance(value, nn.Parameter) or not value.requires_grad
+            holder._buffers[leaf] = value if plain else value.detach()  # the tensor itself: ties hold
             if not persistent:
                 holder._non_persistent_buffers_set.add(leaf)
         else:
@@ -194,35 +167,8 @@ class Network(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         if self._program is None:
             self._program = Program(self._graph, self.training)
-        outputs = self._program.run(self.tensor, self._leaves(args, kwargs), self._taps)
+        outputs = self._program.run(self.tensor, self._signature.leaves(args, kwargs), self._taps)
         return trees.unflatten(outputs, self._signature.out_spec)
-
-    def _leaves(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
-        """The tensor inputs of a call, checked against the signature."""
-        wanted = self._signature
-        order = wanted.in_spec.child(1).context
-        if set(order) == kwargs.keys():
-            kwargs = {name: kwargs[name] for name in order}
-        leaves, spec = trees.flatten((args, kwargs))
-        if spec != wanted.in_spec:
-            names = ", ".join(i.name for i in wanted.inputs)
-            raise InputError(
-                f"called with {len(args)} positional and {sorted(kwargs)} keyword inputs nested as {_short(spec)}; "
-                f"captured with ({names}) nested as {_short(wanted.in_spec)}: call it as the example inputs were"
-            )
-        tensors = [leaf for i, leaf in enumerate(leaves) if i not in wanted.constants]
-        for i, fixed in wanted.constants.items():
-            if leaves[i] != fixed:
-                raise InputError(f"input {i} is {leaves[i]!r}; it was {fixed!r} at capture and is part of the graph now: "
-                                 "capture again with the other value")
-        for given, want in zip(tensors, wanted.inputs, strict=True):
-            if not isinstance(given, Tensor):
-                raise InputError(f"input {want.name!r} is a {type(given).__name__}; expected a tensor {shape_text(want)}")
-            fits = given.dim() == len(want.shape) and all(
-                w is None or w == g for g, w in zip(given.shape, want.shape, strict=True))
-            if not fits:
-                raise InputError(f"input {want.name!r} has shape {list(given.shape)}; expected {shape_text(want)}")
-        return tensors
 
     def add_tap(self, name: str, tap: Tap) -> Callable[[], None]:
         """Calls ``tap(value)`` whenever node ``name`` has computed; what it returns (if not None) is passed on instead.
@@ -266,11 +212,7 @@ class Network(nn.Module):
 
     def nest(self, tensors: list[Tensor]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """``(args, kwargs)`` from the tensor inputs in order."""
-        rest = iter(tensors)
-        constants = self._signature.constants
-        leaves = [constants[i] if i in constants else next(rest) for i in range(self._signature.in_spec.num_leaves)]
-        args, kwargs = trees.unflatten(leaves, self._signature.in_spec)
-        return args, kwargs
+        return self._signature.nest(tensors)
 
     def values(self, batch: int = 2) -> dict[str, Any]:
         """Node name -> what it gives for a batch of this size, as tensors without data (shapes and dtypes only).
@@ -287,7 +229,7 @@ class Network(nn.Module):
             return fakes[id(tensor)]
 
         args, kwargs = self.example_inputs(batch)
-        leaves = [mode.from_tensor(t) for t in self._leaves(args, kwargs)]
+        leaves: list[Tensor] = [mode.from_tensor(t) for t in self._signature.leaves(args, kwargs)]
         seen: dict[str, Any] = {}
         with mode, torch.no_grad():
             Program(self._graph, training=False).run(fake, leaves, {}, record=seen)
@@ -323,10 +265,4 @@ class Network(nn.Module):
         return f"{ins}; {len(self.calls())} operators, {sum(p.numel() for p in self.parameters())} parameters"
 
 
-def shape_text(item: Input) -> str:
-    sizes = ", ".join("any" if s is None else str(s) for s in item.shape)
-    return f"[{sizes}] {str(item.dtype).removeprefix('torch.')}"
-
-
-def _short(spec: trees.Spec) -> str:
-    return repr(trees.unflatten(["*"] * spec.num_leaves, spec)).replace("'*'", "*")
+__all__ = ["Input", "Network", "Part", "Signature", "shape_text"]

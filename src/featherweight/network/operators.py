@@ -38,6 +38,11 @@ def has_schema(target: Any) -> bool:
     return isinstance(target, torch._ops.OpOverload)
 
 
+def is_free(size: Any) -> bool:
+    """Whether a size stayed free: one that the model fixed is still a SymInt, of a known number."""
+    return isinstance(size, torch.SymInt) and size.node.maybe_as_int() is None
+
+
 def mutates(node: Node) -> bool:
     """Whether the call writes into one of its arguments."""
     return has_schema(node.target) and bool(node.target._schema.is_mutable)  # type: ignore[union-attr]

@@ -55,7 +55,8 @@ def tensor_node(network: Network, name: str, before: Node) -> Node:
         if node.op == "get_attr" and node.target == name:
             return node
     with network.graph.inserting_before(before):
-        return network.graph.create_node("get_attr", name, name=node_name(name))
+        made: Node = network.graph.create_node("get_attr", name, name=node_name(name))
+    return made
 
 
 def node_name(name: str) -> str:

@@ -61,7 +61,8 @@ def to_json(spec: Spec) -> Any:
         elif hasattr(value, "_fields"):
             pairs = list(zip(value._fields, value, strict=True))
         else:
-            raise FileError(f"an output of type {name} cannot be written; return tensors, tuples, lists, dicts or dataclasses")
+            raise FileError(f"an output of type {name} cannot be written; return tensors, tuples, lists, dicts or "
+                            "dataclasses")
         return {"kind": f"named:{name}", "items": [[k, describe(v)] for k, v in pairs if v is not None]}
 
     return describe(unflatten(range(spec.num_leaves), spec))

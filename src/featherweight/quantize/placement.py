@@ -100,6 +100,15 @@ CLAMPS: dict[Any, Callable[[Node], bool]] = {
 }
 
 
+#: clamp -> function giving its upper end; those not listed have the argument "max" or "max_val", or none
+UPPER_END: dict[Any, Callable[[Node], float]] = {aten.relu6.default: lambda node: 6.0}
+
+
+def _upper_end(node: Node) -> float:
+    end = schema_argument_or(node, "max", schema_argument_or(node, "max_val", None))
+    return float("inf") if end is None else float(end)
+
+
 def schema_argument_or(node: Node, name: str, default: Any) -> Any:
     try:
         return schema_argument(node, name)
@@ -237,12 +246,29 @@ class _Placer:
                 root = self._carried(source)[0] if source.target in SPLITTERS and self._carried(source) else source
                 if root in leader and point.target not in CLAMPS:
                     union(root, point)
+        ends = self._cut()
         for node in self.whole:
-            if node.target in SHARING:
+            if node.target in SHARING and (settled := self._settle(node)) in leader:
                 for given in self.joined[node]:
-                    if given in leader and self._settle(node) in leader:
-                        union(given, self._settle(node))
+                    if given in leader and ends.get(given) == ends.get(settled):
+                        union(given, settled)
         return {p: find(p) for p in points}
+
+    def _cut(self) -> dict[Node, float | None]:
+        """What cuts a value off: None, or its clamp's upper end (the lower one is 0).
+
+        Saturation stands for a clamp only where the grid ends with it: values cut off differently share no grid."""
+        ends: dict[Node, float | None] = {}
+        for node in self.calls:
+            carried = self._carried(node)
+            if node.target in CLAMPS and carried:
+                ends[node] = UPPER_END.get(node.target, _upper_end)(node)
+            elif node.target in SHARING and node in self.joined:
+                found = {ends.get(given) for given in self.joined[node]}
+                ends[node] = found.pop() if len(found) == 1 else None
+            elif carried:
+                ends[node] = ends.get(carried[0])
+        return ends
 
     def _readers(self, point: Node, points: list[Node]) -> list[str]:
         """Whole-number calls read the rounded value. So does everybody else where a whole-number kernel gave it: the

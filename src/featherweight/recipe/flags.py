@@ -8,7 +8,7 @@ from featherweight.recipe.recipe import rewrites
 from featherweight.recipe.result import Decision
 from featherweight.steps import Step
 
-#: a median this much larger is called slower, if the quartiles lie apart too
+#: a median and a lower quartile this much larger are called slower (disturbances move the upper quartile)
 SLOWER = 1.05
 
 
@@ -37,9 +37,9 @@ def flags_of(index: int, step: Step, decided: list[Decision], before: Measuremen
 
 
 def slower(name: str, old: Latency | None, after: Measurement) -> list[str]:
-    """A sentence if ``after`` is slower than ``old`` beyond SLOWER and beyond the quartiles."""
+    """A sentence if ``after`` is slower than ``old`` beyond SLOWER."""
     new = after.latency
-    if old is None or new is None or new.median_s <= SLOWER * old.median_s or new.q1_s <= old.q3_s:
+    if old is None or new is None or new.median_s <= SLOWER * old.median_s or new.q1_s <= SLOWER * old.q1_s:
         return []
     return [f"{name} made it slower: {old.median_s * 1e3:.3f} ms -> {new.median_s * 1e3:.3f} ms (medians in "
             f"{new.runtime}, {new.threads} thread(s), batch {new.batch})"]
