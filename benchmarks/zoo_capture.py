@@ -4,8 +4,8 @@
 
 Needs torchvision. For every model (random weights, unsettled batch statistics, evaluation mode): the capture's outputs
 against the model's, on the examples, on another batch size and, for detectors, on images of other sizes; the same after
-saving and loading, where the outputs must be equal bit for bit. Prints a table, writes the JSON file whole or not at all
-(only when every model was asked for), and exits with 1 if any model fails.
+saving and loading, where the outputs must be equal bit for bit. Prints a table, writes the JSON file whole or not at
+all (only when every model was asked for), and exits with 1 if any model fails.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def _named(name: str) -> Callable[[], nn.Module]:
     return make
 
 
-SIZES = {"inception_v3": 299, "swin_v2_t": 256, "maxvit_t": 224, "fcn_resnet50": 128, "deeplabv3_mobilenet_v3_large": 128,
+SIZES = {"inception_v3": 299, "swin_v2_t": 256, "fcn_resnet50": 128, "deeplabv3_mobilenet_v3_large": 128,
          "lraspp_mobilenet_v3_large": 128}
 CLASSIFIERS = (
     "alexnet", "convnext_tiny", "densenet121", "efficientnet_b0", "efficientnet_v2_s", "googlenet", "inception_v3",
@@ -201,7 +201,8 @@ def main() -> int:
             print(f"{name:40} FAILED {row['error'][:400]}", flush=True)
         else:
             print(f"{name:40} {row['seconds']:8.2f} {row['nodes']:6} {row['max_difference']:11.1e} "
-                  f"{'equal' if row['loaded_equal'] else 'DIFFERS':>7} {'any' if row['dynamic_batch'] else 'FIXED':>6}  "
+                  f"{'equal' if row['loaded_equal'] else 'DIFFERS':>7} "
+                  f"{'any' if row['dynamic_batch'] else 'FIXED':>6}  "
                   f"{', '.join(row['parts'])}{'' if row['ok'] else '  FAILED'}", flush=True)
         gc.collect()
     failed = [n for n, row in rows.items() if not row["ok"]]

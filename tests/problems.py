@@ -25,7 +25,7 @@ BATCHES = 3
 
 @dataclass(frozen=True)
 class Problem:
-    """One small network. ``factory()`` gives the model, ``example(batch)`` inputs that fit it (tensor, tuple or dict)."""
+    """One small network. ``factory()`` gives the model, ``example(batch)`` inputs (a tensor, tuple or dict)."""
 
     name: str
     build: Callable[[], nn.Module]
@@ -124,7 +124,8 @@ class InvertedResidual(nn.Module):
     def __init__(self, i: int, o: int, stride: int) -> None:
         super().__init__()
         self.same = i == o and stride == 1
-        self.conv = nn.Sequential(conv(i, 4 * i, 1), conv(4 * i, 4 * i, 3, stride, groups=4 * i), conv(4 * i, o, 1, act=False))
+        self.conv = nn.Sequential(conv(i, 4 * i, 1), conv(4 * i, 4 * i, 3, stride, groups=4 * i),
+                                  conv(4 * i, o, 1, act=False))
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.conv(x) if self.same else self.conv(x)

@@ -138,15 +138,16 @@ class Forms(nn.Module):
     def forward(self, x: Tensor):
         y = self.linear(x)
         return {
-            "tuple": (y, y * 2), "list": [y, [y * 2]], "dict": {"b": y, "a": y * 2}, "nested": {"z": (y, {"k": [y * 3]})},
+            "tuple": (y, y * 2), "list": [y, [y * 2]], "dict": {"b": y, "a": y * 2},
+            "nested": {"z": (y, {"k": [y * 3]})},
             "ordered": OrderedDict([("b", y), ("a", y * 2)]), "named": Pair(y, y * 2),
             "dataclass": Outer(Inner(y, [y * 2, y * 3]), y.sum(1)), "none": (y, None), "same": (y, y), "input": (y, x),
             "number": (y, 3, True), "weight": (y, self.linear.bias),
         }[self.form]
 
 
-@pytest.mark.parametrize("form", ["tuple", "list", "dict", "nested", "ordered", "named", "dataclass", "none", "same", "input",
-                                  "number", "weight"])
+@pytest.mark.parametrize("form", ["tuple", "list", "dict", "nested", "ordered", "named", "dataclass", "none", "same",
+                                  "input", "number", "weight"])
 def test_outputs_come_back_as_their_types(form):
     model = Forms(form).eval()
     net = fw.capture(model, rows(), parts=False)
@@ -280,7 +281,8 @@ def test_ties_are_kept_by_capture_copy_and_training():
         for one in (net, net.copy(), copy.deepcopy(net)):
             assert one.tensor(a) is one.tensor(b)
             assert sorted(one.tied_names(a)) == sorted([a, b])
-            assert len(list(one.parameters())) == len({id(p) for p in one.tensors().values() if isinstance(p, nn.Parameter)})
+            every = {id(p) for p in one.tensors().values() if isinstance(p, nn.Parameter)}
+            assert len(list(one.parameters())) == len(every)
         net.set_tensor(a, torch.zeros_like(net.tensor(a)))
         assert net.tensor(b) is net.tensor(a)
         assert net.copy().tensor(a) is not net.tensor(a)
@@ -514,7 +516,8 @@ class Branching(nn.Module):
 
 
 def test_control_flow_is_told_by_module_and_line():
-    with pytest.raises(fw.errors.CaptureError, match=r"in module 'branch\.0'.*test_capture\.py:\d+.*decided by a value"):
+    message = r"in module 'branch\.0'.*test_capture\.py:\d+.*decided by a value"
+    with pytest.raises(fw.errors.CaptureError, match=message):
         fw.capture(Branching(), rows(), parts=False)
 
 
@@ -588,7 +591,7 @@ class Alone(nn.Module):
 
 
 @pytest.mark.parametrize(("call", "message"), [
-    (lambda: fw.capture(PROBLEMS["mlp"].factory(), "image"), "example inputs are a str; expected a tensor, a tuple or a dict"),
+    (lambda: fw.capture(PROBLEMS["mlp"].factory(), "x"), "example inputs are a str; expected a tensor, a tuple"),
     (lambda: fw.capture(PROBLEMS["mlp"].factory(), rows(2, 5)), "does not run on the example inputs: RuntimeError"),
     (lambda: fw.capture(network(PROBLEMS["mlp"]), rows()), "captured already"),
     (lambda: fw.capture(_model(lambda m, x: F.dropout(x * m.weight, 0.5)), rows(2, 3), parts=False),

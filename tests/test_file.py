@@ -89,7 +89,8 @@ def test_named_outputs_are_dicts_unless_their_types_are_given(path):
     assert typed.loss is None
 
 
-@pytest.mark.parametrize("form", ["tuple", "list", "dict", "nested", "ordered", "none", "same", "input", "number", "weight"])
+@pytest.mark.parametrize("form", ["tuple", "list", "dict", "nested", "ordered", "none", "same", "input", "number",
+                                  "weight"])
 def test_plain_nests_come_back(form, path):
     net = fw.capture(Forms(form).eval(), rows(), parts=False)
     net.save(path)
@@ -228,7 +229,8 @@ def test_pickles_are_refused_unopened(name, path):
         fw.load(path)
 
 
-@pytest.mark.parametrize("raw", [b"", b"\x00" * 8, b"\xff" * 64, b"hello world, this is text", b"\x10" + b"\x00" * 7 + b"{" * 100,
+@pytest.mark.parametrize("raw", [b"", b"\x00" * 8, b"\xff" * 64, b"hello world, this is text",
+                                 b"\x10" + b"\x00" * 7 + b"{" * 100,
                                  struct.pack("<Q", 5) + b'{"a":' + b"0" * 40, PICKLES["protocol 0"]])
 def test_other_bytes(raw, path):
     path.write_bytes(raw)
@@ -274,22 +276,25 @@ def test_a_pickle_inside(path):
     for node in (first_call(description), description["nodes"][0]):
         node["target"] = payload
     forged(path, description)
-    with pytest.raises(FileError, match="are not those its graph lists|no operator|a file may call"):
+    with pytest.raises(FileError, match=r"are not those its graph lists|no operator|a file may call"):
         fw.load(path)
 
 
 OPERATORS = [
     "aten.from_file.default", "aten.save.default", "aten.save", "aten.set_.source_Storage", "aten.set_.source_Tensor",
     "aten.resize_.default", "aten.record_stream.default", "aten.set_data.default", "aten.data.default", "aten.add.out",
-    "aten._foobar.default", "aten._print.default", "aten._reshape_alias.default", "aten._nested_view_from_buffer.default",
-    "aten._sparse_coo_tensor_unsafe.default", "aten.max_pool2d_with_indices_backward.default", "aten.as_strided_.default",
-    "aten.fbgemm_linear_int8_weight.default", "aten.quantized_lstm.input", "aten.manual_seed", "aten.manual_seed.default",
+    "aten._foobar.default", "aten._print.default", "aten._reshape_alias.default", "aten.as_strided_.default",
+    "aten._nested_view_from_buffer.default", "aten._sparse_coo_tensor_unsafe.default", "aten.manual_seed.default",
+    "aten.max_pool2d_with_indices_backward.default", "aten.fbgemm_linear_int8_weight.default",
+    "aten.quantized_lstm.input", "aten.manual_seed",
     "aten.set_grad_enabled.default", "aten.warn.default", "aten.backward.default", "aten.relu", "aten.relu.__class__",
-    "aten.relu.default.__call__", "aten.relu._schema", "aten.__class__.__mro__", "aten.__dict__", "aten..default", "aten",
+    "aten.relu.default.__call__", "aten.relu._schema", "aten.__class__.__mro__", "aten.__dict__", "aten..default",
+    "aten",
     "prims.add.default", "higher_order.cond", "os.system", "builtins.eval", "operator.attrgetter", "operator.call",
     "operator.methodcaller", "operator.setitem", "operator.imul", "math.factorial", "torch.load", "torch.ops.aten.relu",
     "_C._jit", "profiler._record_function_enter.default", "inductor.accumulate_grad_.default", "c10d.send.default",
-    "image.read_file.default", "quantized.linear.default", "rngprims.philox_rand.default", "torchvision.nothing.default",
+    "image.read_file.default", "quantized.linear.default", "rngprims.philox_rand.default",
+    "torchvision.nothing.default",
     "", ".", "..", "featherweight.nothing.default", 3, None, ["aten.relu.default"], {"node": "x"}, True,
 ]
 
@@ -433,7 +438,7 @@ def test_json_that_is_no_graph(text, path):
 @pytest.mark.parametrize("parts", [{"body": 3}, {"": {}}, {"__class__": {}}, {"body.0.weight": {}}, {"../x": {}}])
 def test_forged_assemblies(parts, path):
     forged(path, {"parts": parts, "notes": []}, kind="featherweight assembly 1", tensors={})
-    with pytest.raises(FileError, match="malformed|no module there"):
+    with pytest.raises(FileError, match=r"malformed|no module there"):
         fw.load(path, into=Branching())
     good = describe(network(PROBLEMS["gated"]))
     for name in parts:
@@ -445,9 +450,11 @@ def test_forged_assemblies(parts, path):
 
 JUNK = st.recursive(
     st.none() | st.booleans() | st.integers(-3, 2**70) | st.floats() | st.text(max_size=6)
-    | st.sampled_from(["aten.add.Tensor", "aten.relu.default", "x", "linear", "fc.weight", "float32", "call", "output", "tensor"]),
+    | st.sampled_from(["aten.add.Tensor", "aten.relu.default", "x", "linear", "fc.weight", "float32", "call", "output",
+                       "tensor"]),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(
-        st.sampled_from(["node", "kind", "items", "dtype", "name", "op", "args", "float", "slice", "x"]), inner, max_size=2),
+        st.sampled_from(["node", "kind", "items", "dtype", "name", "op", "args", "float", "slice", "x"]), inner,
+        max_size=2),
     max_leaves=6)
 
 

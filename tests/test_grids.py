@@ -114,10 +114,3 @@ def test_constant_and_zero_tensors():
             scale, zero = grids.minmax(values, spec)
             back = grids.dequantize(grids.quantize(values, scale, zero, spec), scale, zero, spec)
             torch.testing.assert_close(back, values)
-
-
-def test_bias_scale_is_the_product():
-    x, w = torch.tensor([3, -5, 7]), torch.tensor([[1, 2, 3], [4, -5, 6]])
-    weight_scale = torch.tensor([0.1, 0.2])
-    exact = (x.float() * 0.5) @ (w.float() * weight_scale[:, None]).T
-    torch.testing.assert_close(exact, (x @ w.T).float() * grids.bias_scale(0.5, weight_scale))

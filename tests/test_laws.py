@@ -22,7 +22,8 @@ from problems import PROBLEMS, Answer, Problem, network, task, tensors_of
 STEPS: dict[str, Callable[[], Rewrite]] = {
     "prune.Channels l1": lambda: fw.prune.Channels(macs=0.6),
     "prune.Channels taylor": lambda: fw.prune.Channels(ratio=0.7, score="taylor", allocation="uniform"),
-    "prune.Channels rounded": lambda: fw.prune.Channels(macs=0.5, score="random", round_to=4, min_keep=4, residual=False),
+    "prune.Channels rounded": lambda: fw.prune.Channels(macs=0.5, score="random", round_to=4, min_keep=4,
+                                                        residual=False),
     "prune.Weights": lambda: fw.prune.Weights(sparsity=0.6),
     "prune.Layers": lambda: fw.prune.Layers(count=1, score="norm"),
     "prune.Layers output": lambda: fw.prune.Layers(count=2),
@@ -131,7 +132,8 @@ def test_the_signature_is_the_same(step, problem):
     found = case(step, problem)
     assert found.after.signature == found.before.signature
     for batch in (1, 2, 5):
-        for a, b in zip(outputs(found.before, found.problem, batch), outputs(found.after, found.problem, batch), strict=True):
+        old, new = (outputs(net, found.problem, batch) for net in (found.before, found.after))
+        for a, b in zip(old, new, strict=True):
             assert (a.shape, a.dtype) == (b.shape, b.dtype)
             assert bool(torch.isfinite(b).all())
 
@@ -160,7 +162,7 @@ def test_zeroing_what_is_cut_equals_cutting_it(step, problem):
         assert not isinstance(found.plan, fw.prune.ChannelPlan)
         return
     zeroed = zero(found.before)
-    assert [tuple(t.shape) for t in zeroed.tensors().values()] == [tuple(t.shape) for t in found.before.tensors().values()]
+    assert [t.shape for t in zeroed.tensors().values()] == [t.shape for t in found.before.tensors().values()]
     assert_close(outputs(zeroed, found.problem), outputs(found.after, found.problem), TOLERANCE)
 
 
@@ -224,8 +226,8 @@ def test_exported_equals_pytorch(step, problem, tmp_path):
 # ---- fits
 
 def _fits() -> list[tuple[str, str]]:
-    chosen = ["conv_bn", "residual", "shared", "tied", "tied_linear", "two_inputs", "dict_output", "dropout", "no_momentum",
-              "attention", "static_batch"]
+    chosen = ["conv_bn", "residual", "shared", "tied", "tied_linear", "two_inputs", "dict_output", "dropout",
+              "no_momentum", "attention", "static_batch"]
     return [(f, p) for f in FITS for p in chosen if not ("distilled" in f and p == "dict_output")]
 
 

@@ -17,14 +17,15 @@ from problems import PROBLEMS, Problem, conv, first_tensor, images, network, row
 from test_capture import plain_attention, same  # noqa: F401
 
 aten = torch.ops.aten
-TRAINED = ["conv_bn", "residual", "depthwise", "shared", "no_momentum", "dropout", "transposed", "tied", "tied_linear", "attention"]
+TRAINED = ["conv_bn", "residual", "depthwise", "shared", "no_momentum", "dropout", "transposed", "tied", "tied_linear",
+           "attention"]
 
 
 # ---- training
 
 @pytest.mark.parametrize("name", TRAINED)
 def test_trains_in_step_with_the_model_bit_for_bit(name):
-    """Three steps of SGD with momentum, then evaluation, then one more: parameters, statistics and counters are equal."""
+    """Three steps of SGD with momentum, evaluation, one more step: parameters, statistics and counters are equal."""
     problem = PROBLEMS[name]
     model, net = problem.factory(), network(problem)
     optimizers = [torch.optim.SGD(one.parameters(), lr=0.1, momentum=0.9) for one in (model, net)]
@@ -99,7 +100,8 @@ def test_a_recurrent_network_trains_with_dropout():
 @pytest.mark.parametrize(("inputs", "message"), [
     ((rows(2, 5),), r"input 'x' has shape \[2, 5\]; expected \[any, 12\] float32"),
     ((torch.randn(12),), r"has shape \[12\]; expected \[any, 12\]"),
-    ((rows(), rows()), r"called with 2 positional and \[\] keyword inputs nested as \(\(\*, \*\), \{\}\); captured with \(x\)"),
+    ((rows(), rows()), r"called with 2 positional and \[\] keyword inputs nested as \(\(\*, \*\), \{\}\); "
+                       r"captured with \(x\)"),
     (([rows()],), r"nested as \(\(\[\*\],\), \{\}\)"),
     ((3,), r"input 'x' is a int; expected a tensor"),
 ])
@@ -271,7 +273,8 @@ def test_folding_every_problem(problem: Problem):
     net = network(problem)
     folded = fold_batch_norm(net)
     with torch.no_grad():
-        for a, b in zip(tensors_of(call(net, problem.example())), tensors_of(call(folded, problem.example())), strict=True):
+        wanted, given = (tensors_of(call(one, problem.example())) for one in (net, folded))
+        for a, b in zip(wanted, given, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 

@@ -1,4 +1,4 @@
-"""What ONNX Runtime does not find by itself: small rewrites of an exported model, each exact.
+"""What ONNX Runtime does not find by itself: small rewrites of an exported model, exact but for biases.
 
 - A mean over all spatial axes becomes GlobalAveragePool, which has a whole-number kernel (ReduceMean has none).
 - The larger of a value and zero becomes Relu, which a rounding after it can stand for.
@@ -7,6 +7,9 @@
 - A whole-number convolution of a channel count that is no multiple of four (above all of 3 colours) reads channels of
   zero points up to the next one, against weights of zero: only then has ONNX Runtime on x86 a kernel that needs no
   unfolded copy of its input. Seen: 7 to 20 % of such a layer's time, 3 to 6 % of a ResNet-18's or a MobileNetV2's.
+- The float bias of a whole-number convolution or Gemm becomes a 32-bit one on the grid of its sums (input scale times
+  weight scale). ONNX Runtime runs the call on whole numbers only then: 1.32 still rounds most float biases itself (not
+  that of a Gemm that gives a float), 1.22 some, 1.20 none.
 """
 
 from __future__ import annotations
@@ -28,6 +31,9 @@ def suit(model: Any) -> None:
             _pad_whole_numbers(graph, node)
         elif node.op_type == "Conv":
             _align_channels(graph, node)
+            _round_bias(graph, node)
+        elif node.op_type == "Gemm":
+            _round_bias(graph, node)
     for node in reversed(list(graph)):
         kept = any(v.is_graph_output() for v in node.outputs)
         if not kept and not any(v.uses() for v in node.outputs):
@@ -91,6 +97,8 @@ def _pad_whole_numbers(graph: Any, node: Any) -> None:
         quantizer.outputs[0].replace_all_uses_with(pad.outputs[0])
 
 
+#: a bias of more steps stays float: sums with it could leave 32 bits
+LARGEST_BIAS = 2**30
 #: multiples that the kernel wants of a convolution's input and output channels
 CHANNELS_IN = 4
 CHANNELS_OUT = 16
@@ -124,6 +132,33 @@ def _align_channels(graph: Any, node: Any) -> None:
     again = ir.node("DequantizeLinear", [pad.outputs[0], *back.inputs[1:]], name=f"{node.name}_read")
     graph.insert_before(node, [pad, again])
     node.replace_input_with(0, again.outputs[0])
+
+
+def _round_bias(graph: Any, node: Any) -> None:
+    import onnx_ir as ir
+
+    if len(node.inputs) < 3 or any(i is None for i in node.inputs):
+        return
+    back, weight = (node.inputs[i].producer() for i in (0, 1))
+    if any(n is None or n.op_type != "DequantizeLinear" or len(n.inputs) < 3 for n in (back, weight)):
+        return
+    bias, given, scales = _constant(node.inputs[2]), _constant(back.inputs[1]), _constant(weight.inputs[1])
+    if bias is None or given is None or scales is None or bias.ndim != 1 or given.ndim or scales.shape != bias.shape:
+        return
+    steps = (given * scales).astype(np.float32)
+    numbers = np.round(bias.astype(np.float64) / steps)
+    if np.abs(numbers).max(initial=0) >= LARGEST_BIAS:
+        return
+    name = f"{node.inputs[2].name}_{node.name}" if len(node.inputs[2].uses()) > 1 else node.inputs[2].name
+    made = []
+    for known, value in ((f"{name}_whole", numbers.astype(np.int32)), (f"{name}_scale", steps)):
+        tensor = ir.tensor(value, name=known)
+        made.append(ir.Value(name=known, const_value=tensor, shape=ir.Shape(value.shape),
+                             type=ir.TensorType(tensor.dtype)))
+        graph.register_initializer(made[-1])
+    read = ir.node("DequantizeLinear", made, {"axis": 0}, name=f"{node.name}_bias")
+    graph.insert_before(node, [read])
+    node.replace_input_with(2, read.outputs[0])
 
 
 def _same_grid(one: Any, other: Any) -> bool:

@@ -4,7 +4,7 @@ The rule, read off each operator's registered schema, not off a list of bad name
 1. it is in one of NAMESPACES and known to torch's dispatcher (TorchScript's own, such as ``aten::save``, are not);
 2. its arguments are tensors, numbers, flags, dtypes, layouts, devices, and texts named in TEXTS (never a file name, a
    storage, a stream or a custom class);
-3. it writes into nothing, or is the in-place form ``name_`` and writes into its first argument alone (no ``out=`` forms);
+3. it writes into nothing, or is the in-place form ``name_`` and writes into its first argument alone (no ``out=``);
 4. its name has no leading underscore, except those in PRIVATE;
 5. its name is not in REFUSED and starts and ends with nothing in REFUSED_STARTS and REFUSED_ENDS: kernels that
    trust their arguments blindly, repoint memory, or change a tensor's size behind its views.
@@ -48,9 +48,10 @@ PRIVATE = {
     "_upsample_nearest_exact1d", "_upsample_nearest_exact2d", "_upsample_nearest_exact3d", "_weight_norm",
     "_weight_norm_interface",
 }
-REFUSED = {"copy_sparse_to_sparse_", "data", "from_file", "record_stream", "rename", "requires_grad_", "resize", "retain_grad", "save",
-           "segment_reduce", "set", "set_", "set_data", "squeeze_", "swapaxes_", "swapdims_", "t_", "transpose_",
-           "unsqueeze_", "as_strided_", "lu_solve", "linalg_lu_solve", "linalg_ldl_solve", "ormqr", "lu_unpack"}
+REFUSED = {"copy_sparse_to_sparse_", "data", "from_file", "record_stream", "rename", "requires_grad_", "resize",
+           "retain_grad", "save", "segment_reduce", "set", "set_", "set_data", "squeeze_", "swapaxes_", "swapdims_",
+           "t_", "transpose_", "unsqueeze_", "as_strided_", "lu_solve", "linalg_lu_solve", "linalg_ldl_solve", "ormqr",
+           "lu_unpack"}
 REFUSED_STARTS = ("resize_", "sparse_", "to_sparse", "nested_", "fbgemm_", "cudnn_", "miopen_", "mkldnn_",
                   "quantized_", "xnnpack_", "mps_", "rename_", "to_mkldnn", "set_")
 REFUSED_ENDS = ("_backward", "_backward_data", "_unsafe", "_sparse")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import inspect
+import io
 import logging
+import sys
 import traceback
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from typing import Any
 
@@ -101,10 +103,12 @@ def _plain() -> Iterator[None]:
     before = [(log, log.level) for log in map(logging.getLogger, names)]
     for log, _ in before:
         log.setLevel(logging.CRITICAL)
-    fast = torch.backends.mha.get_fastpath_enabled()
+    fast, said = torch.backends.mha.get_fastpath_enabled(), io.StringIO()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        yield
+        with redirect_stderr(said):
+            yield
+        sys.stderr.write(said.getvalue())
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
         for log, level in before:
@@ -141,7 +145,8 @@ class _Watch:
         where = self.stack[-1] if self.stack else ""
         frames = [f for f in traceback.extract_tb(error.__traceback__)
                   if "/torch/" not in f.filename and "featherweight/network" not in f.filename]
-        line = f"{frames[-1].filename}:{frames[-1].lineno} ({frames[-1].line})" if frames else "unknown line"
+        file = frames[-1].filename.rpartition("site-packages/")[2] if frames else ""
+        line = f"{file}:{frames[-1].lineno} ({frames[-1].line})" if frames else "unknown line"
         reason = next((t for t in str(error).splitlines() if t.strip()), type(error).__name__)
         return f"cannot be captured whole: in module {where or '(the model itself)'!r}, {line}: " \
                f"{type(error).__name__}: {reason[:300]}"

@@ -12,7 +12,7 @@ paths, ``patterns``, ``notes``. Arguments are JSON literals or tagged objects: {
 {"device": ..}, {"layout": ..}, {"memory": ..}, {"float": "inf"}, {"slice": [..]}.
 
 How each byte is read: ``json.loads``, then checks of every field (``description.py``). A call's operator is looked up
-by name among those that ``allowed.py`` lets through; nothing is imported, unpickled or evaluated because a file says so. A
+by name among those that ``allowed.py`` lets through; nothing is imported, unpickled or evaluated on a file's word. A
 damaged or hostile file is a FileError. The checksum finds damage; it proves nothing about who wrote the file.
 """
 

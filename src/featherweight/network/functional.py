@@ -88,10 +88,10 @@ def make_functional(graph: Graph) -> None:
     """Replaces in-place calls by functional ones wherever all who can see the memory they write are known.
 
     ``y = op_(x)`` becomes ``y = op(x)``, and all later readers of ``x`` read ``y``. Where ``x`` is a slice or a
-    selection of ``b``, later readers of ``b`` read ``scatter(b, y)``; other views that are read later are made again. A call stays
-    in place where it writes into a stored tensor, where something that may or may not be a view (a reshape) is read
-    later, or where the operator has no functional form. An input is never written into: the caller's tensor stays as
-    it was.
+    selection of ``b``, later readers of ``b`` read ``scatter(b, y)``; other views that are read later are made again.
+    A call stays in place where it writes into a stored tensor, where something that may or may not be a view (a
+    reshape) is read later, or where the operator has no functional form. An input is never written into: the caller's
+    tensor stays as it was.
     """
     order = {node: i for i, node in enumerate(graph.nodes)}
     memory = Memory(graph)

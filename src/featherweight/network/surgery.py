@@ -49,13 +49,14 @@ def _stored(node: Node, which: int) -> str | None:
 
 def tensor_node(network: Network, name: str, before: Node) -> Node:
     """The node that reads tensor ``name``, made before ``before`` if the graph has none earlier than it."""
-    for node in network.graph.nodes:
-        if node is before:
+    made: Node
+    for made in network.graph.nodes:
+        if made is before:
             break
-        if node.op == "get_attr" and node.target == name:
-            return node
+        if made.op == "get_attr" and made.target == name:
+            return made
     with network.graph.inserting_before(before):
-        made: Node = network.graph.create_node("get_attr", name, name=node_name(name))
+        made = network.graph.create_node("get_attr", name, name=node_name(name))
     return made
 
 

@@ -23,7 +23,7 @@ FINE = 10
 class Spec:
     """What a grid may be.
 
-    bits: 2..16 (how wide a whole number is), or 32 for a bias. signed: whether the numbers go below zero. symmetric: zero point in the
+    bits: 2..16 (how wide a whole number is). signed: whether the numbers go below zero. symmetric: zero point in the
     middle, so that only the scale is free; a symmetric signed grid is narrow (-127..127 for 8 bits), so that -x stands
     as exactly as x. axis: the channel axis with a grid per channel, None for one grid.
     """
@@ -47,7 +47,7 @@ class Spec:
     def dtype(self) -> torch.dtype:
         """The smallest torch dtype that holds the numbers."""
         if self.bits > 8:
-            return torch.int16 if self.signed and self.bits <= 16 else torch.int32
+            return torch.int16 if self.signed else torch.int32
         return torch.int8 if self.signed else torch.uint8
 
 
@@ -138,11 +138,6 @@ def fake_quantize(values: Tensor, scale: Tensor, zero_point: Tensor, spec: Spec)
     return (steps - _along(zero_point, values, spec.axis)) * _along(scale, values, spec.axis).to(values.dtype)
 
 
-def bias_scale(input_scale: float, weight_scale: Tensor) -> Tensor:
-    """Scale of a 32-bit bias, zero point 0: input scale times weight scale [o] (Jacob et al. 2018, eq. 11)."""
-    return input_scale * weight_scale
-
-
 def _steps(values: Tensor, scale: Tensor, zero_point: Tensor, spec: Spec) -> Tensor:
     scale, zero_point = _along(scale, values, spec.axis), _along(zero_point, values, spec.axis)
     return (torch.round(values / scale.to(values.dtype)) + zero_point).clamp_(spec.lowest, spec.highest)
@@ -160,5 +155,4 @@ def _rows(values: Tensor, axis: int | None) -> Tensor:
     return values.reshape(1, -1) if axis is None else values.movedim(axis, 0).reshape(values.shape[axis], -1)
 
 
-__all__ = ["Spec", "bias_scale", "dequantize", "extremes", "fake_quantize", "from_range", "least_squares", "minmax",
-           "quantize"]
+__all__ = ["Spec", "dequantize", "extremes", "fake_quantize", "from_range", "least_squares", "minmax", "quantize"]

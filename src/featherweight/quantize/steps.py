@@ -13,7 +13,7 @@ from torch.fx import Node
 
 from featherweight.errors import PlanError, RecipeError, did_you_mean
 from featherweight.network import Network, fold_batch_norm
-from featherweight.network.surgery import TRANSPOSED, WEIGHTED, bias_name, insert_call, node_name, weight_name
+from featherweight.network.surgery import TRANSPOSED, WEIGHTED, insert_call, node_name, weight_name
 from featherweight.numerics import grids
 from featherweight.numerics.grids import Spec
 from featherweight.quantize.placement import KERNELS, Placement, place
@@ -25,7 +25,6 @@ decomposed = torch.ops.quantized_decomposed
 
 WEIGHTS: dict[str, Spec] = {"int8": Spec(8, signed=True, symmetric=True)}
 ACTIVATIONS: dict[str, Spec] = {"uint8": Spec(8, signed=False, symmetric=False)}
-BIAS = Spec(32, signed=True, symmetric=True)
 #: bytes of graph that a rounded value and a stored weight bring along, about, in the larger of the two files
 POINT_BYTES = 900
 WEIGHT_BYTES = 900
@@ -51,17 +50,13 @@ class Stored:
 
 @dataclass(frozen=True)
 class QuantizePlan(Plan):
-    """Which weights are stored how, and which values are rounded to which grid.
-
-    ``biases`` are stored too, as 32-bit numbers with the scales "NAME_scale": those of linear calls that give a float,
-    which ONNX Runtime runs on whole numbers in this form only. All other biases stay float: it rounds them itself.
-    """
+    """Which weights are stored how, and which values are rounded to which grid. Biases stay float: a target whose
+    kernels want whole ones rounds them to (input scale times weight scale) when it exports."""
 
     weights: str
     activations: str | None
     stored: tuple[Stored, ...]
     points: tuple[Point, ...]
-    biases: tuple[Stored, ...] = ()
     fold_batch_norm: bool = True
 
     def summary(self) -> str:
@@ -73,12 +68,12 @@ class QuantizePlan(Plan):
         if not self.stored and not self.points:
             return network.copy()
         result = fold_batch_norm(network) if self.fold_batch_norm else network.copy()
-        for stored, spec in [*((s, WEIGHTS[self.weights]) for s in self.stored), *((b, BIAS) for b in self.biases)]:
+        for stored in self.stored:
             scale = self.tensors.get(scale_name(stored.weight))
             if scale is None:
                 raise PlanError(f"the plan lacks the tensor {scale_name(stored.weight)!r}; "
                                 "load it with the tensors that lie beside it")
-            store_weight(result, stored, scale, spec)
+            store_weight(result, stored, scale, WEIGHTS[self.weights])
         for point in self.points:
             round_value(result, point, ACTIVATIONS[str(self.activations)])
         result.changed()
@@ -121,11 +116,10 @@ class Quantize(Rewrite):
                 skipped.append(Skipped(name, "stored as whole numbers, but its call has a kernel for floats only"))
         stored, tensors = self._store(folded, readers)
         points = self._points(folded, task, placed)
-        biases = tuple(self._biases(folded, points, tensors))
         small = sum(folded.tensor(s.weight).numel() * 3 for s in stored) < (
             POINT_BYTES * len(points) + WEIGHT_BYTES * len(stored))
-        return QuantizePlan(self.weights, self.activations, stored, points, biases, bool(stored),
-                            skipped=tuple(skipped), grows=("bytes",) if small else (), tensors=tensors)
+        return QuantizePlan(self.weights, self.activations, stored, points, bool(stored), skipped=tuple(skipped),
+                            grows=("bytes",) if small else (), tensors=tensors)
 
     def _check(self) -> None:
         if self.weights not in WEIGHTS:
@@ -157,22 +151,6 @@ class Quantize(Rewrite):
         chosen = activation_grids(network, task, groups, ACTIVATIONS[str(self.activations)], self.ranges,
                                   self.calibration_batches)
         return tuple(Point(name, *chosen[leader], placed.readers[name]) for name, leader in placed.points.items())
-
-    def _biases(self, network: Network, points: tuple[Point, ...], tensors: dict[str, Tensor]) -> Iterator[Stored]:
-        """The biases of linear calls on [n, i] that read a rounded value and give a float; scales into ``tensors``."""
-        rounded = {(p.node, reader): p.scale for p in points for reader in p.readers}
-        named = {p.node for p in points}
-        values = network.values()
-        for node in network.calls(torch.ops.aten.linear.default):
-            given, weight, bias = node.args[0], weight_name(node), bias_name(node)
-            scale = rounded.get((str(given), node.name))
-            if scale is None or bias is None or node.name in named or values[str(given)].dim() != 2:
-                continue
-            steps = grids.bias_scale(scale, tensors[scale_name(str(weight))])
-            value = network.tensor(bias).detach().cpu()
-            if len(network.users_of(bias)) == 1 and bool(((value / steps).abs() < 2**30).all()):
-                tensors[scale_name(bias)] = steps
-                yield Stored(bias, 0)
 
 
 def scale_name(weight: str) -> str:
