@@ -3,10 +3,11 @@
     python benchmarks/cifar_resnets.py --checkpoints FOLDER [deployed] [channels]
 
 deployed: ResNet-20 and ResNet-56, float and int8 after training, test top-1 of the file that ONNX Runtime runs.
-channels: ResNet-56 at 2.1x fewer MACs, cut inside the blocks: L1 and random ranking, with no retraining, with batch norm re-estimated, and after
-    three epochs; beside them a thinner ResNet-56 of the same MACs trained from scratch for the same three epochs.
+channels: ResNet-56 at 2.1x fewer MACs, cut inside the blocks: L1 and random ranking, with no retraining, with batch
+    norm re-estimated, and after three epochs; beside them a thinner ResNet-56 of the same MACs trained from scratch for
+    the same three epochs.
 
-Every row goes into benchmarks/results/cifar_resnets.json as soon as it is measured; a row that is there is not run again.
+Every row goes into benchmarks/results/cifar_resnets.json as soon as it is measured; one that is there is not run again.
 """
 
 from __future__ import annotations
@@ -46,8 +47,9 @@ class Rows:
 
     def __init__(self) -> None:
         self.data: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"rows": {}}
-        self.data["machine"] = {"processor": platform.processor() or platform.machine(), "torch_threads": torch.get_num_threads(),
-                                "torch": torch.__version__, "python": platform.python_version(), "seed": 0}
+        self.data["machine"] = {"processor": platform.processor() or platform.machine(), "seed": 0,
+                                "torch_threads": torch.get_num_threads(), "torch": torch.__version__,
+                                "python": platform.python_version()}
 
     def add(self, name: str, make: Callable[[], fw.Network], task: fw.Task) -> None:
         if name in self.data["rows"]:
@@ -60,8 +62,8 @@ class Rows:
         part.write_text(json.dumps(self.data, indent=1))
         part.replace(RESULTS)
         latency = row["latency"]["median_s"] * 1e3
-        print(f"{name:44s} {row['score']:6.2f} %  {row['macs'] / 1e6:7.2f} M MACs  {latency:6.3f} ms  {row['file_bytes']:8d} B",
-              flush=True)
+        print(f"{name:44s} {row['score']:6.2f} %  {row['macs'] / 1e6:7.2f} M MACs  {latency:6.3f} ms  "
+              f"{row['file_bytes']:8d} B", flush=True)
 
 
 def deployed(rows: Rows, task: fw.Task, checkpoints: Path) -> None:
@@ -82,7 +84,8 @@ def channels(rows: Rows, task: fw.Task, checkpoints: Path) -> None:
         rows.add(f"resnet56 channels {score}, batch norm again",
                  lambda s=score: fw.recover.BatchNorm().fit(cut[s], task, context), task)
     for score in ("l1", "random"):
-        rows.add(f"resnet56 channels {score}, {EPOCHS} epochs", lambda s=score: retraining().fit(cut[s], task, context), task)
+        rows.add(f"resnet56 channels {score}, {EPOCHS} epochs",
+                 lambda s=score: retraining().fit(cut[s], task, context), task)
 
     def scratch() -> fw.Network:
         torch.manual_seed(0)

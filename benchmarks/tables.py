@@ -34,16 +34,16 @@ def measured(rows: list[dict[str, Any]], archive: bool = False) -> list[str]:
 
 def cifar(data: dict[str, Any]) -> list[str]:
     machine = ", ".join(f"{k} {v}" for k, v in data["machine"].items())
-    return ["## CIFAR-10 ResNets", "", "`make bench-cifar CHECKPOINTS=FOLDER`. Score: test top-1 in % of the file that "
-            f"ONNX Runtime runs, one thread. {machine}.", *measured(list(data["rows"].values()))]
+    return ["## CIFAR-10 ResNets", "", "`make bench-cifar CHECKPOINTS=FOLDER`. Score: test top-1 in % of the file "
+            f"that ONNX Runtime runs, one thread. {machine}.", *measured(list(data["rows"].values()))]
 
 
 def families(data: dict[str, Any]) -> list[str]:
     final = data["final"]
     ends = [{**final["before"], "step": "test split: original"}, {**final["after"], "step": "test split: compressed"}]
     return ["## Every family in one recipe: ResNet-20", "",
-            "`featherweight compress examples/cifar10_resnet56/all_families.toml`, killed in the middle of the training "
-            "and called again. The trail is scored on 5,000 training images that fine-tuning did not see (the given "
+            "`featherweight compress examples/cifar10_resnet56/all_families.toml`, killed in the middle of the "
+            "training and called again. The trail is scored on 5,000 training images that fine-tuning did not see (the given "
             "weights were trained on them, so the first row runs high); the last two rows on the test split.",
             *measured([*data["trail"], *ends], archive=True)]
 
@@ -54,23 +54,26 @@ def speed(data: dict[str, Any]) -> list[str]:
             for name, m in data["models"].items()]
     versions = ", ".join(f"{k} {v}" for k, v in data["versions"].items())
     return ["## Int8 against ONNX Runtime's own static quantizer", "",
-            f"`make bench-int8`. Medians of {data['rounds']} interleaved rounds in one process, {data['threads']} thread, "
-            f"batch 1, 224 px, random weights. {data['device']}; {versions}.",
-            *table(["", "float (ms)", "theirs (ms)", "ours (ms)", "theirs / ours", "theirs (MB)", "ours (MB)"], rows)]
+            f"`make bench-int8`. Medians of {data['rounds']} interleaved rounds in one process, {data['threads']} "
+            f"thread, batch 1, 224 px, random weights. {data['device']}; {versions}.",
+            *table(["", "float (ms)", "theirs (ms)", "ours (ms)", "theirs / ours", "theirs (MB)", "ours (MB)"],
+                   rows)]
 
 
 def zoo(data: dict[str, Any]) -> list[str]:
     rows = [[name, "yes" if m["ok"] else "**no**", f"{m['seconds']:.1f}", str(m["nodes"]), f"{m['max_difference']:.0e}",
              "yes" if m["loaded_equal"] else "**no**", "free" if m["dynamic_batch"] else "fixed",
              ", ".join(m["parts"]) or "whole"] for name, m in data["models"].items()]
-    return ["## Capture of one model of each torchvision family", "", "`make zoo`. Largest relative difference to the model's "
-            "own outputs over the examples, other batch sizes and (detectors) other image sizes; loaded: saved, loaded, "
-            "equal bit for bit.", *table(["", "captured", "seconds", "nodes", "difference", "loaded", "batch", "parts"], rows)]
+    head = ["", "captured", "seconds", "nodes", "difference", "loaded", "batch", "parts"]
+    return ["## Capture of one model of each torchvision family", "", "`make zoo`. Largest relative difference to the "
+            "model's own outputs over the examples, other batch sizes and (detectors) other image sizes; loaded: saved, "
+            "loaded, equal bit for bit.", *table(head, rows)]
 
 
 def main() -> None:
     lines = ["# Measured", "", "Made by `python benchmarks/tables.py` from the files in `benchmarks/results/`.", ""]
-    for name, make in (("cifar_resnets", cifar), ("all_families", families), ("int8_speed", speed), ("zoo_capture", zoo)):
+    sections = {"cifar_resnets": cifar, "all_families": families, "int8_speed": speed, "zoo_capture": zoo}
+    for name, make in sections.items():
         file = RESULTS / f"{name}.json"
         if file.exists():
             lines += make(json.loads(file.read_text()))

@@ -109,9 +109,10 @@ def task(batch: int = 128, calibration_images: int = 1024, train_images: int = 5
         for start in range(0, len(targets), size):
             yield normalised(images[start : start + size]), targets[start : start + size]
 
+    calibration = used[:calibration_images]
     return fw.Task(
         train=train,
-        calibration=lambda: plain(data["x_train"][used[:calibration_images]], data["y_train"][used[:calibration_images]], 128),
+        calibration=lambda: plain(data["x_train"][calibration], data["y_train"][calibration], 128),
         validation=lambda: plain(data["x_train"][kept], data["y_train"][kept]),
         test=lambda: plain(data["x_test"], data["y_test"]),
         loss=F.cross_entropy,

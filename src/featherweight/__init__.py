@@ -1,4 +1,4 @@
-"""featherweight: makes a trained PyTorch network small and fast enough for its device, and proves that it still works."""
+"""Makes a trained PyTorch network small and fast enough for its device, and proves that it still works."""
 
 from featherweight import distill, errors, factorize, prune, quantize, recover, share
 from featherweight.measure import scores

@@ -48,7 +48,7 @@ class Plan(ABC):
     """A decision that can be printed, compared, saved, and applied without data.
 
     Subclasses are frozen dataclasses whose fields are JSON-able (str, numbers, bools, tuples, dicts, nested frozen
-    dataclasses) except ``tensors``. A plan names the tensors and nodes it touches; ``apply`` checks that they are there.
+    dataclasses) except ``tensors``. A plan names the tensors and nodes it touches; ``apply`` checks that they exist.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(arbitrary_types_allowed=True)
@@ -81,7 +81,8 @@ class Plan(ABC):
     def to_json(self) -> str:
         """The plan without its tensors, as JSON text."""
         plain = TypeAdapter(Any)
-        body = {f.name: plain.dump_python(getattr(self, f.name), mode="json") for f in fields(self) if f.name != "tensors"}
+        body = {f.name: plain.dump_python(getattr(self, f.name), mode="json")
+                for f in fields(self) if f.name != "tensors"}
         return json.dumps({"kind": self.kind, **body})
 
     @classmethod
@@ -151,7 +152,7 @@ class Driver(ABC):
         """What a checkpoint must keep so that a resumed Fit goes on alike."""
         return {}
 
-    def restore(self, state: Mapping[str, Tensor]) -> None:
+    def restore(self, state: Mapping[str, Tensor]) -> None:  # noqa: B027  (most drivers have nothing to keep)
         """Takes up what ``state`` gave."""
 
 
