@@ -43,8 +43,8 @@ def families(data: dict[str, Any]) -> list[str]:
     ends = [{**final["before"], "step": "test split: original"}, {**final["after"], "step": "test split: compressed"}]
     return ["## Every family in one recipe: ResNet-20", "",
             "`featherweight compress examples/cifar10_resnet56/all_families.toml`, killed in the middle of the "
-            "training and called again. The trail is scored on 5,000 training images that fine-tuning did not see (the given "
-            "weights were trained on them, so the first row runs high); the last two rows on the test split.",
+            "training and called again. The trail is scored on 5,000 training images that fine-tuning did not see (the "
+            "given weights were trained on them, so the first row runs high); the last two rows on the test split.",
             *measured([*data["trail"], *ends], archive=True)]
 
 

@@ -13,8 +13,9 @@ from torch import Tensor
 from featherweight.errors import ExportError, did_you_mean
 from featherweight.network import Network, Signature, trees
 
-#: tolerance of ``verify`` for a float network, and for one with quantized values (a value on the border of two grid
-#: steps may round to either, and the step then travels on)
+#: tolerance of ``verify`` for a float network, and for one that quantizes (a value on the border of two grid steps may
+#: round to either, and the step then travels on; and before weights of whole numbers a runtime may round values itself,
+#: as ONNX Runtime does in MatMulNBits)
 FLOAT_TOLERANCE = 1e-3
 QUANTIZED_TOLERANCE = 5e-2
 
@@ -91,8 +92,8 @@ def verify(network: Network, runner: Runner, args: tuple[Any, ...], kwargs: Mapp
            tolerance: float | None = None) -> Agreement:
     """Runs both on the same inputs and compares them. The network is compared as it evaluates.
 
-    tolerance: bound for ``max_rel``; by default FLOAT_TOLERANCE, or QUANTIZED_TOLERANCE where the network quantizes
-    values. Raises ExportError where nests, shapes or number types differ.
+    tolerance: bound for ``max_rel``; by default FLOAT_TOLERANCE, or QUANTIZED_TOLERANCE where the network quantizes.
+    Raises ExportError where nests, shapes or number types differ.
     """
     if tolerance is None:
         tolerance = QUANTIZED_TOLERANCE if is_quantized(network) else FLOAT_TOLERANCE
@@ -114,8 +115,8 @@ def verify(network: Network, runner: Runner, args: tuple[Any, ...], kwargs: Mapp
 
 
 def is_quantized(network: Network) -> bool:
-    """Whether values (not only stored weights) are rounded to a grid somewhere in the graph."""
-    return any(str(node.target).startswith("quantized_decomposed.quantize") for node in network.calls())
+    """Whether values or stored weights are on a grid of whole numbers somewhere in the graph."""
+    return any(str(node.target).startswith("quantized_decomposed.") for node in network.calls())
 
 
 def _difference(index: int, want: Any, got: Any) -> tuple[float, float]:

@@ -146,7 +146,8 @@ def _other_sizes(network: Network, attempt: Attempt) -> Iterator[tuple[str, bool
         for leaf, shape in zip(leaves, shapes, strict=True):
             for axis in axes:
                 if axis < len(shape) and shape[axis] is None:
-                    leaf = leaf.index_select(axis, torch.arange(size(leaf.shape[axis])) % leaf.shape[axis])
+                    index = torch.arange(size(leaf.shape[axis]), device=leaf.device) % leaf.shape[axis]
+                    leaf = leaf.index_select(axis, index)
             changed.append(leaf)
         args, kwargs = trees.unflatten(changed, spec)
         return args, kwargs

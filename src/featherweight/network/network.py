@@ -199,15 +199,19 @@ class Network(nn.Module):
 
     # ---- what flows
     def example_inputs(self, batch: int = 2, seed: int = 0) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """``(args, kwargs)`` that fit the signature: normal noise for floats, zeros for integers."""
+        """``(args, kwargs)`` that fit the signature: normal noise for floats, zeros for integers, on the weights' device.
+
+        Free sizes other than the batch are 64.
+        """
         generator = torch.Generator().manual_seed(seed)
+        device = next((t.device for t in self.tensors().values()), torch.device("cpu"))
         tensors = []
         for item in self._signature.inputs:
-            shape = [batch if s is None and axis == 0 else s or 64 for axis, s in enumerate(item.shape)]
+            shape = [s if s is not None else 64 if axis else batch for axis, s in enumerate(item.shape)]
             value = torch.zeros(shape, dtype=item.dtype)
             if item.dtype.is_floating_point:
                 value = torch.randn(shape, generator=generator).to(item.dtype)
-            tensors.append(value)
+            tensors.append(value.to(device))
         return self.nest(tensors)
 
     def nest(self, tensors: list[Tensor]) -> tuple[tuple[Any, ...], dict[str, Any]]:

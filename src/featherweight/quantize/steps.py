@@ -91,8 +91,8 @@ class Quantize(Rewrite):
     ignore: patterns (``*`` and ``?``) of module paths, weight names or node names that stay float.
     calibration_batches: at most so many batches of the calibration split; None takes all.
 
-    With ``activations=None`` files shrink, but ONNX Runtime reads convolution and [n, i] linear weights back to float at
-    every run (seen: 1.3 to 1.7 times the float time); linear calls on [n, length, i] get faster.
+    With ``activations=None`` files shrink, but ONNX Runtime reads the weights of convolutions and of linear calls on
+    [n, i] back to float at every run (seen: 1.3 to 1.7 times the float time); those on [n, length, i] get faster.
     On x86 without VNNI instructions, uint8 times int8 sums may saturate in ONNX Runtime's kernels.
     """
 
