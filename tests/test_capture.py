@@ -576,6 +576,32 @@ def test_torn_ties_of_parts_are_named():
     assert any("tied weights are apart now: body.0.weight, head.weight" in note for note in assembly.notes)
 
 
+def test_a_failed_capture_prints_nothing(capfd):
+    fw.capture(Branching(), rows())
+    assert capfd.readouterr() == ("", "")
+
+
+def test_parts_of_a_model_that_gives_a_dataclass():
+    @dataclass
+    class Found:
+        first: Tensor
+        rest: list[Tensor]
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = Branching()
+
+        def forward(self, x: Tensor) -> Found:
+            y = self.inner(x)
+            return Found(y, [y * 2])
+
+    model = Model().eval()
+    assembly = fw.capture(model, rows(), parts=True)
+    with torch.no_grad():
+        same(model(rows(4)), assembly(rows(4)))
+
+
 def test_nothing_captures():
     with pytest.raises(fw.errors.CaptureError, match="no part of it could be captured either"):
         fw.capture(Alone(), rows())

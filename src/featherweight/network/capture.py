@@ -45,9 +45,10 @@ def capture(model: nn.Module, example_inputs: Any, *, kwargs: Mapping[str, Any] 
                 f"the model does not run on the example inputs: {type(error).__name__}: {error}; "
                 "pass inputs that model(*example_inputs) takes"
             ) from error
+        trees.register_dataclasses(expected)
         if parts is not True:
             try:
-                return _capture_whole(model, [(args, keywords)], tolerance)
+                return _capture_whole(model, [(args, keywords)], expected, tolerance)
             except CaptureError as error:
                 if parts is False:
                     raise
@@ -90,16 +91,22 @@ def run(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 
 # ---- whole
 
-def _capture_whole(model: nn.Module, calls: list[Arguments], tolerance: float, spatial: bool = False) -> Network:
-    """The first attempt whose network gives what the model gives, on all ``calls`` and on other sizes of the first."""
+def _capture_whole(model: nn.Module, calls: list[Arguments], expected: Any, tolerance: float,
+                   spatial: bool = False) -> Network:
+    """The first attempt whose network gives what the model gives, on all ``calls`` and on other sizes of the first.
+
+    expected: what the model gives on the first call.
+    """
     failure: CaptureError | None = None
-    trees.register_dataclasses(run(model, *calls[0]))
+    trees.register_dataclasses(expected)
+    wanted = [expected, *(run(model, *call) for call in calls[1:])]
     for attempt in attempts(*calls[0], spatial=spatial):
         try:
             network = convert(export(model, attempt), model)
             if attempt.dynamic and not any(None in i.shape for i in network.signature.inputs):
                 continue  # the model fixes the sizes, and those of this attempt may be doubled
-            _verify(model, network, calls, tolerance, attempt)
+            _agree(network, calls, wanted, tolerance)
+            _agree_elsewhere(model, network, tolerance, attempt)
         except CaptureError as error:
             failure = failure or error
             if hopeless(error):
@@ -111,13 +118,17 @@ def _capture_whole(model: nn.Module, calls: list[Arguments], tolerance: float, s
     raise failure or CaptureError("nothing could be exported")
 
 
-def _verify(model: nn.Module, network: Network, calls: list[Arguments], tolerance: float, attempt: Attempt) -> None:
-    """Raises CaptureError where the network gives anything else than the model."""
-    for args, kwargs in calls:
-        difference = _difference(run(model, args, kwargs), network, args, kwargs)
+def _agree(network: Network, calls: list[Arguments], wanted: list[Any], tolerance: float) -> None:
+    """Raises CaptureError where the network gives anything else than what is wanted."""
+    for (args, kwargs), expected in zip(calls, wanted, strict=True):
+        difference = _difference(expected, network, args, kwargs)
         if not difference <= tolerance:
             raise CaptureError(f"the captured graph gives other outputs than the model (relative difference "
                                f"{difference:.2e}, allowed {tolerance:.0e}); is the model random in evaluation mode?")
+
+
+def _agree_elsewhere(model: nn.Module, network: Network, tolerance: float, attempt: Attempt) -> None:
+    """Raises CaptureError where the network gives anything else than the model on inputs of other sizes."""
     for what, needed, (args, kwargs) in _other_sizes(network, attempt):
         try:
             expected = run(model, args, kwargs)
@@ -153,7 +164,7 @@ def _other_sizes(network: Network, attempt: Attempt) -> Iterator[tuple[str, bool
         return args, kwargs
 
     if any(s[:1] == (None,) for s in shapes):
-        yield "a batch larger by one", True, resized((0,), lambda n: n + 1)
+        yield "a batch of another size", True, resized((0,), lambda n: 2 if n == 3 else 3)
         yield "a batch of one", False, resized((0,), lambda n: 1)
     if any(len(s) == 4 and None in s[2:] for s in shapes):
         yield "half the height and width", True, resized((2, 3), lambda n: max(n // 2, 1))
@@ -218,7 +229,8 @@ def _capture_parts(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, An
             try:
                 if where not in calls:
                     raise CaptureError("it was not called (or by another method than forward)")
-                network = _capture_whole(child, calls[where], tolerance, spatial=True)
+                given = run(child, *calls[where][0])
+                network = _capture_whole(child, calls[where], given, tolerance, spatial=True)
             except CaptureError as error:
                 left[where] = str(error)
                 visit(child, where)

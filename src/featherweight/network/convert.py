@@ -14,8 +14,8 @@ from torch.fx.node import map_arg
 
 from featherweight.errors import CaptureError
 from featherweight.network.export import limits
-from featherweight.network.functional import Memory
 from featherweight.network.graphs import inline_regions, module_path, source_line, tidy
+from featherweight.network.memory import Memory
 from featherweight.network.network import Input, Network, Signature
 from featherweight.network.operators import is_free, mutates, written_by
 

@@ -199,7 +199,7 @@ class Network(nn.Module):
 
     # ---- what flows
     def example_inputs(self, batch: int = 2, seed: int = 0) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """``(args, kwargs)`` that fit the signature: normal noise for floats, zeros for integers, on the weights' device.
+        """``(args, kwargs)`` that fit, on the weights' device: normal noise for floats, zeros for integers.
 
         Free sizes other than the batch are 64.
         """
