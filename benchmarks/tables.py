@@ -66,8 +66,8 @@ def zoo(data: dict[str, Any]) -> list[str]:
              ", ".join(m["parts"]) or "whole"] for name, m in data["models"].items()]
     head = ["", "captured", "seconds", "nodes", "difference", "loaded", "batch", "parts"]
     return ["## Capture of one model of each torchvision family", "", "`make zoo`. Largest relative difference to the "
-            "model's own outputs over the examples, other batch sizes and (detectors) other image sizes; loaded: saved, "
-            "loaded, equal bit for bit.", *table(head, rows)]
+            "model's own outputs over the examples, other batch sizes and (detectors) other image sizes; loaded: "
+            "saved, loaded, equal bit for bit.", *table(head, rows)]
 
 
 def main() -> None:

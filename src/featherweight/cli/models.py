@@ -7,12 +7,10 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from featherweight.errors import FileError, RecipeError
-from featherweight.network import Assembly, Network, capture, load
+from featherweight.network import Network, load
 from featherweight.recipe import Job, toml
-from featherweight.recipe.job import call_factory, example_of
+from featherweight.recipe.job import as_network, call_factory
 from featherweight.task import Task
 
 
@@ -34,18 +32,7 @@ def network_named(name: str, task: Task) -> Network:
         model: Any = load(name)
     else:
         model = call_factory(name, {}, ".", "the model's")
-    example = None
-    if isinstance(model, tuple) and len(model) == 2:
-        model, example = model
-    if isinstance(model, nn.Module) and not isinstance(model, (Network, Assembly)):
-        model = capture(model, example_of(task) if example is None else example)
-    if isinstance(model, Assembly):
-        raise RecipeError(f"the model can be captured in parts only: {', '.join(model.parts)}. Let {name!r} return one "
-                          f"of them: fw.capture(model, inputs).parts[{next(iter(model.parts), '')!r}]")
-    if not isinstance(model, Network):
-        raise RecipeError(f"{name!r} gave a {type(model).__name__}; expected a torch.nn.Module, (module, example "
-                          "inputs) or a featherweight.Network")
-    return model
+    return as_network(model, task, name)
 
 
 def job_of(recipe: Path, settings: list[str]) -> Job:

@@ -112,21 +112,10 @@ class Job:
         if not isinstance(task, Task):
             raise RecipeError(f"[task] factory {self.task.factory!r} gave a {type(task).__name__}; expected a fw.Task")
         if self.model.file is not None:
-            model = load(self.model.file)
+            made: Any = load(self.model.file)
         else:
-            model = call_factory(str(self.model.factory), self.model.arguments, self.folder, "[model]")
-        example = None
-        if isinstance(model, tuple) and len(model) == 2:
-            model, example = model
-        if isinstance(model, nn.Module) and not isinstance(model, (Network, Assembly)):
-            model = capture(model, example_of(task) if example is None else example)
-        if isinstance(model, Assembly):
-            raise RecipeError(f"the model can be captured in parts only ({', '.join(model.parts)}): "
-                              f"{'; '.join(model.notes)}; compress a part: fw.compress(assembly.parts[path], ...)")
-        if not isinstance(model, Network):
-            raise RecipeError(f"[model] factory {self.model.factory!r} gave a {type(model).__name__}; expected a "
-                              "torch.nn.Module, a pair (module, example inputs) or a fw.Network")
-        return model, task
+            made = call_factory(str(self.model.factory), self.model.arguments, self.folder, "[model]")
+        return as_network(made, task, str(self.model.file or self.model.factory)), task
 
     def run(self, progress: Progress | None = None, resume: bool = True, out: str | Path | None = None) -> Result:
         """Does the job; ``out`` overrides the file's."""
@@ -134,6 +123,24 @@ class Job:
         given = self.options
         return compress(network, task, self.recipe, given.target, out or given.out, given.threads, given.seed, progress,
                         resume, seconds=given.seconds, memory=given.memory, preface=self.preface())
+
+
+def as_network(made: Any, task: Task, name: str) -> Network:
+    """The network in what a file or factory ``name`` gave: a Network, a module, or a pair (module, example inputs); a
+    module alone is captured on two samples of the task's data. Raises RecipeError for anything else."""
+    example = None
+    if isinstance(made, tuple) and len(made) == 2:
+        made, example = made
+    if isinstance(made, nn.Module) and not isinstance(made, (Network, Assembly)):
+        made = capture(made, example_of(task) if example is None else example)
+    if isinstance(made, Assembly):
+        raise RecipeError(f"the model can be captured in parts only, {', '.join(made.parts)}: {'; '.join(made.notes)}; "
+                          f"let {name!r} return one of them: "
+                          f"fw.capture(model, inputs).parts[{next(iter(made.parts), '')!r}]")
+    if not isinstance(made, Network):
+        raise RecipeError(f"{name!r} gave a {type(made).__name__}; expected a torch.nn.Module, a pair (module, example "
+                          "inputs) or a fw.Network")
+    return made
 
 
 def example_of(task: Task) -> Inputs:
