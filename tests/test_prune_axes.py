@@ -411,3 +411,13 @@ def test_a_rule_of_ones_own() -> None:
         assert_cutting_is_zeroing(net, axes, halves(axes))
     finally:
         operator.delitem(RULES, torch.ops.aten.tril.default)
+
+
+def test_weights_that_are_computed_are_named() -> None:
+    """A quantized network has no channels to cut, which is said of every layer rather than of none."""
+    net = network(PROBLEMS["conv_bn"])
+    rounded = fw.quantize.Quantize(activations=None).plan(net, fw.Task()).apply(net)
+    axes = axis_groups(rounded)
+    assert not axes.groups
+    assert {s.path for s in axes.frozen} == {n.meta["module"] for n in rounded.calls(*WEIGHTED)}
+    assert all("cut channels first" in s.reason for s in axes.frozen)

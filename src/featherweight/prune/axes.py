@@ -16,9 +16,10 @@ from torch.fx import Node
 
 from featherweight.network import Network
 from featherweight.network.operators import has_schema
+from featherweight.network.surgery import WEIGHTED, weight_name
 from featherweight.prune import axes_views, axes_weights
 from featherweight.prune.axes_rules import RULES, pointwise, unknown
-from featherweight.prune.labels import Cost, Ints, Labels, Trace, Value
+from featherweight.prune.labels import Cost, Ints, Labels, Trace, Value, path_of
 from featherweight.prune.unions import resolve_grids, solve
 from featherweight.steps import Skipped
 
@@ -201,7 +202,7 @@ def _named(trace: Trace, groups: list[AxisGroup]) -> list[AxisGroup]:
 
 
 def _report(trace: Trace, component: Ints, reason_of: Ints, alone: set[int]) -> tuple[Skipped, ...]:
-    """For every producer: how many of its channels are frozen, and the first reason."""
+    """How many channels of every producer are frozen, with the first reason; and calls without a stored weight."""
     found: dict[tuple[str, str], None] = {}
     for (name, dim), paths in trace.producers.items():
         atoms = trace.tensors[name][dim]
@@ -219,4 +220,7 @@ def _report(trace: Trace, component: Ints, reason_of: Ints, alone: set[int]) -> 
         if single:
             share = "" if single == len(atoms) else f"{single} of {len(atoms)} channels: "
             found[paths[0], f"{share}they can only go all together"] = None
+    for node in trace.network.calls(*WEIGHTED):
+        if weight_name(node) is None:
+            found[path_of(node) or node.name, "its weight is computed (quantized or shared): cut channels first"] = None
     return tuple(Skipped(path, reason) for path, reason in found)

@@ -118,8 +118,8 @@ class Channels(Rewrite):
             keep = allocation.keep(round((1 - self.ratio) * allocation.total))
         after = round(cost(keep))
         if self.macs is not None and total and after > (self.macs + 0.02) * total:
-            left = (*left, Skipped("", f"macs={self.macs} cannot be reached: {after / total:.3f} remain with "
-                                       "everything cut that may be; lower round_to or min_keep, or ignore less"))
+            left = (*left, Skipped("", f"macs={self.macs} cannot be reached: {after / total:.3f} remain, the nearest "
+                                       "that these groups allow; lower round_to or min_keep, or ignore less"))
         chosen = {g.name: tuple(k.tolist()) for g, k in zip(groups, keep, strict=True) if len(k) < len(g)}
         touched = {m.tensor for g in groups if g.name in chosen for m in g.members}
         shapes = {n: tuple(network.tensor(n).shape) for n in sorted(touched)}
