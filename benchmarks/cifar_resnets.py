@@ -3,9 +3,9 @@
     python benchmarks/cifar_resnets.py --checkpoints FOLDER [deployed] [channels]
 
 deployed: ResNet-20 and ResNet-56, float and int8 after training, test top-1 of the file that ONNX Runtime runs.
-channels: ResNet-56 at 2.1x fewer MACs, cut inside the blocks: L1 and random ranking, with no retraining, with batch
-    norm re-estimated, and after three epochs; beside them a thinner ResNet-56 of the same MACs trained from scratch for
-    the same three epochs.
+channels: ResNet-56 at 2.1x fewer MACs, cut inside the blocks: L1 and random ranking, and L1 at widths in eights, with
+    no retraining, with batch norm re-estimated, and after three epochs; beside them a thinner ResNet-56 of the same
+    MACs trained from scratch for the same three epochs.
 
 Every row goes into benchmarks/results/cifar_resnets.json as soon as it is measured; one that is there is not run again.
 """
@@ -77,13 +77,13 @@ def channels(rows: Rows, task: fw.Task, checkpoints: Path) -> None:
     base = cifar10.network(56, str(checkpoints / FILES[56]))
     context = Context(original=base)
     cut: dict[str, fw.Network] = {}
-    for score in ("l1", "random"):
-        step = fw.prune.Channels(macs=TARGET_MACS, score=score, residual=False)
+    for score, round_to in (("l1", 1), ("random", 1), ("l1 in eights", 8)):
+        step = fw.prune.Channels(macs=TARGET_MACS, score=score.split()[0], residual=False, round_to=round_to)
         cut[score] = step.plan(base, task).apply(base)
         rows.add(f"resnet56 channels {score}, no retraining", lambda s=score: cut[s], task)
         rows.add(f"resnet56 channels {score}, batch norm again",
                  lambda s=score: fw.recover.BatchNorm().fit(cut[s], task, context), task)
-    for score in ("l1", "random"):
+    for score in cut:
         rows.add(f"resnet56 channels {score}, {EPOCHS} epochs",
                  lambda s=score: retraining().fit(cut[s], task, context), task)
 
