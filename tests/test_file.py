@@ -516,3 +516,14 @@ def test_a_file_is_plain_safetensors(path):
     stored = load_file(path)
     for name, tensor in net.state_dict().items():
         torch.testing.assert_close(stored[name], tensor, rtol=0, atol=0)
+
+
+def test_the_same_network_gives_the_same_bytes(tmp_path):
+    """safetensors alone orders the strings of its header at random."""
+    net = network(PROBLEMS["residual"])
+    net.notes.append("a note with \u00fcml\u00e4uts, \"quotes\" and a\nnew line")
+    files = [tmp_path / f"{i}.fw" for i in range(8)]
+    for file in files:
+        net.copy().save(file)
+    assert len({file.read_bytes() for file in files}) == 1
+    assert digest(fw.load(files[0])) == digest(net)

@@ -72,7 +72,20 @@ def _write(path: str | Path, tensors: dict[str, Tensor], kind: str, description:
     plain = {k: v.detach().contiguous().cpu().clone() for k, v in tensors.items()}
     with written_whole(path) as part:
         save_file(plain, part, {"format": kind, "graph": text, "sha256": _digest(text, plain)})
+        _order_metadata(part)
     return Path(path).stat().st_size
+
+
+def _order_metadata(path: Path) -> None:
+    """Sorts the strings in the header, which safetensors writes in any order: equal networks give equal files."""
+    with path.open("r+b") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        ordered = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        if len(ordered) <= length:  # the same strings: only an escape spelled otherwise could make it longer
+            file.seek(8)
+            file.write(ordered.ljust(length))
 
 
 def _digest(text: str, tensors: Mapping[str, Tensor]) -> str:
