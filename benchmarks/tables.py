@@ -35,7 +35,15 @@ def measured(rows: list[dict[str, Any]], archive: bool = False) -> list[str]:
 def cifar(data: dict[str, Any]) -> list[str]:
     machine = ", ".join(f"{k} {v}" for k, v in data["machine"].items())
     return ["## CIFAR-10 ResNets", "", "`make bench-cifar CHECKPOINTS=FOLDER`. Score: test top-1 in % of the file "
-            f"that ONNX Runtime runs, one thread. {machine}.", *measured(list(data["rows"].values()))]
+            f"that ONNX Runtime runs, one thread. {machine}.", *measured(list(data["rows"].values())),
+            *same_rounds(data.get("same_rounds", {}))]
+
+
+def same_rounds(data: dict[str, Any]) -> list[str]:
+    rows = [[name, f"{t['median_ms']:.2f} ({t['q1_ms']:.2f} to {t['q3_ms']:.2f})", f"{t['faster']:.2f}"]
+            for name, t in data.items()]
+    return ["The ResNet-56 files timed in the same interleaved rounds:",
+            *table(["", "ms, batch 1 (quartiles)", "times faster"], rows)] if rows else []
 
 
 def families(data: dict[str, Any]) -> list[str]:
