@@ -140,6 +140,9 @@ class Driver(ABC):
     def update(self, progress: float) -> None:
         """Called before every optimizer step with the Fit's progress, 0..1."""
 
+    def after_backward(self) -> None:  # noqa: B027  (most drivers add nothing)
+        """Called between the backward pass and the optimizer's step: may add to the parameters' gradients."""
+
     @abstractmethod
     def finish(self) -> Plan:
         """Takes the taps off; the plan that makes the final state permanent."""

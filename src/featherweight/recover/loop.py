@@ -115,6 +115,8 @@ class Run:
             loss = self._loss(inputs, target)
         loss.backward()  # type: ignore[no-untyped-call]
         self._average_gradients()
+        for driver in self.drivers:
+            driver.after_backward()
         self.zeros.clear_gradients()
         if step.clip is not None:
             torch.nn.utils.clip_grad_norm_(self.trained, step.clip)
