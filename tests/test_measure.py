@@ -356,6 +356,7 @@ def test_scores_refuse_what_they_cannot_judge():
 
 class FakeRunner:
     versions = {"fake": "1"}  # noqa: RUF012
+    precision = "f32"
 
     def __init__(self, network):
         self.network, self.calls, self.closed = network, [], False
@@ -373,7 +374,7 @@ class FakeRunner:
 class FakeTarget:
     """A runtime that is the saved network itself, and always answers with a wrong second class."""
 
-    name, suffix = "fake", ".bin"
+    name, package, suffix = "fake", "torch", ".bin"
 
     def __init__(self):
         self.runners = []

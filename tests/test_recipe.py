@@ -111,10 +111,13 @@ class Nudge(Fit):
 class Here:
     """A target that deploys to a ``.fw`` file, and runs it here: quick."""
 
-    name, suffix = "here", ".here"
+    name, package, suffix = "here", "torch", ".here"
 
     def export(self, network: fw.Network, path: str | Path) -> int:
         return network.save(path)
+
+    def files(self, path: str | Path) -> tuple[Path, ...]:
+        return (Path(path),)
 
     def load(self, path: str | Path, threads: int = 1, *, like: Any) -> Any:
         return Running(path)
@@ -122,6 +125,7 @@ class Here:
 
 class Running:
     versions: ClassVar[dict[str, str]] = {"here": "1"}
+    precision = "f32"
 
     def __init__(self, path: str | Path) -> None:
         self.network = fw.load(path, types={f"{Out.__module__}.Out": Out})

@@ -10,6 +10,7 @@ import contextlib
 import io
 import json
 import logging
+import operator
 import os
 import re
 import shutil
@@ -23,10 +24,11 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
-from featherweight.deploy.onnx_passes import suit
+from featherweight.deploy.onnx_passes import Passes, suit
 from featherweight.errors import ExportError
 from featherweight.files import written_whole
 from featherweight.network import Network, trees
+from featherweight.network.operators import schema_argument
 from featherweight.network.surgery import insert_call
 
 aten = torch.ops.aten
@@ -83,9 +85,11 @@ def output_names(spec: trees.Spec, taken: set[str]) -> list[str]:
     return names
 
 
-def to_onnx(network: Network) -> tuple[Any, list[dict[str, Any]]]:
-    """The network as an ``onnx_ir`` model, and how the leaves of its outputs are found in it. Changes ``network``."""
+def to_onnx(network: Network, passes: Passes) -> tuple[Any, list[dict[str, Any]]]:
+    """The network as an ``onnx_ir`` model, rewritten by ``passes``, and how the leaves of its outputs are found in it.
+    Changes ``network``."""
     _four_axes(network)
+    _slices_of_batch(network)
     told: list[list[dict[str, Any]]] = []
     flat = _Flat(network, told.append).eval()
     args, kwargs = network.example_inputs(batch=2)
@@ -104,7 +108,7 @@ def to_onnx(network: Network) -> tuple[Any, list[dict[str, Any]]]:
         raise ExportError(_explain(network, error)) from error
     assert onnx_program is not None
     model = onnx_program.model
-    suit(model)
+    suit(model, passes)
     named = list(dict.fromkeys(o.get("tensor") or o["number"] for o in outputs if "constant" not in o))
     _name_values(model, [i.name for i in inputs], named)
     return model, outputs
@@ -169,6 +173,25 @@ def _four_axes(network: Network) -> None:
     network.changed()
 
 
+def _slices_of_batch(network: Network) -> None:
+    """Chunks along a free axis (RAFT takes its two images so) become slices: the exporter takes known lengths only."""
+    two, three = network.values(2), network.values(3)
+    for node in network.calls(aten.chunk.default):
+        given, count, dim = node.args[0], int(schema_argument(node, "chunks")), int(schema_argument(node, "dim"))
+        if two[str(given)].shape[dim] == three[str(given)].shape[dim]:
+            continue
+        size = insert_call(network, aten.sym_size.int, (given, dim), before=node)
+        more = insert_call(network, operator.add, (size, count - 1), before=node)
+        each = insert_call(network, operator.floordiv, (more, count), before=node)
+        for reader in list(node.users):
+            at: Any = reader.args[1]
+            low, high = (insert_call(network, operator.mul, (each, at + i), before=node) for i in (0, 1))
+            reader.replace_all_uses_with(insert_call(network, aten.slice.Tensor, (given, dim, low, high), before=node))
+            network.graph.erase_node(reader)
+        network.graph.erase_node(node)
+    network.changed()
+
+
 def _explain(network: Network, error: BaseException) -> str:
     """Which operator of which module could not be exported."""
     causes: list[str] = []
@@ -200,16 +223,19 @@ def _explain(network: Network, error: BaseException) -> str:
 
 # ---- writing
 
-def write(model: Any, outputs: list[dict[str, Any]], path: Path) -> int:
-    """Writes the model whole or not at all; gives the bytes of all files written."""
+def write(model: Any, outputs: list[dict[str, Any]] | None, path: Path) -> int:
+    """Writes the model, with its description of the outputs, whole or not at all; gives the bytes of all files."""
     import onnx_ir
 
     _strip(model)
-    model.metadata_props[METADATA] = json.dumps({"outputs": outputs}, separators=(",", ":"))
+    if outputs is not None:
+        model.metadata_props[METADATA] = json.dumps({"outputs": outputs}, separators=(",", ":"))
     size = sum(v.const_value.nbytes for v in model.graph.initializers.values())
     if size < WHOLE_LIMIT:
         with written_whole(path) as part:
             onnx_ir.save(model, part)
+        for old in beside(path):
+            old.unlink()
         return path.stat().st_size
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         onnx_ir.save(model, Path(folder, path.name), external_data=path.name + ".data")
@@ -217,6 +243,12 @@ def write(model: Any, outputs: list[dict[str, Any]], path: Path) -> int:
         for name in written:
             shutil.move(Path(folder, name), path.with_name(name))
     return sum(path.with_name(name).stat().st_size for name in written)
+
+
+def beside(path: Path) -> tuple[Path, ...]:
+    """The file of weights that lies beside an ``.onnx`` file too large to hold them, if there is one."""
+    data = path.with_name(path.name + ".data")
+    return (data,) if data.exists() else ()
 
 
 def _strip(model: Any) -> None:

@@ -1,4 +1,6 @@
-"""What ONNX Runtime does not find by itself: small rewrites of an exported model, exact but for biases.
+"""What runtimes do not find by themselves: small rewrites of an exported model, exact but for biases.
+
+A target has a table of passes: operator -> functions that rewrite a node of it, where they find the form they know.
 
 - A mean over all spatial axes becomes GlobalAveragePool, which has a whole-number kernel (ReduceMean has none).
 - The larger of a value and zero becomes Relu, which a rounding after it can stand for.
@@ -14,26 +16,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
+#: operator -> functions (graph, node) that rewrite it
+Passes = Mapping[str, tuple[Callable[[Any, Any], None], ...]]
 
-def suit(model: Any) -> None:
+
+def suit(model: Any, passes: Passes) -> None:
     """Rewrites ``model`` (``onnx_ir``) in place."""
     graph = model.graph
     for node in list(graph):
-        if node.op_type == "ReduceMean":
-            _pool_globally(graph, node)
-        elif node.op_type == "Max":
-            _clamp_by_relu(graph, node)
-        elif node.op_type == "Pad":
-            _pad_whole_numbers(graph, node)
-        elif node.op_type == "Conv":
-            _align_channels(graph, node)
-            _round_bias(graph, node)
-        elif node.op_type == "Gemm":
-            _round_bias(graph, node)
+        for rewrite in passes.get(node.op_type, ()):
+            rewrite(graph, node)
     for node in reversed(list(graph)):
         kept = any(v.is_graph_output() for v in node.outputs)
         if not kept and not any(v.uses() for v in node.outputs):
@@ -191,3 +188,9 @@ def _replace(graph: Any, node: Any, made: list[Any]) -> None:
     new.name = name
     old.replace_all_uses_with(new, replace_graph_outputs=True)
     graph.remove(node, safe=True)
+
+
+ONNX_RUNTIME: Passes = {"ReduceMean": (_pool_globally,), "Max": (_clamp_by_relu,), "Pad": (_pad_whole_numbers,),
+                        "Conv": (_align_channels, _round_bias), "Gemm": (_round_bias,)}
+#: OpenVINO adds float biases within its whole-number kernels and takes any number of channels
+OPENVINO: Passes = {"Max": (_clamp_by_relu,), "Pad": (_pad_whole_numbers,)}

@@ -8,13 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from featherweight.deploy.onnx_file import METADATA, to_onnx, write
+from featherweight.deploy.nest import feed, given, nested
+from featherweight.deploy.onnx_file import METADATA, beside, to_onnx, write
+from featherweight.deploy.onnx_passes import ONNX_RUNTIME
 from featherweight.deploy.target import register
 from featherweight.errors import ExportError, InputError
-from featherweight.network import Network, Signature, fold_batch_norm, trees
+from featherweight.network import Network, Signature, fold_batch_norm
 
 
 @dataclass(frozen=True)
@@ -23,11 +22,16 @@ class OnnxRuntime:
 
     name: str = "onnxruntime"
     suffix: str = ".onnx"
+    package: str = "onnxruntime"
 
     def export(self, network: Network, path: str | Path) -> int:
         """Writes ``network`` as ONNX; gives the bytes written. Raises ExportError naming operator and module."""
-        model, outputs = to_onnx(fold_batch_norm(network).eval())
+        model, outputs = to_onnx(fold_batch_norm(network).eval(), ONNX_RUNTIME)
         return write(model, outputs, Path(path))
+
+    def files(self, path: str | Path) -> tuple[Path, ...]:
+        """The file itself, and the weights beside it where they are more than a message can hold."""
+        return (Path(path), *beside(Path(path)))
 
     def load(self, path: str | Path, threads: int = 1, *, like: Signature) -> OnnxRunner:
         """An inference session on the CPU with ``threads`` threads, all graph optimizations on."""
@@ -52,6 +56,8 @@ class OnnxRuntime:
 class OnnxRunner:
     """An ONNX Runtime session called like the network: torch tensors in and out, in the network's nest."""
 
+    precision = "f32"
+
     def __init__(self, session: Any, like: Signature, outputs: list[Any]) -> None:
         self._session = session
         self._like = like
@@ -69,36 +75,15 @@ class OnnxRunner:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if self._session is None:
             raise ExportError("this runner was closed; load the file again")
-        leaves, spec = trees.flatten((args, kwargs))
-        if spec != self._like.in_spec:
-            names = ", ".join(i.name for i in self._like.inputs)
-            raise InputError(f"called with {len(args)} positional and {sorted(kwargs)} keyword inputs; the network "
-                             f"takes ({names}): call it as the example inputs were")
-        tensors = [leaf for i, leaf in enumerate(leaves) if i not in self._like.constants]
-        feed = {}
-        for item, tensor in zip(self._like.inputs, tensors, strict=True):
-            if not isinstance(tensor, Tensor) or tensor.dtype != item.dtype:
-                found = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
-                raise InputError(f"input {item.name!r} is a {found}; expected a tensor of {item.dtype}")
-            if item.name in self._read:
-                feed[item.name] = tensor.detach().cpu().contiguous().numpy()
+        arrays = feed(self._like, self._read, args, kwargs)
         try:
-            values = dict(zip(self._names, self._session.run(self._names, feed), strict=True))
+            values = dict(zip(self._names, self._session.run(self._names, arrays), strict=True))
         except Exception as error:
-            given = ", ".join(f"{k} {list(v.shape)}" for k, v in feed.items())
-            raise InputError(f"ONNX Runtime refused the inputs ({given}): {error}") from error
-        return trees.unflatten([_leaf(o, values) for o in self._outputs], self._like.out_spec)
+            raise InputError(f"ONNX Runtime refused the inputs ({given(arrays)}): {error}") from error
+        return nested(self._like, self._outputs, values)
 
     def close(self) -> None:
         self._session = None
-
-
-def _leaf(described: Mapping[str, Any], values: Mapping[str, Any]) -> Any:
-    if "tensor" in described:
-        return torch.from_numpy(values[described["tensor"]])
-    if "number" in described:
-        return values[described["number"]].item()
-    return described["constant"]
 
 
 register(OnnxRuntime())

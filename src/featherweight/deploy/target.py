@@ -13,10 +13,10 @@ from torch import Tensor
 from featherweight.errors import ExportError, did_you_mean
 from featherweight.network import Network, Signature, trees
 
-#: tolerance of ``verify`` for a float network, and for one that quantizes (a value on the border of two grid steps may
-#: round to either, and the step then travels on; and before weights of whole numbers a runtime may round values itself,
-#: as ONNX Runtime does in MatMulNBits)
-FLOAT_TOLERANCE = 1e-3
+#: tolerance of ``verify`` for a float network, by what the runtime computes in, and for one that quantizes (a value on
+#: the border of two grid steps may round to either, and the step then travels on; and before weights of whole numbers a
+#: runtime may round values itself, as ONNX Runtime does in MatMulNBits)
+FLOAT_TOLERANCE = {"f32": 1e-3, "bf16": 5e-2, "f16": 1e-2}
 QUANTIZED_TOLERANCE = 5e-2
 
 
@@ -26,6 +26,11 @@ class Runner(Protocol):
     @property
     def versions(self) -> Mapping[str, str]:
         """Package -> version of what runs the file."""
+        ...
+
+    @property
+    def precision(self) -> str:
+        """What float operators are computed in: "f32", or a key of FLOAT_TOLERANCE."""
         ...
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any: ...
@@ -41,15 +46,25 @@ class Target(Protocol):
     def name(self) -> str: ...
 
     @property
+    def package(self) -> str:
+        """The Python package that runs its files; imported when used."""
+        ...
+
+    @property
     def suffix(self) -> str:
         """How names of its files end, with the dot."""
         ...
 
     def export(self, network: Network, path: str | Path) -> int:
-        """Writes the network in evaluation form to ``path``, whole or not at all; gives the length in bytes.
+        """Writes the network in evaluation form to ``path``, whole or not at all; gives the length in bytes, of all
+        files where it takes several.
 
         Batch norms are folded and the batch stays free where it was. Raises ExportError naming operator and module.
         """
+        ...
+
+    def files(self, path: str | Path) -> tuple[Path, ...]:
+        """All files that were written for ``path``, itself first: they are moved and copied together."""
         ...
 
     def load(self, path: str | Path, threads: int = 1, *, like: Signature) -> Runner:
@@ -92,11 +107,12 @@ def verify(network: Network, runner: Runner, args: tuple[Any, ...], kwargs: Mapp
            tolerance: float | None = None) -> Agreement:
     """Runs both on the same inputs and compares them. The network is compared as it evaluates.
 
-    tolerance: bound for ``max_rel``; by default FLOAT_TOLERANCE, or QUANTIZED_TOLERANCE where the network quantizes.
+    tolerance: bound for ``max_rel``; by default FLOAT_TOLERANCE of the runner's precision, or QUANTIZED_TOLERANCE where
+    the network quantizes.
     Raises ExportError where nests, shapes or number types differ.
     """
     if tolerance is None:
-        tolerance = QUANTIZED_TOLERANCE if is_quantized(network) else FLOAT_TOLERANCE
+        tolerance = QUANTIZED_TOLERANCE if is_quantized(network) else FLOAT_TOLERANCE[runner.precision]
     mode = network.training
     try:
         network.eval()

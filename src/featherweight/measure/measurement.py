@@ -154,7 +154,7 @@ def _time(network: Network, runtime: Target, runner: Runner, sample: tuple[tuple
     try:
         calls = {name: partial(r, *args, **kwargs) for name, r in {own: runner, **others}.items()}
         timed = interleave(calls, seconds=seconds * len(calls), threads=threads, batch=batch, runtime=runtime.name,
-                           versions=runner.versions)
+                           versions=runner.versions, precision=runner.precision)
     finally:
         for other in others.values():
             other.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import importlib
 import json
 import os
 import re
@@ -61,8 +62,7 @@ def _main(target: str, file: str, network_file: str, threads: str) -> None:
     signature, (args, kwargs) = network.signature, network.example_inputs(batch=1)
     runtime = deploy.target(target)
     del network
-    if runtime.name == "onnxruntime":
-        import onnxruntime  # noqa: F401
+    importlib.import_module(runtime.package)
     gc.collect()
     try:
         Path("/proc/self/clear_refs").write_text("5")  # Linux: forget the peak so far

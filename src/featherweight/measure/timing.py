@@ -17,7 +17,8 @@ LONG_CALL = 0.02
 
 @dataclass(frozen=True)
 class Latency:
-    """Seconds per call: median and quartiles over ``rounds``; what ran, on how many threads, at which batch size."""
+    """Seconds per call: median and quartiles over ``rounds``; what ran, on how many threads, at which batch size, and
+    what it computes float operators in ("f32", "bf16"; "" if not known)."""
 
     median_s: float
     q1_s: float
@@ -27,17 +28,18 @@ class Latency:
     batch: int = 1
     runtime: str = ""
     versions: Mapping[str, str] = field(default_factory=dict)
+    precision: str = ""
 
 
 def interleave(calls: Mapping[str, Callable[[], Any]], *, rounds: int | None = None, seconds: float = 2.0,
                warmup: int = 3, seed: int = 0, threads: int = 1, batch: int = 1, runtime: str = "",
-               versions: Mapping[str, str] | None = None) -> dict[str, Latency]:
+               versions: Mapping[str, str] | None = None, precision: str = "") -> dict[str, Latency]:
     """Times every call, side by side: a noisy minute hits all of them, and no one always comes first.
 
     rounds: how often each is timed; None takes as many rounds as fit into ``seconds`` (of the whole), at least 11.
     warmup: untimed calls of each before the first round. A short call also runs once untimed right before each timed
     one, so that it is timed with its own data in the caches, as in a loop.
-    threads, batch, runtime, versions: what the calls run on; they are only written down.
+    threads, batch, runtime, versions, precision: what the calls run on; they are only written down.
     """
     shuffle = random.Random(seed)
     order = list(calls)
@@ -69,5 +71,6 @@ def interleave(calls: Mapping[str, Callable[[], Any]], *, rounds: int | None = N
     result = {}
     for name in calls:
         q1, median, q3 = (float(q) for q in np.quantile(taken[name], [0.25, 0.5, 0.75]))
-        result[name] = Latency(median, q1, q3, len(taken[name]), threads, batch, runtime, dict(versions or {}))
+        result[name] = Latency(median, q1, q3, len(taken[name]), threads, batch, runtime, dict(versions or {}),
+                               precision)
     return result

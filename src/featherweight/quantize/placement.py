@@ -1,119 +1,34 @@
 """Where a network's values are rounded to a grid, so that the runtime runs whole-number kernels from end to end.
 
-Four tables say what operators do with a grid; add a row to teach a new one. An operator in none of them computes in
-float, and is named with the reason "no whole-number kernel".
-
-- KERNELS: convolutions and linear calls, which multiply whole numbers wherever their weight is stored. A convolution
-  must then give a rounded value; a linear call can give a float as cheaply.
-- JOINERS: add, mul, cat, pools, which have a whole-number kernel but little work: they run on whole numbers only where
-  they save a way to float and back, i.e. where a rounded value comes in and a rounded one is wanted.
-- CARRIERS: operators that move values or take the largest of them, on whatever grid the values are.
-- CLAMPS: activations that saturation does for free when the value before them is not rounded but the one after is.
+``rules`` says what operators do with a grid, and what differs between runtimes. An operator in none of its tables
+computes in float, and is named with the reason "no whole-number kernel".
 """
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.fx import Node
 
 from featherweight.network import Network
-from featherweight.network.operators import schema_argument
-from featherweight.network.surgery import TRANSPOSED, WEIGHTED
+from featherweight.network.surgery import WEIGHTED
+from featherweight.quantize.rules import (
+    CARRIERS,
+    CLAMPS,
+    ONNX_RUNTIME,
+    SHARING,
+    SPLITTERS,
+    Rules,
+    schema_argument_or,
+    upper_end,
+)
 from featherweight.steps import Skipped
 
 aten = torch.ops.aten
-
-#: operator -> whether its output must be rounded for the call to run on whole numbers
-KERNELS: dict[Any, bool] = {target: "conv" in str(target) for target in WEIGHTED if target not in TRANSPOSED}
-
-
-def _first(node: Node) -> list[Any]:
-    return [node.args[0]]
-
-
-def _two(node: Node) -> list[Any]:
-    return list(node.args[:2]) if schema_argument_or(node, "alpha", 1) == 1 else []
-
-
-def _listed(node: Node) -> list[Any]:
-    return list(node.args[0])  # type: ignore[arg-type]
-
-
-def _spatial(node: Node) -> list[Any]:
-    """A pool to one value per channel; pools to other sizes are averages of unequal windows."""
-    size = node.args[1]
-    return [node.args[0]] if set(size if isinstance(size, (list, tuple)) else [size]) == {1} else []
-
-
-def _mean(node: Node) -> list[Any]:
-    axes = node.args[1] if len(node.args) > 1 else None
-    return [node.args[0]] if isinstance(axes, (list, tuple)) and sorted(axes) in ([2, 3], [-2, -1]) else []
-
-
-#: operator -> function giving the arguments that it joins ([]: in this form it has no whole-number kernel)
-JOINERS: dict[Any, Callable[[Node], list[Any]]] = {
-    aten.add.Tensor: _two,
-    aten.mul.Tensor: _two,
-    aten.cat.default: _listed,
-    aten.concat.default: _listed,
-    aten.avg_pool2d.default: _first,
-    aten.adaptive_avg_pool2d.default: _spatial,
-    aten.mean.dim: _mean,
-    aten.leaky_relu.default: _first,
-}
-#: joiners whose inputs and output share one grid
-SHARING: set[Any] = {aten.cat.default, aten.concat.default}
-
-#: operators that carry values along, on one grid with what goes in
-CARRIERS: set[Any] = {
-    aten.max_pool2d.default, aten.flatten.using_ints, aten.unflatten.int, aten.view.default, aten.reshape.default,
-    aten._unsafe_view.default, aten.transpose.int, aten.permute.default, aten.t.default, aten.slice.Tensor,
-    aten.select.int, aten.index_select.default, aten.squeeze.default, aten.squeeze.dim, aten.squeeze.dims,
-    aten.unsqueeze.default, aten.expand.default, aten.contiguous.default, aten.clone.default, aten.alias.default,
-    aten.detach.default, aten.pad.default, aten.constant_pad_nd.default, aten.pixel_shuffle.default,
-    aten.pixel_unshuffle.default, aten.channel_shuffle.default, aten.upsample_nearest2d.vec, aten.dropout.default,
-    aten.feature_dropout.default,
-}
-#: operators that give a list whose items (read by getitem) are carried
-SPLITTERS: set[Any] = {aten.chunk.default, aten.split.Tensor, aten.split_with_sizes.default, aten.unbind.int,
-                       aten.split.sizes}
-
-
-def _clamps_at_zero(node: Node) -> bool:
-    return bool(schema_argument_or(node, "min", None) == 0)
-
-
-#: operator -> whether in this form the activation only cuts off ends, the lower one at zero
-CLAMPS: dict[Any, Callable[[Node], bool]] = {
-    aten.relu.default: lambda node: True,
-    aten.relu6.default: lambda node: True,
-    aten.hardtanh.default: lambda node: schema_argument_or(node, "min_val", -1) == 0,
-    aten.clamp.default: _clamps_at_zero,
-    aten.clamp_min.default: _clamps_at_zero,
-    aten.clip.default: _clamps_at_zero,
-}
-
-
-#: clamp -> function giving its upper end; those not listed have the argument "max" or "max_val", or none
-UPPER_END: dict[Any, Callable[[Node], float]] = {aten.relu6.default: lambda node: 6.0}
-
-
-def _upper_end(node: Node) -> float:
-    end = schema_argument_or(node, "max", schema_argument_or(node, "max_val", None))
-    return float("inf") if end is None else float(end)
-
-
-def schema_argument_or(node: Node, name: str, default: Any) -> Any:
-    try:
-        return schema_argument(node, name)
-    except KeyError:
-        return default
 
 
 @dataclass(frozen=True)
@@ -132,14 +47,15 @@ class Placement:
     skipped: tuple[Skipped, ...] = ()
 
 
-def place(network: Network, kernels: set[str]) -> Placement:
+def place(network: Network, kernels: set[str], rules: Rules = ONNX_RUNTIME) -> Placement:
     """Places the points of a network; ``kernels`` names its calls of KERNELS that can run on whole numbers."""
-    return _Placer(network, kernels).place()
+    return _Placer(network, kernels, rules).place()
 
 
 class _Placer:
-    def __init__(self, network: Network, kernels: set[str]) -> None:
+    def __init__(self, network: Network, kernels: set[str], rules: Rules) -> None:
         self.kernels = kernels
+        self.rules = rules
         self.calls = network.calls()
         values = network.values()
         self.float = {name for name, v in values.items() if isinstance(v, Tensor) and v.dtype == torch.float32}
@@ -150,13 +66,13 @@ class _Placer:
 
     def place(self) -> Placement:
         for node in self.calls:
-            if node.target in JOINERS:
-                inputs = JOINERS[node.target](node)
-                if inputs and all(isinstance(i, Node) and i.op != "get_attr" and i.name in self.float for i in inputs):
-                    self.joined[node] = inputs
+            inputs = self.rules.joined(node)
+            if inputs and all(isinstance(i, Node) and i.op != "get_attr" and i.name in self.float for i in inputs):
+                self.joined[node] = inputs
         self._flow()
         self.whole = {n for n, inputs in self.joined.items() if any(i in self.supplied for i in inputs)
-                      and (n in self.demanded or all(i in self.supplied for i in inputs))}
+                      and (n in self.demanded
+                           or (self.rules.conv_rounds and all(i in self.supplied for i in inputs)))}
         points = self._points()
         groups = self._groups(points)
         readers = {p.name: tuple(self._readers(p, points)) for p in points}
@@ -168,15 +84,16 @@ class _Placer:
     # ---- who gives and who wants whole numbers
     def _flow(self) -> None:
         for node in self.calls:
-            if (self._is_kernel(node) and KERNELS[node.target]) or any(
-                    i in self.supplied for i in [*self.joined.get(node, []), *self._carried(node)]):
+            given = [*self.joined.get(node, []), *self._carried(node), *self._fused(node)]
+            gives = self._is_kernel(node) and (self.rules.must_round(node.target) or not self.rules.conv_rounds)
+            if gives or any(i in self.supplied for i in given):
                 self.supplied.add(node)
         for node in reversed(self.calls):
             wanted = node in self.demanded
             if self._is_kernel(node):
                 self.demanded.add(node.args[0])  # type: ignore[arg-type]
             elif wanted:
-                self.demanded.update([*self.joined.get(node, []), *self._carried(node)])
+                self.demanded.update([*self.joined.get(node, []), *self._carried(node), *self._fused(node)])
 
     def _is_kernel(self, node: Node) -> bool:
         return node.name in self.kernels
@@ -193,13 +110,19 @@ class _Placer:
             return [node.args[0]] if not pads or zero else []
         return []
 
+    def _fused(self, node: Node) -> list[Node]:
+        """The value that this activation is computed from, if a kernel may do so before it rounds."""
+        given = node.args[0] if node.args else None
+        known = self.rules.fused(node.target) and isinstance(given, Node) and len(given.users) == 1
+        return [given] if known else []  # type: ignore[list-item]
+
     # ---- points
     def _points(self) -> list[Node]:
         """Nodes whose value is rounded, in graph order."""
         found: set[Node] = set()
         for node in self.calls:
             if self._is_kernel(node):
-                if KERNELS[node.target] or node in self.demanded:
+                if self.rules.must_round(node.target) or node in self.demanded:
                     found.add(self._settle(node))
                 found.add(node.args[0])  # type: ignore[arg-type]
             elif node in self.whole:
@@ -214,11 +137,11 @@ class _Placer:
         return iter([n for n in graph.nodes if n.op == "placeholder"] if graph is not None else [])
 
     def _settle(self, node: Node) -> Node:
-        """Where the value of ``node`` is rounded: after the clamp that alone reads it, if there is one."""
+        """Where the value of ``node`` is rounded: after the clamp or fused activation that alone reads it, if any."""
         while len(node.users) == 1:
             user = next(iter(node.users))
             dropout = user.target in (aten.dropout.default, aten.feature_dropout.default)
-            if not (dropout or (user.target in CLAMPS and CLAMPS[user.target](user))):
+            if not (dropout or (user.target in CLAMPS and CLAMPS[user.target](user)) or self._fused(user)):
                 break
             node = user
         return node
@@ -262,7 +185,7 @@ class _Placer:
         for node in self.calls:
             carried = self._carried(node)
             if node.target in CLAMPS and carried:
-                ends[node] = UPPER_END.get(node.target, _upper_end)(node)
+                ends[node] = upper_end(node)
             elif node.target in SHARING and node in self.joined:
                 found = {ends.get(given) for given in self.joined[node]}
                 ends[node] = found.pop() if len(found) == 1 else None
@@ -287,7 +210,9 @@ class _Placer:
     def _reasons(self, node: Node) -> Iterator[str]:
         if node.name not in self.float or self._is_kernel(node) or node in self.whole or node.target in WEIGHTED:
             return
-        if node.target in JOINERS:
+        if any(i in self.supplied for i in self._fused(node)):
+            return
+        if self.rules.joins(node.target):
             yield ("no rounded values on both sides: whole numbers would cost more than they save"
                    if node in self.joined else f"{node.target} has no whole-number kernel in this form")
         elif not self._carried(node) and node.target not in CARRIERS:

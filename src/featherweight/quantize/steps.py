@@ -11,13 +11,15 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
+from featherweight import deploy
 from featherweight.errors import PlanError, RecipeError, did_you_mean
 from featherweight.network import Network, fold_batch_norm
 from featherweight.network.surgery import TRANSPOSED, WEIGHTED, insert_call, node_name, weight_name
 from featherweight.numerics import grids
 from featherweight.numerics.grids import Spec
-from featherweight.quantize.placement import KERNELS, Placement, place
+from featherweight.quantize.placement import Placement, place
 from featherweight.quantize.ranges import activation_grids, check_method
+from featherweight.quantize.rules import ONNX_RUNTIME, RULES
 from featherweight.steps import Plan, Rewrite, Skipped, Stage
 from featherweight.task import Task
 
@@ -90,10 +92,13 @@ class Quantize(Rewrite):
     weight_ranges: the same for weights.
     ignore: patterns (``*`` and ``?``) of module paths, weight names or node names that stay float.
     calibration_batches: at most so many batches of the calibration split; None takes all.
+    target: the runtime whose whole-number kernels decide where values are rounded (``rules.RULES``); None takes
+    the job's, or "onnxruntime". The network runs in any runtime, if not always as fast.
 
-    With ``activations=None`` files shrink, but ONNX Runtime reads the weights of convolutions and of linear calls on
-    [n, i] back to float at every run (seen: 1.3 to 1.7 times the float time); those on [n, length, i] get faster.
-    On x86 without VNNI instructions, uint8 times int8 sums may saturate in ONNX Runtime's kernels.
+    With ``activations=None`` files shrink, and runtimes differ. ONNX Runtime reads the weights of convolutions and of
+    linear calls on [n, i] back to float at every run (seen: 1.3 to 1.7 times the float time); those on [n, length, i]
+    get faster. OpenVINO reads the weights of convolutions back once, and rounds what linear calls read to 8 bits, in
+    groups and anew at every run. On x86 without VNNI instructions, uint8 times int8 sums may saturate.
     """
 
     stage: ClassVar[Stage] = Stage.PRECISION
@@ -103,18 +108,21 @@ class Quantize(Rewrite):
     weight_ranges: str = "minmax"
     ignore: tuple[str, ...] = ()
     calibration_batches: int | None = None
+    target: str | None = None
 
     def plan(self, network: Network, task: Task) -> QuantizePlan:
-        """Raises RecipeError for unknown options and TaskError where calibration data is needed and missing."""
+        """Raises RecipeError for unknown options, ExportError for an unknown target and TaskError where calibration
+        data is needed and missing."""
         self._check()
         folded = fold_batch_norm(network).eval()
         readers, skipped = _weights(folded, self.ignore)
         placed = Placement()
         if self.activations is not None:
-            kernels = {n.name for nodes in readers.values() for n in nodes if n.target in KERNELS}
-            placed = place(folded, kernels)
+            rules = RULES.get(self.target or "onnxruntime", ONNX_RUNTIME)
+            kernels = {n.name for nodes in readers.values() for n in nodes if rules.multiplies(n)}
+            placed = place(folded, kernels, rules)
             skipped += placed.skipped
-            for name in [w for w, nodes in readers.items() if not all(n.target in KERNELS for n in nodes)]:
+            for name in [w for w, nodes in readers.items() if not all(n.name in kernels for n in nodes)]:
                 skipped.append(Skipped(name, "stored as whole numbers, but its call has a kernel for floats only"))
         stored, tensors = self._store(folded, readers)
         points = self._points(folded, task, placed)
@@ -131,6 +139,8 @@ class Quantize(Rewrite):
                               f"{did_you_mean(str(self.activations), ACTIVATIONS)}, or None")
         check_method("ranges", self.ranges)
         check_method("weight_ranges", self.weight_ranges)
+        if self.target is not None:
+            deploy.target(self.target)
 
     def _store(self, network: Network, readers: dict[str, list[Node]]) -> tuple[tuple[Stored, ...], dict[str, Tensor]]:
         choose = grids.least_squares if self.weight_ranges == "mse" else grids.minmax

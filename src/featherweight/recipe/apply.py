@@ -17,7 +17,7 @@ from featherweight.network.digest import digest
 from featherweight.recipe.files import Crew, State, read_json, write_json
 from featherweight.recipe.flags import flags_of, slower
 from featherweight.recipe.kinds import kind_of
-from featherweight.recipe.recipe import Recipe, rewrites
+from featherweight.recipe.recipe import Recipe, aimed, rewrites
 from featherweight.recipe.result import Decision, Final, Result
 from featherweight.recover.batches import generators_kept, seed_all, seed_from
 from featherweight.recover.checkpoint import canonical
@@ -33,7 +33,8 @@ def compress(network: Network, task: Task, recipe: Recipe | Iterable[Step], targ
              resume: bool = True, *, seconds: float = 1.0, memory: bool = False, preface: str = "") -> Result:
     """Applies the steps of ``recipe`` to a copy of ``network``, and measures before and after every one.
 
-    target: the runtime that is exported to, timed (on ``threads`` threads, ``seconds`` a file) and scored in.
+    target: the runtime that is exported to, timed (on ``threads`` threads, ``seconds`` a file) and scored in, and that
+        steps plan for whose own ``target`` is None.
     out: a folder for the files of ``Result.save`` and for ``state/``, from which the same job goes on after a kill (a
         training from its own checkpoint); ``resume=False`` starts over. None leaves nothing behind.
     seed: of everything random in steps. progress: called with (what, done, total, figures).
@@ -115,11 +116,12 @@ class _Work:
             self._tell(f"step {index}: {kind_of(step)}", index - 1, {})
             began = time.monotonic()
             do = self._fit if isinstance(step, Fit) else self._rewrite
-            network, plans = do(index, step, before)  # type: ignore[arg-type]
+            network, plans = do(index, aimed(step, self.target), before)  # type: ignore[arg-type]
             if self.crew.first:
                 seconds = time.monotonic() - began
                 whose = rewrites(step)
-                decided = [Decision(index, kind_of(r), p.summary(), p.skipped, p.grows, seconds, p)
+                decided = [Decision(index, kind_of(r), p.summary(), p.skipped, p.grows, seconds,
+                                    tuple(dataclasses.asdict(c) for c in getattr(p, "sensitivity", ())), p)
                            for r, p in zip(whose, plans, strict=False)]
                 write_json(notes, [d.to_dict() for d in decided])
                 network.save(file)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from featherweight.errors import RecipeError
 from featherweight.recipe import toml
@@ -55,6 +57,16 @@ def rewrites(step: Step) -> tuple[Rewrite, ...]:
     if isinstance(step, Rewrite):
         return (step,)
     return tuple(r for r in getattr(step, "during", ()) if isinstance(r, Rewrite))
+
+
+def aimed(step: Step, target: str) -> Step:
+    """The step with ``target`` where it, or a rewrite at work during it, leaves open for which runtime it plans."""
+    changed: dict[str, Any] = {"target": target} if getattr(step, "target", target) is None else {}
+    within = getattr(step, "during", ())
+    aims = tuple(aimed(r, target) for r in within)
+    if aims != tuple(within):
+        changed["during"] = aims
+    return dataclasses.replace(step, **changed) if changed else step  # type: ignore[type-var]
 
 
 def check_order(steps: tuple[Step, ...]) -> None:

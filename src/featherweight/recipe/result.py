@@ -23,7 +23,10 @@ from featherweight.steps import Plan, Skipped
 
 @dataclass(frozen=True)
 class Decision:
-    """What one step decided: ``step`` counts from 1; a Fit has decisions only for rewrites at work during it."""
+    """What one step decided: ``step`` counts from 1; a Fit has decisions only for rewrites at work during it.
+
+    curves: how sensitive the network was to the parts that the step chose among, where it measured that.
+    """
 
     step: int
     kind: str
@@ -31,17 +34,20 @@ class Decision:
     skipped: tuple[Skipped, ...] = ()
     grows: tuple[str, ...] = ()
     seconds: float = 0.0
+    curves: tuple[dict[str, Any], ...] = ()
     plan: Plan | None = dataclasses.field(default=None, compare=False, repr=False)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able values, without the plan."""
         return {"step": self.step, "kind": self.kind, "summary": self.summary, "grows": list(self.grows),
-                "skipped": [{"path": s.path, "reason": s.reason} for s in self.skipped], "seconds": self.seconds}
+                "skipped": [{"path": s.path, "reason": s.reason} for s in self.skipped], "seconds": self.seconds,
+                "curves": list(self.curves)}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any], plan: Plan | None = None) -> Decision:
         skipped = tuple(Skipped(**s) for s in values["skipped"])
-        return cls(**{**values, "skipped": skipped, "grows": tuple(values["grows"]), "plan": plan})
+        return cls(**{**values, "skipped": skipped, "grows": tuple(values["grows"]),
+                      "curves": tuple(values.get("curves", ())), "plan": plan})
 
 
 @dataclass(frozen=True)
@@ -97,8 +103,8 @@ class Result:
                 **(dict(latency.versions) if latency is not None else {})}
 
     def save(self, out: str | Path, deployed: Path | None = None) -> None:
-        """Writes into ``out``: ``model`` + the target's suffix, ``network.fw``, ``network.fwz`` (packed),
-        ``result.json``, ``recipe.toml`` and ``report.html``, each whole or not at all.
+        """Writes into ``out``: ``model`` + the target's suffix (and what lies beside it), ``network.fw``,
+        ``network.fwz`` (packed), ``result.json``, ``recipe.toml`` and ``report.html``, each whole or not at all.
 
         deployed: the network's exported file, to be copied; None exports it (again).
         """
@@ -108,7 +114,8 @@ class Result:
         if deployed is None:
             runtime.export(self.network, folder / f"model{runtime.suffix}")
         else:
-            copy_file(deployed, folder / f"model{runtime.suffix}")
+            for file in reversed(runtime.files(deployed)):  # what names the others comes last
+                copy_file(file, folder / f"model{file.name.removeprefix(deployed.stem)}")
         self.network.save(folder / "network.fw")
         codec.pack(folder / "network.fw", folder / "network.fwz")
         values = self.to_dict()

@@ -1,0 +1,364 @@
+"""OpenVINO as a target: the same numbers as PyTorch, whole numbers within one step, files that are not torn apart."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from typer.testing import CliRunner
+
+import featherweight as fw
+from featherweight import deploy, measure
+from featherweight.cli import app, digits
+from featherweight.errors import ExportError, InputError
+from featherweight.quantize import Quantize
+from problems import PROBLEMS, task
+from problems import network as problem
+
+openvino = pytest.importorskip("openvino")
+torch.set_num_threads(1)
+TARGET = deploy.target("openvino")
+
+
+class Residual(nn.Module):
+    """Two convolutions around a shortcut, a pool, a linear map; trained for a moment it tells digits apart."""
+
+    def __init__(self, width=16, act=F.relu):
+        super().__init__()
+        self.act = act
+        self.stem, self.norm = nn.Conv2d(1, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width)
+        self.up, self.down = nn.Conv2d(width, width, 3, 1, 1), nn.Conv2d(width, width, 1)
+        self.head = nn.Linear(width, 10)
+
+    def forward(self, x):
+        x = self.act(self.norm(self.stem(x)))
+        x = self.act(self.down(self.act(self.up(x))) + x)
+        return self.head(x.mean((2, 3)))
+
+
+def normalized(split):
+    """Digits with zero mean. As they come, some pixels lie on the border of two grid steps: any rounding is right."""
+    return lambda: [((x - 0.31) / 0.37, y) for x, y in digits.task().batches(split)]
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """A network on scikit-learn's digits, better than chance, with the task."""
+    pytest.importorskip("sklearn")
+    torch.manual_seed(0)
+    model = Residual()
+    data = fw.Task(**{s: normalized(s) for s in ("train", "calibration", "validation", "test")},
+                   score=measure.scores.top1, score_name="top1")
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-2)
+    for _ in range(10):
+        for x, y in data.batches("train"):
+            optimizer.zero_grad()
+            F.cross_entropy(model(x), y).backward()
+            optimizer.step()
+    return fw.capture(model.eval(), torch.randn(2, 1, 8, 8)), data
+
+
+def deployed(network, path, threads=1, target=TARGET):
+    written = target.export(network, path)
+    assert written == path.stat().st_size + path.with_suffix(".bin").stat().st_size
+    return target.load(path, threads, like=network.signature)
+
+
+def images(data, count=64):
+    return next(iter(data.batches("validation")))[0][:count]
+
+
+# ---- the same numbers
+
+def test_float_file_gives_what_pytorch_gives_at_any_batch(trained, tmp_path):
+    network, data = trained
+    runner = deployed(network, tmp_path / "model.xml")
+    for batch in (1, 2, 5, 7, 9, 64):  # the last ones share kernels for any batch
+        agreement = deploy.verify(network, runner, (images(data, batch),))
+        assert agreement.ok
+        assert agreement.max_rel < 1e-5
+    assert runner.precision == "f32"
+    assert runner.versions == {"openvino": openvino.__version__.partition("-")[0]}
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["model.bin", "model.xml"]
+
+
+def test_threads_change_nothing(trained, tmp_path):
+    network, data = trained
+    one = deployed(network, tmp_path / "model.xml")
+    two = TARGET.load(tmp_path / "model.xml", 2, like=network.signature)
+    torch.testing.assert_close(one(images(data)), two(images(data)), rtol=1e-5, atol=1e-5)
+    compiled = next(iter(two._ready.values())).get_compiled_model()
+    assert compiled.get_property("INFERENCE_NUM_THREADS") == 2
+
+
+def test_bfloat16_is_asked_for_by_name_and_written_down(trained, tmp_path):
+    network, data = trained
+    target = deploy.target("openvino-bf16")
+    runner = deployed(network, tmp_path / "model.xml", target=target)
+    agreement = deploy.verify(network, runner, (images(data),))
+    assert agreement.ok
+    assert runner.precision in ("bf16", "f32")  # what the processor has
+    assert agreement.tolerance == deploy.FLOAT_TOLERANCE[runner.precision]
+    found = measure.measure(network, data, "openvino-bf16", seconds=0.05, memory=True)
+    assert found.memory_bytes is None or found.memory_bytes > 0
+    assert (found.latency.runtime, found.latency.precision) == ("openvino-bf16", runner.precision)
+
+
+def test_inputs_are_left_alone_and_outputs_are_kept(tmp_path):
+    class Add(nn.Module):
+        def forward(self, x):
+            return F.relu(x) + 1
+
+    network = fw.capture(Add().eval(), torch.randn(2, 4))
+    runner = deployed(network, tmp_path / "m.xml")
+    x = torch.randn(3, 4)
+    before, first = x.clone(), runner(x)
+    kept = first.clone()
+    runner(-x)
+    assert torch.equal(x, before)
+    assert torch.equal(first, kept)
+
+
+@pytest.mark.parametrize("name", ["attention", "two_inputs"])
+def test_problems_whole_and_quantized(name, tmp_path):
+    row = PROBLEMS[name]
+    network = problem(row)
+    plan = Quantize(target="openvino").plan(network, task(row))
+    for kind, net in (("float", network), ("int8", plan.apply(network))):
+        runner = deployed(net, tmp_path / f"{kind}.xml")
+        args, kwargs = measure.as_call(row.example(row.batch or 3, seed=5))
+        agreement = deploy.verify(net, runner, args, kwargs)
+        assert agreement.ok, (kind, agreement)
+        assert kind == "int8" or agreement.max_rel < 1e-5
+
+
+@dataclasses.dataclass
+class Answer:
+    logits: torch.Tensor
+    extra: dict
+
+
+class Nested(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Linear(4, 3)
+
+    def forward(self, x, unused, more, flag):
+        y = self.a(x) + more["bias"]
+        return Answer(y, {"same": x, "list": [y.argmax(1), None, (y > 0) & flag], "number": 3}), x.shape[0]
+
+
+def test_nests_numbers_and_truth_values(tmp_path):
+    inputs = (torch.randn(2, 4), torch.randn(2, 1), {"bias": torch.randn(2, 3)}, torch.tensor([[True], [False]]))
+    network = fw.capture(Nested().eval(), inputs)
+    runner = deployed(network, tmp_path / "m.xml")
+    (given, size), (want, _) = runner(*inputs), network(*inputs)
+    assert isinstance(given, Answer)
+    assert (size, given.extra["number"], given.extra["list"][1]) == (2, 3, None)
+    torch.testing.assert_close(given.logits, want.logits)
+    assert torch.equal(given.extra["same"], inputs[0])
+    assert torch.equal(given.extra["list"][0], want.extra["list"][0])
+    assert torch.equal(given.extra["list"][2], want.extra["list"][2])
+
+
+# ---- whole numbers
+
+def executed(runner):
+    """Kind and number type of every operator that the runtime runs, from its own graph."""
+    compiled = next(iter(runner._ready.values())).get_compiled_model()
+    facts = [op.get_rt_info() for op in compiled.get_runtime_model().get_ops()]
+    return [(f["layerType"].astype(str), f["runtimePrecision"].astype(str)) for f in facts]
+
+
+@pytest.mark.parametrize(("node", "other"), [("relu_1", 0.001), ("relu_2", 0.3)])
+def test_int8_is_within_one_step_of_pytorch_on_digits(trained, tmp_path, node, other):
+    """Inside convolutions exactly the same; where OpenVINO adds within one, it leaves out the rounding before, so that
+    some values round to the next step."""
+    network, data = trained
+    plan = Quantize(target="openvino").plan(network, data)
+    shown = plan.apply(network)
+    point = next(p for p in plan.points if p.node == node)
+    rounded = shown.node(point.readers[0]).all_input_nodes[0]
+    shown.graph.output_node().args = ((rounded,),)
+    shown.changed()
+    runner = deployed(shown, tmp_path / "shown.xml")
+    x = images(data)
+    steps = ((runner(x) - shown(x)) / point.scale).abs()
+    assert float(steps.max()) < 1.01
+    assert float((steps > 0.5).double().mean()) <= other
+
+
+def test_convolutions_and_linears_run_on_whole_numbers(trained, tmp_path):
+    network, data = trained
+    quantized = Quantize(target="openvino").plan(network, data).apply(network)
+    runner = deployed(quantized, tmp_path / "q.xml")
+    x, y = next(iter(data.batches("test")))
+    assert deploy.verify(quantized, runner, (x,)).ok
+    kinds = executed(runner)
+    assert sorted(k for k in kinds if k[0] in ("Convolution", "FullyConnected")) == [
+        ("Convolution", "u8")] * 3 + [("FullyConnected", "u8")]
+    right, before = ((predict(x).argmax(1) == y).double().mean() for predict in (runner, network))
+    assert float(right) >= float(before) - 0.02
+
+
+def test_activations_are_computed_before_values_are_rounded(trained, tmp_path):
+    """What differs from ONNX Runtime, whose convolutions must give rounded values."""
+    torch.manual_seed(0)
+    network, (_, data) = fw.capture(Residual(act=F.silu).eval(), torch.randn(2, 1, 8, 8)), trained
+    points = {t: [p.node for p in Quantize(target=t).plan(network, data).points] for t in ("onnxruntime", "openvino")}
+    assert points["openvino"] == ["x", "silu", "silu_1", "conv2d_2", "silu_2", "mean"]
+    assert {"conv2d", "conv2d_1"} <= set(points["onnxruntime"])
+    quantized = Quantize(target="openvino").plan(network, data).apply(network)
+    runner = deployed(quantized, tmp_path / "q.xml")
+    assert deploy.verify(quantized, runner, (images(data),)).ok
+    assert [k for k in executed(runner) if k[0] == "Convolution"] == [("Convolution", "u8")] * 3
+    assert len([k for k in executed(runner) if k[0] in ("Subgraph", "Eltwise")]) <= 1  # the input's rounding
+
+
+def test_transposed_convolutions_run_on_whole_numbers_too(tmp_path):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 16, 3, 1, 1), nn.ReLU(), nn.ConvTranspose2d(16, 16, 2, 2), nn.ReLU(),
+                          nn.Conv2d(16, 8, 1))
+    network, x = fw.capture(model.eval(), torch.randn(2, 3, 16, 16)), torch.randn(4, 3, 16, 16)
+    quantized = Quantize(target="openvino").plan(network, fw.Task(calibration=lambda: [(x, None)])).apply(network)
+    runner = deployed(quantized, tmp_path / "q.xml")
+    assert deploy.verify(quantized, runner, (x,)).ok
+    assert ("Deconvolution", "u8") in executed(runner)
+    assert float((quantized(x) - network(x)).detach().norm()) < 0.03 * float(network(x).detach().norm())
+
+
+# ---- files
+
+def test_equal_networks_give_equal_files_a_quarter_as_large_in_int8(tmp_path):
+    torch.manual_seed(0)
+    network = fw.capture(nn.Sequential(nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 64)).eval(), torch.randn(2, 256))
+    data = fw.Task(calibration=lambda: [(torch.randn(8, 256), None)])
+    quantized = Quantize(target="openvino").plan(network, data).apply(network)
+    sizes = {}
+    for name, net in (("float", network), ("again", network), ("int8", quantized)):
+        sizes[name] = TARGET.export(net, tmp_path / f"{name}.xml")
+    for kind in (".xml", ".bin"):
+        assert (tmp_path / f"float{kind}").read_bytes() == (tmp_path / f"again{kind}").read_bytes()
+    assert sizes["float"] > 4 * (256 * 256 + 256 * 64)
+    assert sizes["int8"] < 0.35 * sizes["float"]
+
+
+def test_weights_are_halved_only_when_asked(tmp_path):
+    network = fw.capture(nn.Linear(128, 64).eval(), torch.randn(2, 128))
+    half = dataclasses.replace(TARGET, fp16_weights=True)
+    whole, small = TARGET.export(network, tmp_path / "a.xml"), half.export(network, tmp_path / "b.xml")
+    stored = 4 * (128 * 64 + 64)
+    assert stored <= (tmp_path / "a.bin").stat().st_size < stored + 100
+    assert small < whole - 0.45 * stored
+    runner = half.load(tmp_path / "b.xml", like=network.signature)
+    assert deploy.verify(network, runner, (torch.randn(3, 128),)).max_rel < 1e-2
+
+
+def test_files_that_are_missing_damaged_or_of_another_network(tmp_path):
+    networks = [fw.capture(nn.Linear(16, n).eval(), torch.randn(2, 16)) for n in (4, 4)]
+    for name, network in zip("ab", networks, strict=True):
+        TARGET.export(network, tmp_path / f"{name}.xml")
+    like = networks[0].signature
+    whole = (tmp_path / "a.xml").read_bytes(), (tmp_path / "a.bin").read_bytes()
+
+    (tmp_path / "a.bin").write_bytes((tmp_path / "b.bin").read_bytes())
+    with pytest.raises(ExportError, match=r"a.bin does not hold the weights of a.xml"):
+        TARGET.load(tmp_path / "a.xml", like=like)
+    (tmp_path / "a.bin").write_bytes(whole[1][:-40])
+    with pytest.raises(ExportError, match=r"does not load|does not hold the weights"):
+        TARGET.load(tmp_path / "a.xml", like=like)
+    (tmp_path / "a.bin").unlink()
+    with pytest.raises(ExportError, match=r"no file .*a.bin: .*export the network again"):
+        TARGET.load(tmp_path / "a.xml", like=like)
+    (tmp_path / "a.bin").write_bytes(whole[1])
+    (tmp_path / "a.xml").write_bytes(whole[0][:400])
+    with pytest.raises(ExportError, match="does not load"):
+        TARGET.load(tmp_path / "a.xml", like=like)
+    (tmp_path / "a.xml").write_bytes(whole[0].replace(b"<featherweight>", b"<other>").replace(
+        b"</featherweight>", b"</other>"))
+    with pytest.raises(ExportError, match="not written by featherweight"):
+        TARGET.load(tmp_path / "a.xml", like=like)
+
+
+def test_a_failed_export_leaves_nothing(tmp_path):
+    class Odd(nn.Module):
+        def forward(self, x):
+            return torch.special.bessel_j0(x)
+
+    network = fw.capture(Odd().eval(), torch.randn(2, 3))
+    with pytest.raises(ExportError, match=r"special_bessel_j0"):
+        TARGET.export(network, tmp_path / "m.xml")
+    with pytest.raises(ExportError, match=r"write .*m.xml"):
+        TARGET.export(network, tmp_path / "m.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+def test_wrong_calls_say_what_to_do(tmp_path):
+    network = fw.capture(nn.Conv2d(3, 4, 3).eval(), torch.randn(2, 3, 8, 8))
+    runner = deployed(network, tmp_path / "m.xml")
+    with pytest.raises(InputError, match="call it as the example inputs were"):
+        runner(torch.randn(2, 3, 8, 8), torch.randn(1))
+    with pytest.raises(InputError, match="expected a tensor of torch"):
+        runner(torch.zeros(2, 3, 8, 8, dtype=torch.int64))
+    with pytest.raises(InputError, match=r"refused the inputs .*\[2, 3, 6, 8\]"):
+        runner(torch.randn(2, 3, 6, 8))
+    runner.close()
+    with pytest.raises(ExportError, match="closed"):
+        runner(torch.randn(2, 3, 8, 8))
+
+
+def test_without_the_package_the_line_to_write_is_told(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    network = fw.capture(nn.Linear(3, 3).eval(), torch.randn(2, 3))
+    with pytest.raises(ExportError, match=r"pip install 'featherweight\[openvino\]'"):
+        TARGET.export(network, tmp_path / "m.xml")
+
+
+# ---- a job from end to end
+
+def test_a_job_is_placed_measured_and_left_as_a_pair_of_files(trained, tmp_path):
+    network, data = trained
+    result = fw.compress(network, data, fw.Recipe([Quantize()]), target="openvino", out=tmp_path, seconds=0.05)
+    last = result.trail[-1]
+    assert (last.target, last.latency.runtime, last.latency.precision) == ("openvino", "openvino", "f32")
+    assert last.file_bytes == sum((tmp_path / f"model.{kind}").stat().st_size for kind in ("xml", "bin"))
+    assert last.agreement.ok
+    assert last.score > 30
+    assert last.score > result.trail[0].score - 2
+    assert last.beside["original"].median_s > 0
+    assert "openvino" in json.loads((tmp_path / "result.json").read_text())["versions"]
+    assert "f32" in (tmp_path / "report.html").read_text()
+    plain = Quantize(target="openvino").plan(network, data)
+    assert result.plans[0].plan == plain
+    runner = TARGET.load(tmp_path / "model.xml", like=result.network.signature)
+    assert deploy.verify(result.network, runner, (images(data),)).ok
+
+
+def test_quantize_asks_for_a_target_that_there_is(trained):
+    with pytest.raises(ExportError, match="did you mean 'openvino'"):
+        Quantize(target="openvin").plan(*trained)
+
+
+def test_command_line(trained, tmp_path):
+    network, _ = trained
+    network.save(tmp_path / "n.fw")
+    found = CliRunner().invoke(app, ["export", str(tmp_path / "n.fw"), str(tmp_path / "m.xml"), "--target", "openvino",
+                                     "--json"])
+    assert found.exit_code == 0, found.output
+    told = json.loads(found.stdout)
+    assert told["ok"]
+    assert told["bytes"] == sum(Path(tmp_path, f"m.{kind}").stat().st_size for kind in ("xml", "bin"))
+    found = CliRunner().invoke(app, ["measure", str(tmp_path / "n.fw"), "--target", "openvino"])
+    assert found.exit_code == 0, found.output
+    assert "openvino" in found.stdout
+    assert "f32" in found.stdout
+    found = CliRunner().invoke(app, ["export", str(tmp_path / "n.fw"), str(tmp_path / "m.onnx"), "--target",
+                                     "openvino"])
+    assert found.exit_code == 2
+    assert "m.xml" in found.stderr
