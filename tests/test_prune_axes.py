@@ -18,7 +18,8 @@ import featherweight as fw
 from featherweight.network.surgery import WEIGHTED, weight_name
 from featherweight.prune import AxisGroup, AxisGroups, axis_groups
 from featherweight.prune.cut import cut, kept_atoms, zero
-from featherweight.prune.labels import Field, Labels, Trace, reshape
+from featherweight.prune.labels import Field, Labels, Trace
+from featherweight.prune.reshapes import reshape
 from featherweight.prune.unions import resolve_grids, solve
 from problems import PROBLEMS, Problem, conv, images, network, tensors_of, unsettle
 
@@ -215,6 +216,30 @@ def rows(n: int = 2) -> Tensor:
     return torch.randn(n, 7, 12)
 
 
+def pooled_heads(m: Any, x: Tensor) -> Tensor:
+    """Heads that become a batch, under one small convolution and one norm for all of them (as MViT has them)."""
+    n, length, _ = x.shape
+    q = m.q(x).reshape(n, length, 4, 6).transpose(1, 2)
+    pooled = m.pool(q.transpose(2, 3).reshape(n * 4, 6, length)).reshape(n, 4, 6, -1).transpose(2, 3)
+    return m.out(m.norm(torch.cat([q[:, :, :1], pooled], 2)).transpose(1, 2).reshape(n, -1, 24)).mean(1)
+
+
+def windows(m: Any, x: Tensor) -> Tensor:
+    """Windows shifted by rolling, cosine attention with a learned scale and bias per head, patches merged (as Swin)."""
+    x = m.a(x.permute(0, 2, 3, 1))
+    n, h, w, ch = x.shape
+    y = torch.roll(F.pad(m.n(x), (0, 0, 0, 0, 0, 0)), (-1, -1), (1, 2)).view(n, h // 2, 2, w // 2, 2, ch)
+    y = y.permute(0, 1, 3, 2, 4, 5).reshape(n * (h // 2) * (w // 2), 4, ch)
+    q, k, v = m.qkv(y).reshape(-1, 4, 3, 4, 6).permute(2, 0, 3, 1, 4).unbind(0)
+    weights = F.normalize(q, dim=-1) @ F.normalize(k, dim=-1).transpose(-2, -1) * m.scale.weight.view(4, 1, 1).exp()
+    weights = weights + 16 * m.bias.weight.T.reshape(4, 4, 4).sigmoid()
+    y = m.out((weights.softmax(-1) @ v).transpose(1, 2).reshape(-1, 4, 24))
+    y = y.view(n, h // 2, w // 2, 2, 2, ch).permute(0, 1, 3, 2, 4, 5).reshape(n, h, w, ch)
+    x = x + torch.roll(y, (1, 1), (1, 2))
+    x = torch.cat([x[:, 0::2, 0::2], x[:, 1::2, 0::2], x[:, 0::2, 1::2], x[:, 1::2, 1::2]], -1)
+    return m.b(m.merge(x)).mean((1, 2))
+
+
 #: name -> (module, inputs, sizes of the groups)
 CASES: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor], list[int]]] = {
     "slice of channels": (lambda: Lambda(lambda m, x: m.b(m.a(x)[:, 3:9]) + m.d(m.a(x)[:, 1::3]), a=c(3, 12), b=c(6, 4),
@@ -224,9 +249,9 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor], list[int]]
     "uneven chunks": (lambda: Lambda(lambda m, x: sum(f(p).mean((2, 3)) for f, p in zip(
         (m.b, m.d, m.e), m.a(x).chunk(3, 1), strict=True)), a=c(3, 11), b=c(4, 4), d=c(4, 4), e=c(3, 4)), images,
         [4, 4, 3]),
-    "shuffle": (lambda: Lambda(lambda m, x: m.b(shuffle(m.a(x).relu(), 3)), a=c(3, 12), b=c(12, 4)), images, [4]),
+    "shuffle": (lambda: Lambda(lambda m, x: m.b(shuffle(m.a(x).relu(), 3)), a=c(3, 12), b=c(12, 4)), images, [12]),
     "shuffle between grouped": (lambda: Lambda(lambda m, x: m.d(m.b(shuffle(m.a(x).relu(), 2)).relu()), a=c(4, 16),
-                                               b=c(16, 16, 3, 2), d=c(16, 4)), lambda: images(channels=4), [4, 8]),
+                                               b=c(16, 16, 3, 2), d=c(16, 4)), lambda: images(channels=4), [8, 8]),
     "pixel shuffle": (lambda: Lambda(lambda m, x: m.b(F.pixel_shuffle(m.a(x), 2)), a=c(3, 24), b=c(6, 4)), images, [6]),
     "depth multiplier": (lambda: Lambda(lambda m, x: m.d(m.b(m.a(x).relu()).relu()), a=c(3, 6), b=c(6, 12, 3, 6),
                                         d=c(12, 4)), images, [6]),
@@ -251,6 +276,43 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor], list[int]]
                               images, [12]),
     "one gate for all": (lambda: Lambda(lambda m, x: m.b(m.a(x) * torch.sigmoid(m.g(x))), a=c(3, 12), g=c(3, 1),
                                         b=c(12, 4)), images, [12]),
+    "layer norm": (lambda: Lambda(lambda m, x: m.b(m.n(m.a(x))), a=nn.Linear(12, 8), n=nn.LayerNorm(8),
+                                  b=nn.Linear(8, 4)), rows, [8]),
+    "layer norm after layer norm": (lambda: Lambda(lambda m, x: m.b(m.n(m.m(m.a(x)) + 1)), a=nn.Linear(12, 8),
+                                                   m=nn.LayerNorm(8), n=nn.LayerNorm(8, bias=False),
+                                                   b=nn.Linear(8, 4)), rows, [8]),
+    "root mean square": (lambda: Lambda(lambda m, x: m.b(m.n(m.a(x))), a=nn.Linear(12, 8), n=nn.RMSNorm(8, 1e-6),
+                                        b=nn.Linear(8, 4)), rows, [8]),
+    "root mean square written out": (lambda: Lambda(lambda m, x: m.b(m.a(x) * torch.rsqrt(
+        m.a(x).pow(2).mean(-1, keepdim=True) + 1e-6)), a=nn.Linear(12, 8), b=nn.Linear(8, 4)), rows, [8]),
+    "group norm of one group": (lambda: Lambda(lambda m, x: m.b(m.n(m.a(x))), a=c(3, 8), n=nn.GroupNorm(1, 8),
+                                               b=c(8, 4)), images, [8]),
+    "group norm of two": (lambda: Lambda(lambda m, x: m.b(m.n(m.a(x))), a=c(3, 12), n=nn.GroupNorm(2, 12), b=c(12, 4)),
+                          images, [6]),
+    "mean over channels": (lambda: Lambda(lambda m, x: m.a(x).sigmoid().mean(1), a=c(3, 8)), images, [8]),
+    "spatial attention": (lambda: Lambda(lambda m, x: m.b(m.a(x) * m.g(torch.cat(
+        [m.a(x).mean(1, True), m.a(x).amax(1, True)], 1)).sigmoid()), a=c(3, 12), g=c(2, 1, 3), b=c(12, 4)), images,
+        [12]),
+    "unit length": (lambda: Lambda(lambda m, x: m.b(F.normalize(m.a(x), dim=-1)), a=nn.Linear(12, 8),
+                                   b=nn.Linear(8, 4)), rows, [8]),
+    "single head": (lambda: Lambda(lambda m, x: m.b(m.q(x).sigmoid() @ m.k(x).sigmoid().transpose(1, 2)),
+                                   q=nn.Linear(12, 8), k=nn.Linear(12, 8), b=nn.Linear(7, 4)), rows, [8]),
+    "single head fused": (lambda: Lambda(lambda m, x: m.b(F.scaled_dot_product_attention(m.q(x), m.k(x), m.v(x))),
+                                         q=nn.Linear(12, 8), k=nn.Linear(12, 8), v=nn.Linear(12, 6), b=nn.Linear(6, 4)),
+                          rows, [6, 8]),
+    "correlation": (lambda: Lambda(lambda m, x: m.b((m.a(x).flatten(2).transpose(1, 2) @ m.a(x).flatten(2)).view(
+        -1, 64, 8, 8)), a=c(3, 12), b=c(64, 4)), images, [12]),
+    "pooled heads": (lambda: Lambda(pooled_heads, q=nn.Linear(12, 24), pool=nn.Conv1d(6, 6, 3, 2, 1, groups=6),
+                                    norm=nn.LayerNorm(6), out=nn.Linear(24, 5)), rows, [4]),
+    "shifted windows": (lambda: Lambda(windows, a=nn.Linear(3, 12), n=nn.LayerNorm(12), qkv=nn.Linear(12, 72),
+                                       bias=nn.Linear(4, 16, bias=False), scale=nn.Linear(4, 1, bias=False),
+                                       out=nn.Linear(24, 12), merge=nn.LayerNorm(48), b=nn.Linear(48, 5)), images,
+                        [4, 12]),
+    "channels written into": (lambda: Lambda(lambda m, x: m.b(torch.slice_scatter(m.a(x), m.d(x), 1, 4, 8)), a=c(3, 12),
+                                             b=c(12, 4), d=c(3, 4)), images, [4, 8]),
+    "sampled at places": (lambda: Lambda(lambda m, x: m.b(F.grid_sample(m.a(x), m.g(x).permute(0, 2, 3, 1).tanh(),
+                                                                        align_corners=False)), a=c(3, 12), g=c(3, 2),
+                                         b=c(12, 4)), images, [12]),
 }
 
 
@@ -269,12 +331,7 @@ def test_construction(name: str) -> None:
 
 
 FROZEN: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor], str]] = {
-    "layer norm": (lambda: Lambda(lambda m, x: m.b(m.n(m.a(x))), a=nn.Linear(12, 8), n=nn.LayerNorm(8),
-                                  b=nn.Linear(8, 4)), rows, "mean and variance"),
-    "group norm of one group": (lambda: Lambda(lambda m, x: m.b(m.n(m.a(x))), a=c(3, 8), n=nn.GroupNorm(1, 8),
-                                               b=c(8, 4)), images, "mean and variance"),
     "softmax": (lambda: Lambda(lambda m, x: m.b(m.a(x).softmax(1)), a=c(3, 8), b=c(8, 4)), images, "softmax: it mixes"),
-    "mean over channels": (lambda: Lambda(lambda m, x: m.a(x).mean(1), a=c(3, 8)), images, "mean: it reduces over"),
     "output": (lambda: Lambda(lambda m, x: m.a(x), a=c(3, 8)), images, "the network's output"),
     "added to the image": (lambda: Lambda(lambda m, x: m.b(m.a(x) + x), a=c(3, 3), b=c(3, 4)), images, "never cut"),
     "unknown": (lambda: Lambda(lambda m, x: m.b(torch.fft.rfft2(m.a(x)).abs()), a=c(3, 8), b=c(8, 4)), images,
@@ -283,8 +340,6 @@ FROZEN: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor], str]] = {
                             images, "select: one channel is taken"),
     "padded by ones": (lambda: Lambda(lambda m, x: m.b(F.pad(m.a(x), (0, 0, 0, 0, 2, 2), value=1.0)), a=c(3, 8),
                                       b=c(12, 4)), images, "something else than zeros"),
-    "single head": (lambda: Lambda(lambda m, x: m.b(m.q(x) @ m.k(x).transpose(1, 2)), q=nn.Linear(12, 8),
-                                   k=nn.Linear(12, 8), b=nn.Linear(7, 4)), rows, "product of two values"),
 }
 
 

@@ -17,14 +17,23 @@ from torch.fx import Node
 from featherweight.network import Network
 from featherweight.network.operators import has_schema
 from featherweight.network.surgery import WEIGHTED, weight_name
-from featherweight.prune import axes_views, axes_weights
+from featherweight.prune import (
+    axes_computed,
+    axes_norms,
+    axes_products,
+    axes_recurrent,
+    axes_shuffles,
+    axes_views,
+    axes_weights,
+)
 from featherweight.prune.axes_rules import RULES, pointwise, unknown
-from featherweight.prune.labels import Cost, Ints, Labels, Trace, Value, path_of
+from featherweight.prune.labels import Cost, Ints, Labels, Shuffle, Trace, Value, path_of
 from featherweight.prune.unions import resolve_grids, solve
 from featherweight.steps import Skipped
 
 #: the files that fill the table of rules
-FILES = (axes_views, axes_weights)
+FILES = (axes_views, axes_weights, axes_norms, axes_products, axes_recurrent, axes_computed,
+         axes_shuffles)
 
 
 @dataclass(frozen=True)
@@ -78,6 +87,8 @@ class AxisGroups:
     values: Mapping[str, Value]
     tensors: Mapping[str, tuple[Ints | None, ...]]
     costs: tuple[Cost, ...]
+    #: last node of a chain of views -> the reordering that it is
+    shuffles: Mapping[str, Shuffle] = field(default_factory=dict)
 
     def __getitem__(self, name: str) -> AxisGroup:
         return next(g for g in self.groups if g.name == name)
@@ -102,11 +113,17 @@ def axis_groups(network: Network) -> AxisGroups:
 def walk(network: Network) -> Trace:
     """Carries labels through the graph, once, in order."""
     trace = Trace(network)
+    trace.shuffles = {s.last: s for s in axes_shuffles.shuffles(network, trace)}
+    inner = {name for s in trace.shuffles.values() for name in s.inner}
     for node in network.graph.nodes:
         if node.op == "placeholder":
             trace.values[node.name] = trace.plain(node)
         elif node.op == "get_attr":
             trace.values[node.name] = trace.stored(str(node.target))
+        elif node.name in trace.shuffles:
+            trace.values[node.name] = axes_shuffles.reordered(trace, trace.shuffles[node.name], node)
+        elif node.name in inner:
+            trace.values[node.name] = trace.plain(node)
         elif node.op == "call_function":
             trace.values[node.name] = _step(trace, node)
         else:
@@ -142,7 +159,7 @@ def _collect(trace: Trace, parent: Ints) -> AxisGroups:
     alone = {int(c) for g in groups if len(g) == 1 for c in g.components}
     whole = tuple(g for g in groups if len(g) > 1)
     return AxisGroups(whole, _report(trace, component, reason_of, alone), component, trace.values, trace.tensors,
-                      tuple(trace.costs))
+                      tuple(trace.costs), trace.shuffles)
 
 
 def _group(trace: Trace, component: Ints, sites: list[tuple[str, int, Ints]], reason_of: Ints) -> list[AxisGroup]:
@@ -167,6 +184,7 @@ def _group(trace: Trace, component: Ints, sites: list[tuple[str, int, Ints]], re
     for found in trace.joined:
         joined[component[found]] = True
     groups: list[AxisGroup] = []
+    notes = _Notes(trace, component)
     for spans in rows.values():
         mine = site[spans[0][0]:spans[0][1]]
         if not producing & set(mine.tolist()):
@@ -177,12 +195,25 @@ def _group(trace: Trace, component: Ints, sites: list[tuple[str, int, Ints]], re
         members = tuple(
             Member(sites[i][0], sites[i][1], table[:, mine == i], trace.roles.get(sites[i][0], ""), i in producing)
             for i in dict.fromkeys(mine.tolist()))
-        groups.append(AxisGroup("", members, _constraints(trace, component, comps), bool(joined[comps].any()), comps))
+        groups.append(AxisGroup("", members, notes.of(comps), bool(joined[comps].any()), comps))
     return _named(trace, groups)
 
 
-def _constraints(trace: Trace, component: Ints, comps: Ints) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(text for atoms, text in trace.blocks if np.isin(component[atoms], comps).any()))
+class _Notes:
+    """Why channels are blocks: looked up by component, so that many blocks cost no more than they hold."""
+
+    def __init__(self, trace: Trace, component: Ints) -> None:
+        self.texts = [text for _, text in trace.blocks]
+        found = [np.unique(component[atoms]) for atoms, _ in trace.blocks]
+        block = np.repeat(np.arange(len(found)), [len(f) for f in found])
+        comp = np.concatenate([*found, np.zeros(0, np.int64)])
+        order = np.argsort(comp, kind="stable")
+        self.comp, self.block = comp[order], block[order]
+
+    def of(self, comps: Ints) -> tuple[str, ...]:
+        low, high = (np.searchsorted(self.comp, comps, side=s) for s in ("left", "right"))  # type: ignore[call-overload]
+        blocks = sorted({b for i, j in zip(low, high, strict=True) for b in self.block[i:j].tolist()})
+        return tuple(dict.fromkeys(self.texts[b] for b in blocks))
 
 
 def _named(trace: Trace, groups: list[AxisGroup]) -> list[AxisGroup]:
@@ -221,6 +252,7 @@ def _report(trace: Trace, component: Ints, reason_of: Ints, alone: set[int]) -> 
             share = "" if single == len(atoms) else f"{single} of {len(atoms)} channels: "
             found[paths[0], f"{share}they can only go all together"] = None
     for node in trace.network.calls(*WEIGHTED):
-        if weight_name(node) is None:
+        weight = trace.of(node.args[1])
+        if weight_name(node) is None and (weight is None or not weight.fields):
             found[path_of(node) or node.name, "its weight is computed (quantized or shared): cut channels first"] = None
     return tuple(Skipped(path, reason) for path, reason in found)

@@ -65,7 +65,8 @@ def unknown(trace: Trace, node: Node) -> Value:
 @rule("contiguous", "clone", "detach", "alias", "dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout",
       "to.dtype", "to.dtype_layout", "to.device", "to.other", "_to_copy", "type_as", "lift_fresh_copy", "relu", "relu6",
       "hardtanh", "hardswish", "hardsigmoid", "silu", "mish", "gelu", "elu", "selu", "celu", "leaky_relu", "softplus",
-      "softsign", "softshrink", "hardshrink", "tanhshrink", "log_sigmoid", "threshold", "rrelu", "positive")
+      "softsign", "softshrink", "hardshrink", "tanhshrink", "log_sigmoid", "threshold", "rrelu", "positive",
+      "zero", "fill.Scalar", "zeros_like", "ones_like", "full_like")
 def same(trace: Trace, node: Node) -> Value:
     x = first(trace, node)
     return Labels(x.shape, x.fields, x.stored)
@@ -86,6 +87,7 @@ def pointwise(trace: Trace, node: Node) -> Value:
 def broadcast(trace: Trace, inputs: Sequence[Labels], shape: tuple[int, ...], node: Node) -> list[Field]:
     """The fields of a value of this shape into which all ``inputs`` are broadcast, united axis by axis."""
     fields: list[Field] = []
+    inputs = [apart(trace, x, inputs, shape, node) for x in inputs]
     for x in inputs:
         shift = len(shape) - len(x.shape)
         for f in x.moved(shape, lambda d, s=shift: d + s).fields:  # type: ignore[misc]
@@ -100,6 +102,23 @@ def broadcast(trace: Trace, inputs: Sequence[Labels], shape: tuple[int, ...], no
         else:
             trace.freeze(f, node, "it meets an axis that is never cut")
     return kept
+
+
+def apart(trace: Trace, x: Labels, inputs: Sequence[Labels], shape: tuple[int, ...], node: Node) -> Labels:
+    """Of axes that a view split off one another (heads and their width) those stay whole that meet, by themselves, an
+    axis that is never cut or a stored table (a rotary embedding's), so that the others can go."""
+    shift = len(shape) - len(x.shape)
+    for f in x.fields:
+        stay = [d for d in f.dims if any(_fixes(y, shape, d + shift, [e + shift for e in f.dims]) for y in inputs)]
+        if len(stay) < len(f.dims):
+            for d in stay:
+                x = trace.summed(x, d, node)
+    return x
+
+
+def _fixes(y: Labels, shape: tuple[int, ...], dim: int, dims: Sequence[int]) -> bool:
+    alone = y.stored and _labelled(y, shape, dim) and not any(_labelled(y, shape, d) for d in dims if d != dim)
+    return alone or not _covered(y, shape, dim)
 
 
 def _labelled(x: Labels, shape: tuple[int, ...], dim: int) -> bool:
@@ -169,23 +188,13 @@ def along(trace: Trace, node: Node) -> Value:
     return Labels(x.shape, trace.untouchable(x, dims, node, "it mixes channels"), x.stored)
 
 
-@rule("mean", "mean.dim", "sum", "sum.dim_IntList", "amax", "amin", "max.dim", "min.dim", "var.correction", "var.dim",
-      "std.dim", "std.correction", "var_mean.correction", "linalg_vector_norm", "logsumexp", "prod.dim_int",
-      "norm.ScalarOpt_dim", "argmax", "argmin", "all.dim", "any.dim")
-def reduced(trace: Trace, node: Node) -> Value:
-    x = first(trace, node)
-    names = [a.name for a in node.target._schema.arguments]  # type: ignore[union-attr]
-    dims = argument(node, "dim") if "dim" in names else None
-    keep = bool(argument(node, "keepdim")) if "keepdim" in names else False
-    gone = [wrap(int(d), x) for d in (dims if isinstance(dims, (list, tuple)) else [dims]) if d is not None]
-    gone = gone or list(range(len(x.shape)))
-    fields = trace.untouchable(x, gone, node, "it reduces over channels")
-
-    def left(shape: tuple[int, ...]) -> Labels:
-        return Labels(x.shape, fields, x.stored).moved(shape, lambda d: d if keep else d - sum(g < d for g in gone))
-
-    plain = trace.plain(node)
-    return [left(p.shape) for p in plain] if isinstance(plain, list) else left(trace.shape(node))
+@rule("grid_sampler", "grid_sampler_2d", "grid_sampler_3d")
+def sampled(trace: Trace, node: Node) -> Value:
+    """Channel by channel, at places that another value names."""
+    x, grid = first(trace, node), trace.of(node.args[1])
+    trace.freeze(grid, node, "coordinates")
+    trace.untouchable(x, range(2, len(x.shape)), node, "it is sampled over")
+    return Labels(trace.shape(node), tuple(f for f in x.fields if f.dims == (1,)))
 
 
 @rule("glu")

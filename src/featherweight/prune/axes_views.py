@@ -11,8 +11,9 @@ import torch
 from torch.fx import Node
 
 from featherweight.network.operators import schema_argument as argument
-from featherweight.prune.axes_rules import RULES, first, rule, unknown, wrap
-from featherweight.prune.labels import Field, Ints, Labels, Trace, Value, path_of, reshape, simplify
+from featherweight.prune.axes_rules import RULES, apart, broadcast, first, rule, unknown, wrap
+from featherweight.prune.labels import Field, Ints, Labels, Trace, Value, path_of, simplify
+from featherweight.prune.reshapes import reshape
 
 __all__ = ["RULES", "pad_widths"]
 
@@ -39,7 +40,11 @@ def expanded(trace: Trace, node: Node) -> Value:
     shift = len(shape) - len(x.shape)
     grown = [d for d in range(len(x.shape)) if x.shape[d] != shape[d + shift]]
     fields = trace.untouchable(x, grown, node, "one channel is spread over many")
-    return Labels(x.shape, fields, x.stored).moved(shape, lambda d: d + shift)
+    spread = Labels(x.shape, fields, x.stored).moved(shape, lambda d: d + shift)
+    other = trace.of(node.args[1]) if node.target is aten.expand_as.default else None
+    if other is None:
+        return spread
+    return Labels(shape, (*spread.fields, *(f for d in grown for f in other.fields if f.dims == (d + shift,))))
 
 
 @rule("repeat")
@@ -79,6 +84,21 @@ def sliced(trace: Trace, node: Node) -> Value:
         return Labels(shape, fields, x.stored)
     low = slice(start, None).indices(x.shape[dim])[0]
     return taken(trace, x, dim, slice(low, low + shape[dim] * (step or 1), step or 1), shape, node)
+
+
+@rule("slice_scatter")
+def overwritten(trace: Trace, node: Node) -> Value:
+    """A value in which a slice is replaced by another value of the slice's shape."""
+    x, part = first(trace, node), trace.of(node.args[1])
+    dim, shape = wrap(int(argument(node, "dim")), x), trace.shape(node)
+    start, end, step = (argument(node, n) for n in ("start", "end", "step"))
+    if part is None or not all(isinstance(v, (int, type(None))) for v in (start, end, step)) or step != 1:
+        return unknown(trace, node)
+    low = slice(start, None).indices(x.shape[dim])[0]
+    inside = taken(trace, x, dim, slice(low, low + part.shape[dim]), part.shape, node)
+    kept = broadcast(trace, [inside, part], part.shape, node)
+    return Labels(shape, tuple(f for f in x.fields if any(set(f.dims) <= set(k.dims) for k in kept)),
+                  x.stored and part.stored)
 
 
 @rule("select.int")
@@ -142,11 +162,18 @@ def joined(trace: Trace, node: Node) -> Value:
     inputs = [x for x in map(trace.of, node.args[0]) if x is not None and x.shape != (0,)]  # type: ignore[arg-type]
     shape = trace.shape(node)
     dim = int(argument(node, "dim")) % len(shape)
+    inputs = [apart(trace, x, inputs, shape, node) for x in inputs]
     fields: list[Field] = []
+    parts = [f for f in (x.field(dim) for x in inputs) if f is not None]
+    grid = len(parts) == len(inputs) and len(parts[0].dims) > 1 and all(
+        f.dims == parts[0].dims and _but(f, dim) == _but(parts[0], dim) for f in parts)
+    if grid:  # the other axes that were split off with this one stay beside it
+        fields.append(Field(parts[0].dims, np.concatenate([f.atoms for f in parts], parts[0].dims.index(dim))))
+        trace.grids.append(fields[0].atoms)
     for other in range(len(shape)):
-        if other != dim:
+        if other != dim and not (grid and other in parts[0].dims):
             _joined_across(trace, inputs, other, dim, fields, node)
-    if any(x.field(dim) is not None for x in inputs):
+    if not grid and any(x.field(dim) is not None for x in inputs):
         pieces = []
         for x in inputs:
             atoms = trace.axis(x, dim, node)
@@ -156,6 +183,11 @@ def joined(trace: Trace, node: Node) -> Value:
             pieces.append(atoms)
         fields.append(Field((dim,), np.concatenate(pieces)))
     return Labels(shape, tuple(fields), all(x.stored for x in inputs))
+
+
+def _but(f: Field, dim: int) -> list[int]:
+    """The lengths of a field's axes but one."""
+    return [n for d, n in zip(f.dims, f.atoms.shape, strict=True) if d != dim]
 
 
 def _joined_across(trace: Trace, inputs: Sequence[Labels], other: int, dim: int, fields: list[Field],
@@ -213,21 +245,31 @@ def pad_widths(node: Node, ndim: int) -> list[tuple[int, int]]:
     return pads
 
 
-@rule("pixel_shuffle", "channel_shuffle", "native_channel_shuffle")
+@rule("pixel_shuffle")
 def shuffled(trace: Trace, node: Node) -> Value:
     x, shape = first(trace, node), trace.shape(node)
-    dim = 1 if "channel" in str(node.target) else len(shape) - 3
+    dim = len(shape) - 3
     atoms = trace.axis(x, dim, node)
     if atoms is None:
         return Labels(shape, trace.rest(x, range(len(shape))))
-    if "channel" in str(node.target):
-        grid = atoms.reshape(int(argument(node, "groups")), -1)
-        trace.grids.append(grid)
-        return Labels(shape, (*trace.rest(x, [dim]), Field((dim,), grid.T.ravel())))
     fields = trace.untouchable(x, [dim + 1, dim + 2], node, "it mixes channels")
     grid = atoms.reshape(shape[dim], -1)
     trace.blocks.append((grid.ravel(), f"{path_of(node)}: blocks of {grid.shape[1]} for pixel_shuffle"))
     return Labels(shape, (*(f for f in fields if dim not in f.dims), Field((dim,), trace.unite_along(grid, 1))))
+
+
+@rule("pixel_unshuffle", "repeat_interleave.self_int")
+def several(trace: Trace, node: Node) -> Value:
+    """Every channel becomes several in a row."""
+    x, shape = first(trace, node), trace.shape(node)
+    dim = len(shape) - 3 if "pixel" in str(node.target) else argument(node, "dim")
+    if dim is None:
+        return unknown(trace, node)
+    dim = wrap(int(dim), x)
+    times = shape[dim] // x.shape[dim]
+    fields = trace.untouchable(x, [dim + 1, dim + 2] if "pixel" in str(node.target) else [], node, "it mixes channels")
+    return Labels(shape, tuple(Field(f.dims, f.atoms.repeat(times, f.dims.index(dim)) if dim in f.dims else f.atoms)
+                               for f in fields), x.stored)
 
 
 @rule("index.Tensor", "index_select")

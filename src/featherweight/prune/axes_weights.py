@@ -1,4 +1,4 @@
-"""How labels pass weights, normalizations and attention: more rules for the table of ``axes_rules``."""
+"""How labels pass weights, products and attention: more rules for the table of ``axes_rules``."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch.fx import Node
 
 from featherweight.network.operators import schema_argument as argument
 from featherweight.prune.axes_rules import broadcast, first, rule, unknown
-from featherweight.prune.labels import Cost, Field, Ints, Labels, Trace, Value, path_of, simplify
+from featherweight.prune.labels import Cost, Field, Ints, Labels, Trace, Value, path_of
 
 
 @rule("linear")
@@ -19,10 +19,13 @@ def linear(trace: Trace, node: Node) -> Value:
     assert w is not None
     shape, last = trace.shape(node), len(x.shape) - 1
     trace.role(node.args[1], "weight", node, out=0)
+    if (f := x.field(last)) is not None and len(f.dims) > 1:  # it reads a head's width, which stays
+        x = trace.summed(x, last, node)
     rows, columns = trace.axis(w, 0, node), trace.axis(w, 1, node)
     trace.tie(trace.axis(x, last, node), columns, node, "it reads an axis that is never cut")
     _bias(trace, node, argument(node, "bias"), rows)
-    trace.costs.append(_cost(trace, node, math.prod(shape[:-1]), w, (rows, columns)))
+    if not x.stored:
+        trace.costs.append(_cost(trace, node, math.prod(shape[:-1]), w, (rows, columns)))
     fields = trace.rest(x, [last])
     if rows is not None and len(w.shape) == 2:
         fields = (*fields, Field((last,), rows))
@@ -58,6 +61,8 @@ def _convolution(trace: Trace, node: Node, transposed: bool) -> Value:
     assert w is not None
     shape, groups = trace.shape(node), int(argument(node, "groups"))
     channel = len(w.shape) * -1 + len(x.shape) + 1  # axis 1, or 0 without a batch
+    if (f := x.field(channel)) is not None and len(f.dims) > 1:  # heads that were made a batch: their width stays
+        x = trace.summed(x, channel, node)
     kernel = range(2, len(w.shape))
     for d in kernel:
         trace.freeze(w.field(d), node, "the kernel's window")
@@ -65,20 +70,39 @@ def _convolution(trace: Trace, node: Node, transposed: bool) -> Value:
     trace.role(node.args[1], "weight", node, out=out)
     a, b = trace.axis(w, 0, node), trace.axis(w, 1, node)
     read = trace.axis(x, channel, node)
-    trace.untouchable(x, [d for d in range(len(x.shape)) if d not in (0, channel)], node, "it is convolved over")
+    window = [d for d in range(len(x.shape)) if d not in (0, channel)]
+    slides = [d for d in window if not (over_channels(node, x, w) or _one_wide(node, d - len(x.shape), x, w, shape))]
+    trace.untouchable(x, slides, node, "it is convolved over")
+    beside = tuple(f for f in x.fields if len(f.dims) == 1 and f.dims[0] in window and f.dims[0] not in slides)
     places = math.prod(s for d, s in enumerate(x.shape if transposed else shape) if d != channel)
     if groups == 1:
         made, into = (b, a) if transposed else (a, b)
         trace.tie(read, into, node, "it reads an axis that is never cut")
-        trace.costs.append(_cost(trace, node, places, w, (a, b)))
+        fewer = () if over_channels(node, x, w) else tuple(f.atoms for f in beside)
+        trace.costs.append(_cost(trace, node, places, w, (a, b, *fewer)))
     else:
         made = _grouped(trace, node, read, (a, b), (x.shape[channel], shape[channel], groups), transposed)
         trace.costs.append(_cost(trace, node, places, w, (a,) if whole_groups(x.shape[channel], groups) else (a, b)))
     _bias(trace, node, argument(node, "bias"), made)
-    fields = tuple(f for f in x.fields if f.dims == (0,) and channel != 0)
+    fields = (*beside, *(f for f in x.fields if f.dims == (0,) and channel != 0))
     if made is not None:
         fields = (*fields, Field((channel,), made))
     return Labels(shape, fields, x.stored and w.stored)
+
+
+def _one_wide(node: Node, dim: int, x: Labels, w: Labels, shape: tuple[int, ...]) -> bool:
+    """Whether a window is one position wide along an axis (counted from the end) and goes over each once."""
+    paddings = argument(node, "padding")
+    padding = paddings if isinstance(paddings, str) else paddings[dim % len(paddings)]
+    return w.shape[dim] == 1 and x.shape[dim] == shape[dim] and padding in (0, "valid", "same")
+
+
+def over_channels(node: Node, x: Labels, w: Labels) -> bool:
+    """Whether a convolution slides over channels that were laid along its one spatial axis (efficient channel
+    attention, Wang et al. 2020): it reads zeros where channels were cut (``mend_more.convolution``)."""
+    same = len(x.shape) == len(w.shape) == 3 and w.shape[:2] == (1, 1) and w.shape[2] % 2 == 1
+    still = all(argument(node, n) in ([1], 1) for n in ("stride", "dilation"))
+    return same and still and x.field(2) is not None and argument(node, "padding") in ([w.shape[2] // 2], "same")
 
 
 def whole_groups(channels: int, groups: int) -> bool:
@@ -95,7 +119,7 @@ def _grouped(trace: Trace, node: Node, read: Ints | None, weight: tuple[Ints | N
     if read is None or a is None:
         for atoms in (read, a, b):
             trace.freeze(atoms, node, "it reads, by groups, an axis that is never cut")
-        return None if transposed or a is None else a
+        return None
     grid = read.reshape(groups, per)
     whole = whole_groups(channels, groups)
     reads = trace.unite_along(grid, 1 if whole else 0)  # one atom per group, or per position in the group
@@ -126,79 +150,23 @@ def embedding(trace: Trace, node: Node) -> Value:
     return Labels(shape, (Field((len(shape) - 1,), rows),) if rows is not None else ())
 
 
-# ---- normalisation
-@rule("batch_norm", "instance_norm", "_native_batch_norm_legit_no_training", "cudnn_batch_norm")
-def batch_norm(trace: Trace, node: Node) -> Value:
-    """Every channel by itself."""
-    x = first(trace, node)
-    own = trace.axis(x, 1, node)
-    for position, role in zip(node.args[1:5], ("norm", "bias", "statistic", "statistic"), strict=True):
-        p = trace.of(position)
-        if p is not None:
-            trace.role(position, role, node)
-            trace.tie(own, trace.axis(p, 0, node), node, "it normalises an axis that is never cut")
-    fields = trace.untouchable(x, [d for d in range(len(x.shape)) if d != 1], node, "it is averaged over")
-    return Labels(trace.shape(node), tuple(f for f in fields if f.dims == (1,)))
-
-
-@rule("layer_norm", "rms_norm")
-def layer_norm(trace: Trace, node: Node) -> Value:
-    """Its statistics are taken over the channels: a cut would change the channels that stay."""
-    x = first(trace, node)
-    over = range(len(x.shape) - len(argument(node, "normalized_shape")), len(x.shape))
-    fields = trace.untouchable(x, over, node, "it takes mean and variance over these channels")
-    for name, role in (("weight", "norm"), ("bias", "bias")):
-        if any(a.name == name for a in node.target._schema.arguments):  # type: ignore[union-attr]
-            trace.role(argument(node, name), role, node)
-            trace.freeze(trace.of(argument(node, name)), node, "it takes mean and variance over these channels")
-    return Labels(x.shape, fields)
-
-
-@rule("group_norm")
-def group_norm(trace: Trace, node: Node) -> Value:
-    """A group's statistics are its own: whole groups may go."""
-    x, groups = first(trace, node), int(argument(node, "num_groups"))
-    own = trace.axis(x, 1, node)
-    for name, role in (("weight", "norm"), ("bias", "bias")):
-        p = trace.of(argument(node, name))
-        if p is not None:
-            trace.role(argument(node, name), role, node)
-            trace.tie(own, trace.axis(p, 0, node), node, "it normalises an axis that is never cut")
-    if own is not None and groups == 1:
-        trace.freeze(own, node, "it takes mean and variance over these channels")
-    elif own is not None:
-        trace.unite_along(own.reshape(groups, -1), 1)
-        trace.blocks.append((own, f"{path_of(node)}: whole groups of {own.size // groups}"))
-    trace.untouchable(x, [d for d in range(len(x.shape)) if d != 1], node, "it is averaged over")
-    return Labels(trace.shape(node), tuple(f for f in x.fields if f.dims == (1,)))
-
-
-@rule("prelu")
-def prelu(trace: Trace, node: Node) -> Value:
-    x, w = first(trace, node), trace.of(node.args[1])
-    slopes = trace.axis(w, 0, node) if w is not None and w.shape != (1,) else None
-    if slopes is not None:
-        trace.tie(trace.axis(x, 1, node), slopes, node, "it meets an axis that is never cut")
-    return Labels(x.shape, x.fields)
-
-
 # ---- products of values
 def collapse(trace: Trace, x: Labels, dim: int, node: Node) -> Labels:
     """All positions along one axis go together, so that it is never cut: an attention head goes as a whole."""
-    fields = []
-    for f in x.fields:
-        if dim in f.dims:
-            if len(f.dims) == 1:
-                trace.freeze(f, node, "it is summed over in a product of two values")
-                continue
-            i = f.dims.index(dim)
-            atoms = trace.unite_along(f.atoms, i)
-            simple = simplify(trace, Field(tuple(d for d in f.dims if d != dim), atoms), node)
-            if simple is None:
-                continue
-            f = simple
-        fields.append(f)
-    return Labels(x.shape, tuple(fields), x.stored)
+    f = x.field(dim)
+    if f is not None and len(f.dims) == 1:
+        trace.freeze(f, node, "it is summed over in a product of two values")
+    return trace.summed(x, dim, node)
+
+
+def contract(trace: Trace, a: Labels, ka: int, b: Labels, kb: int, node: Node) -> tuple[Labels, Labels]:
+    """Two values multiplied and summed over axis ``ka`` of one and ``kb`` of the other. An axis that was split into
+    heads is never cut, heads go whole; a plain one is cut in both alike."""
+    f, g = a.field(ka), b.field(kb)
+    if f is not None and g is not None and len(f.dims) == len(g.dims) == 1:
+        trace.unite(f.atoms, g.atoms)
+        return a, b
+    return collapse(trace, a, ka, node), collapse(trace, b, kb, node)
 
 
 def _whole_heads(trace: Trace, x: Labels, dim: int, node: Node) -> Labels:
@@ -220,40 +188,24 @@ def _heads(trace: Trace, node: Node, inputs: list[Labels], shape: tuple[int, ...
     return tuple(broadcast(trace, views, (*shape[:lead], 1, 1), node))
 
 
-@rule("matmul", "bmm", "mm")
-def matmul(trace: Trace, node: Node) -> Value:
-    a, b = trace.of(node.args[0]), trace.of(node.args[1])
-    shape = trace.shape(node)
-    if a is None or b is None or len(a.shape) < 2 or len(b.shape) < 2:
-        return unknown(trace, node)
-    ka, kb = len(a.shape) - 1, len(b.shape) - 2
-    if a.stored != b.stored and all(f is None or len(f.dims) == 1 for f in (a.field(ka), b.field(kb))):
-        trace.tie(trace.axis(a, ka, node), trace.axis(b, kb, node), node, "it reads an axis that is never cut")
-        weight = node.args[0] if a.stored else node.args[1]
-        trace.role(weight, "weight", node, out=len((a if a.stored else b).shape) - (2 if a.stored else 1))
-    else:
-        a, b = collapse(trace, a, ka, node), collapse(trace, b, kb, node)
-    a, b = _whole_heads(trace, a, ka - 1, node), _whole_heads(trace, b, kb + 1, node)
-    fields = list(_heads(trace, node, [a, b], shape))
-    for x, own, there in ((a, len(a.shape) - 2, len(shape) - 2), (b, len(b.shape) - 1, len(shape) - 1)):
-        f = x.field(own)
-        if f is not None and len(f.dims) == 1:
-            fields.append(Field((there,), f.atoms))
-    inner = trace.axis(a, ka, node)
-    axes = [f.atoms for f in fields] + ([inner] if inner is not None and a.stored != b.stored else [])
-    total = math.prod(shape) * a.shape[ka] / math.prod(x.size for x in axes)
-    trace.costs.append(Cost(node.name, total / trace.batch, tuple(axes)))
-    return Labels(shape, tuple(fields), a.stored and b.stored)
+def _for_queries(x: Labels, heads: int) -> Labels:
+    """Keys or values of grouped-query attention, each repeated for the queries' heads that share it."""
+    dim, times = len(x.shape) - 3, heads // x.shape[-3]
+    fields = tuple(Field(f.dims, f.atoms.repeat(times, f.dims.index(dim)) if dim in f.dims else f.atoms)
+                   for f in x.fields)
+    return Labels((*x.shape[:dim], heads, *x.shape[dim + 1:]), fields, x.stored)
 
 
 @rule("scaled_dot_product_attention")
 def attention(trace: Trace, node: Node) -> Value:
-    """Heads go as whole blocks, so that the scale, one over the root of a head's width, stays."""
+    """Heads go whole. A single head is cut in its width; the scale stays what it was (``mend.attention``)."""
     inputs, shape = [trace.of(n) for n in node.args[:3]], trace.shape(node)
-    if any(x is None for x in inputs) or argument(node, "enable_gqa"):
+    if any(x is None for x in inputs):
         return unknown(trace, node)
     q, k, v = (x for x in inputs if x is not None)
-    q, k = (collapse(trace, x, len(x.shape) - 1, node) for x in (q, k))
+    if argument(node, "enable_gqa"):
+        k, v = (_for_queries(x, q.shape[-3]) for x in (k, v))
+    q, k = contract(trace, q, len(q.shape) - 1, k, len(k.shape) - 1, node)
     v = _whole_heads(trace, v, len(v.shape) - 1, node)
     for x in (q, k, v):
         trace.untouchable(x, [len(x.shape) - 2], node, "positions in the sequence")
@@ -266,11 +218,13 @@ def attention(trace: Trace, node: Node) -> Value:
     elif mask is not None:
         parts.append(mask)
     fields = _heads(trace, node, parts, shape)
-    places = q.shape[-2] * k.shape[-2] * (q.shape[-1] + v.shape[-1]) * math.prod(shape[:-2])
-    axes = tuple(f.atoms for f in fields)
-    trace.costs.append(Cost(node.name, places / math.prod(x.size for x in axes) / trace.batch, axes))
+    places = q.shape[-2] * k.shape[-2] * math.prod(shape[:-2])
+    for x in (q, v):
+        axes = tuple(f.atoms for f in (*fields, x.field(len(x.shape) - 1)) if f is not None)
+        total = places * x.shape[-1] / math.prod(x.size for x in axes)
+        trace.costs.append(Cost(node.name, total / trace.batch, axes))
     out = v.field(len(v.shape) - 1)
-    if out is not None and len(out.dims) == 1:
+    if out is not None:
         fields = (*fields, Field((len(shape) - 1,), out.atoms))
     return Labels(shape, fields)
 

@@ -1,4 +1,4 @@
-"""Cutting channels out of a network, and zeroing them instead, given which atoms stay."""
+"""Cutting channels out of a network, given which atoms stay (``prune/zero.py`` zeroes them instead)."""
 
 from __future__ import annotations
 
@@ -11,8 +11,12 @@ from torch import Tensor
 from featherweight.errors import PlanError, did_you_mean
 from featherweight.network import Network
 from featherweight.network.surgery import clear_dead, read_tensors
+from featherweight.prune import mend_more  # noqa: F401  (it fills the table of mends)
 from featherweight.prune.axes import AxisGroups
-from featherweight.prune.mend import MENDS, Cut
+from featherweight.prune.mend import MENDS, Cut, reorder
+from featherweight.prune.zero import zero
+
+__all__ = ["cut", "kept_atoms", "zero"]
 
 
 def kept_atoms(axes: AxisGroups, keep: Mapping[str, Sequence[int]]) -> np.ndarray:
@@ -49,7 +53,10 @@ def cut(network: Network, axes: AxisGroups, kept: np.ndarray) -> Network:
             smaller.set_tensor(name, value.contiguous())
     work = Cut(smaller, axes, kept)
     for node in list(smaller.graph.nodes):
-        if node.op == "call_function" and node.target in MENDS:
+        if node.name in axes.shuffles:
+            s = axes.shuffles[node.name]
+            reorder(work, node, s.source, s.dim, s.order)
+        elif node.op == "call_function" and node.target in MENDS:
             MENDS[node.target](work, node)
     clear_dead(smaller, before)
     smaller.changed()
@@ -69,19 +76,3 @@ def _check(network: Network, smaller: Network) -> None:
         if isinstance(wanted[node.name], Tensor) and wanted[node.name].shape != seen[node.name].shape:
             raise PlanError(f"the cut graph gives {node.name} of shape {list(seen[node.name].shape)}; "
                             f"it was {list(wanted[node.name].shape)}")
-
-
-def zero(network: Network, axes: AxisGroups, kept: np.ndarray) -> Network:
-    """A copy of the same shapes in which everything that ``cut`` would take away is zero, readers' columns included."""
-    other = network.copy()
-    for name, atoms in axes.tensors.items():
-        value = other.tensor(name).detach().clone()
-        touched = False
-        for dim, own in enumerate(atoms):
-            if own is not None and not kept[own].all():
-                value.index_fill_(dim, torch.from_numpy(np.flatnonzero(~kept[own])).to(value.device), 0)
-                touched = True
-        if touched:
-            other.set_tensor(name, value)
-    other.changed()
-    return other

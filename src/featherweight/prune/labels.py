@@ -18,8 +18,6 @@ from torch.fx import Node
 from featherweight.network import Network
 
 Ints = npt.NDArray[np.int64]
-#: elements; labels larger than this are not followed
-LIMIT = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -79,6 +77,17 @@ class Cost:
     axes: tuple[Ints, ...]
 
 
+@dataclass(frozen=True)
+class Shuffle:
+    """Node ``last`` is node ``source`` with position ``order[p]`` of axis ``dim`` at ``p``; ``inner`` lie between."""
+
+    source: str
+    last: str
+    dim: int
+    order: Ints
+    inner: tuple[str, ...]
+
+
 class Trace:
     """One walk over a graph: atoms handed out, unions, freezes and costs collected; solved once at the end."""
 
@@ -100,6 +109,8 @@ class Trace:
         self.joined: list[Ints] = []
         self.blocks: list[tuple[Ints, str]] = []
         self.costs: list[Cost] = []
+        #: last node of a chain of views -> the reordering that it is
+        self.shuffles: dict[str, Shuffle] = {}
         self._canonical: dict[int, str] = {}
 
     # ---- atoms
@@ -166,12 +177,26 @@ class Trace:
         """Notes what a stored tensor is for, and which of its axes makes channels."""
         name = self.canonical(argument)
         if name is None:
+            name, out = self._source(argument, out)
+        if name is None:
             return
         self.roles.setdefault(name, role)
         if out is not None:
             path, owner = path_of(node), name.rpartition(".")[0]
             path = owner if owner and owner.startswith(path) else path or name
             self.producers.setdefault((name, out), []).append(path)
+
+    def _source(self, argument: Any, out: int | None) -> tuple[str | None, int | None]:
+        """The stored tensor and its axis that become axis ``out`` of a value computed from stored tensors."""
+        x = self.of(argument)
+        f = x.field(out) if x is not None and x.stored and out is not None else None
+        if f is not None:
+            low, high = int(f.atoms.min()), int(f.atoms.max())
+            for name, axes in self.tensors.items():
+                for d, own in enumerate(axes):
+                    if own is not None and own[0] <= low and high <= own[-1]:
+                        return name, d
+        return None, None
 
     def axis(self, x: Labels | None, dim: int, node: Node) -> Ints | None:
         """The atoms along one axis; a field over several axes is frozen there."""
@@ -196,6 +221,19 @@ class Trace:
                 self.freeze(f, node, reason)
         return self.rest(x, dims)
 
+    def summed(self, x: Labels, dim: int, node: Node) -> Labels:
+        """The labels of what is left when axis ``dim`` is summed over. A plain axis may be cut: what is cut away counts
+        for nothing. An axis that a view split off others (a head's width) stays, and the others go whole."""
+        fields: list[Field | None] = []
+        for f in x.fields:
+            if dim in f.dims and len(f.dims) > 1:
+                i = f.dims.index(dim)
+                fields.append(simplify(self, Field(tuple(d for d in f.dims if d != dim),
+                                                   self.unite_along(f.atoms, i)), node))
+            elif dim not in f.dims:
+                fields.append(f)
+        return Labels(x.shape, tuple(f for f in fields if f is not None), x.stored)
+
     def tie(self, atoms: Ints | None, other: Ints | None, node: Node, reason: str) -> None:
         """Unites two axes; where only one is labelled, it is frozen."""
         if atoms is not None and other is not None and atoms.shape == other.shape:
@@ -211,48 +249,6 @@ def path_of(node: Node) -> str:
 
 def operator_name(node: Node) -> str:
     return str(getattr(node.target, "__name__", node.target)).split(".")[0]
-
-
-def chunks(a: Sequence[int], b: Sequence[int]) -> list[tuple[list[int], list[int]]]:
-    """The finest split of a reshape from shape ``a`` to shape ``b`` into runs of axes with equal products."""
-    found, i, j = [], 0, 0
-    while i < len(a) or j < len(b):
-        left, right, pa, pb = [], [], 1, 1
-        if i < len(a):
-            left, pa, i = [i], a[i], i + 1
-        if j < len(b):
-            right, pb, j = [j], b[j], j + 1
-        while pa != pb:
-            if pa < pb:
-                left, pa, i = [*left, i], pa * a[i], i + 1
-            else:
-                right, pb, j = [*right, j], pb * b[j], j + 1
-        found.append((left, right))
-    return found
-
-
-def reshape(trace: Trace, x: Labels, shape: tuple[int, ...], node: Node) -> Labels:
-    """Labels after a reshape: element by element, then axes along which the atoms do not vary are let go."""
-    parts = chunks(x.shape, shape)
-    of = {d: i for i, (left, _) in enumerate(parts) for d in left}
-    touched = [sorted({of[d] for d in f.dims}) for f in x.fields]
-    fields = []
-    for f, mine in zip(x.fields, touched, strict=True):
-        others = {c for g, theirs in zip(x.fields, touched, strict=True) if g is not f for c in theirs}
-        before = [d for c in mine for d in parts[c][0]]
-        after = [d for c in mine for d in parts[c][1]]
-        if set(mine) & others:
-            trace.freeze(f, node, "it merges two axes of channels")
-            continue
-        if np.prod([x.shape[d] for d in before]) > LIMIT:
-            trace.freeze(f, node, "it merges too many elements to follow")
-            continue
-        atoms = f.atoms.reshape([x.shape[d] if d in f.dims else 1 for d in before])
-        atoms = np.broadcast_to(atoms, [x.shape[d] for d in before]).reshape([shape[d] for d in after])
-        simple = simplify(trace, Field(tuple(after), atoms), node)
-        if simple is not None:
-            fields.append(simple)
-    return Labels(shape, tuple(fields), x.stored)
 
 
 def simplify(trace: Trace, f: Field, node: Node) -> Field | None:

@@ -14,6 +14,7 @@ from featherweight.network.operators import schema_argument as argument
 from featherweight.network.operators import set_schema_argument
 from featherweight.prune.axes import AxisGroups
 from featherweight.prune.axes_rules import operators
+from featherweight.prune.axes_shuffles import channel_order
 from featherweight.prune.axes_views import pad_widths
 from featherweight.prune.axes_weights import whole_groups
 from featherweight.prune.labels import Ints, Labels
@@ -96,7 +97,7 @@ def _frozen_size(given: Any, shape: int) -> Any:
     return shape if isinstance(given, int) and given == -1 else given
 
 
-@mend("slice.Tensor")
+@mend("slice.Tensor", "slice_scatter")
 def sliced(cut: Cut, node: Node) -> None:
     x = cut.labels(node.args[0])
     dim = int(argument(node, "dim")) % len(x.shape)
@@ -121,6 +122,20 @@ def _take(cut: Cut, node: Node, dim: int, index: Ints) -> None:
         stored = cut.network.graph.create_node("get_attr", name)
     node.target = aten.index_select.default
     node.args, node.kwargs = (node.args[0], dim, stored), {}
+
+
+@mend("channel_shuffle", "native_channel_shuffle")
+def shuffled(cut: Cut, node: Node) -> None:
+    x = cut.labels(node.args[0])
+    reorder(cut, node, str(node.args[0]), 1, channel_order(node, x))
+
+
+def reorder(cut: Cut, node: Node, source: str, dim: int, order: Ints) -> None:
+    """What shuffled channels picks those that are left by their positions."""
+    stays = cut.stays(cut.labels(cut.network.node(source)), dim)
+    if not stays.all():
+        node.args = (cut.network.node(source), *node.args[1:])
+        _take(cut, node, dim, (np.cumsum(stays) - 1)[order[stays[order]]])
 
 
 @mend("narrow")
@@ -172,4 +187,20 @@ def convolution(cut: Cut, node: Node) -> None:
 @mend("group_norm")
 def group_norm(cut: Cut, node: Node) -> None:
     x, groups = cut.labels(node.args[0]), int(argument(node, "num_groups"))
-    set_schema_argument(node, "num_groups", cut.size(x, 1) * groups // x.shape[1])
+    if whole_groups(x.shape[1], groups):
+        set_schema_argument(node, "num_groups", cut.size(x, 1) * groups // x.shape[1])
+
+
+@mend("layer_norm", "rms_norm")
+def layer_norm(cut: Cut, node: Node) -> None:
+    x, shape = cut.labels(node.args[0]), list(argument(node, "normalized_shape"))
+    start = len(x.shape) - len(shape)
+    set_schema_argument(node, "normalized_shape", [cut.size(x, start + i) for i in range(len(shape))])
+
+
+@mend("scaled_dot_product_attention")
+def attention(cut: Cut, node: Node) -> None:
+    """The scale stays one over the root of the width that a head had."""
+    q = cut.labels(node.args[0])
+    if argument(node, "scale") is None and not cut.stays(q, len(q.shape) - 1).all():
+        set_schema_argument(node, "scale", q.shape[-1] ** -0.5)

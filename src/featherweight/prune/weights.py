@@ -1,38 +1,48 @@
-"""``Weights``: sets the smallest weights to zero, at once or little by little while the network trains."""
+"""``Weights``: sets single weights, N of every M, or blocks to zero, at once or little by little in a training."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import ClassVar
 
 import torch
 from torch import Tensor
+from torch.fx import Node
 
 from featherweight.errors import PlanError, RecipeError, did_you_mean
 from featherweight.network import Network
+from featherweight.network.moments import as_matrix, calls_of, from_matrix
 from featherweight.network.surgery import WEIGHTED, weight_name
-from featherweight.steps import Driver, Plan, Rewrite, Skipped, Stage
+from featherweight.prune.grow import CURVES, REGROW, Grow, Growing
+from featherweight.prune.masks import ALLOCATIONS, Pattern, masks_of, pattern_of
+from featherweight.prune.weight_obs import COMPENSATIONS, compensated
+from featherweight.prune.weight_scores import WEIGHT_SCORES, matrix
+from featherweight.steps import Plan, Rewrite, Skipped, Stage
 from featherweight.task import Task
 
-SCOPES = ("global", "layer")
-PATTERN = "unstructured"
+Masks = dict[str, Tensor]
+Calls = Mapping[str, list[Node]]
+#: sparsity where none is given and the pattern does not say it
+SPARSITY = 0.8
 
 
 @dataclass(frozen=True)
 class WeightPlan(Plan):
-    """Which weights stay: ``tensors[name]`` is a mask (bool, the weight's shape, True = kept); ``zeros[name]`` counts
-    the others."""
+    """Which weights stay: ``tensors["mask.NAME"]`` is a mask (bool, the weight's shape, True = kept), ``zeros[NAME]``
+    counts the others; ``tensors["value.NAME"]`` holds new values of the kept ones, where they make up for the others.
+    """
 
     zeros: dict[str, int]
+    pattern: str = "single"
 
     def apply(self, network: Network) -> Network:
         """A copy with the masked weights zero, which ``patterns`` asks whoever trains it to keep so."""
         other = network.copy()
         known = other.tensors()
         for name in self.zeros:
-            mask = self.tensors.get(name)
+            mask = self.tensors.get(f"mask.{name}")
             if mask is None:
                 raise PlanError(f"the plan has no mask for {name!r}; load it with its tensors: Plan.load(path)")
             if name not in known:
@@ -42,34 +52,62 @@ class WeightPlan(Plan):
             if weight.shape != mask.shape:
                 raise PlanError(f"the mask of {name!r} has shape {list(mask.shape)}; the weight has "
                                 f"{list(weight.shape)}: make the plan on this very network")
-            other.set_tensor(name, weight.masked_fill(~mask.to(weight.device, torch.bool), 0))
+            value = self.tensors.get(f"value.{name}", weight).to(weight)
+            other.set_tensor(name, value.masked_fill(~mask.to(weight.device, torch.bool), 0))
             for tied in network.tied_names(name):
-                other.patterns[tied] = PATTERN
+                other.patterns[tied] = self.pattern
         other.changed()
         return other
 
+    def masks(self) -> Masks:
+        """Weight's name -> mask."""
+        return {n: self.tensors[f"mask.{n}"] for n in self.zeros}
+
     def summary(self) -> str:
-        total = sum(m.numel() for m in self.tensors.values())
+        total = sum(t.numel() for n, t in self.tensors.items() if n.startswith("mask."))
         zeros = sum(self.zeros.values())
-        return f"set {zeros} of {total} weights in {len(self.zeros)} tensors to zero ({zeros / max(total, 1):.0%})"
+        kind = "" if self.pattern == "single" else f" by the pattern {self.pattern}"
+        others = ", others make up for it" if any(n.startswith("value.") for n in self.tensors) else ""
+        return (f"set {zeros} of {total} weights in {len(self.zeros)} tensors to zero ({zeros / max(total, 1):.0%})"
+                f"{kind}{others}")
 
 
 @dataclass(frozen=True)
 class Weights(Rewrite):
-    """Magnitude pruning of single weights (Han et al. 2015): those nearest to zero become zero.
+    """Sets weights of convolutions and linear layers to zero. Zeros in a dense tensor save no time by themselves.
 
-    sparsity: fraction of zeros among the weights of convolutions and linear layers, 0..1 (1 left out).
-    scope: "global" ranks all weights together; "layer" takes the same fraction of every tensor.
-    ignore: glob patterns of module paths or tensor names to leave alone.
+    sparsity: fraction of zeros, 0..1 (1 left out), among the weights that the pattern covers; 0.8 if not given. An N:M
+        pattern has its own, 1 - N/M.
+    score: which weights matter: "magnitude", "random"; from calibration data "wanda", "obs"; from the loss on it
+        "taylor", "fisher" (see ``prune/weight_scores.py``).
+    pattern: "single" weights; "N:M", N kept of every M in a row, "2:4" being what tensor cores run; "block:RxC", blocks
+        of R outputs x C inputs. A row holds what one output reads: [o, i] of a linear layer; of a convolution
+        [o, i * h * w], kernel positions innermost. Ends that do not fill a group or block stay, and are named.
+    allocation: "global" ranks all weights together; "layer" takes the same share of every tensor, "output" of every
+        row, "erk" more of the larger tensors (Evci et al. 2020).
+    compensate: how the weights that stay make up for the others on calibration data, layer by layer in the order of
+        the graph: "none"; "obs", a sweep over columns (SparseGPT: Frantar & Alistarh 2023; with ``score="obs"`` masks
+        too are chosen in the sweep); "least_squares", the best values for the mask, o / 3 times the work.
+    ignore: glob patterns of module paths or tensor names to leave alone. seed: for ``score="random"``.
 
-    During training (in a Fit's ``during=(...)``) the masks grow from none at progress ``begin`` to ``sparsity`` at
-    progress ``end``, a new mask every ``frequency`` of the way, on the cubic schedule of Zhu & Gupta 2017, eq. 1:
-    s_t = s_f (1 - (1 - (t - begin) / (end - begin))^3). Zeros in a dense tensor save no time.
+    During training (in a Fit's ``during=(...)``) zeros grow by ``schedule`` from progress ``begin`` to ``end``, new
+    masks every ``frequency`` of the way: "gradual", cubic (Zhu & Gupta 2017, eq. 1); "iterative", the same share of
+    what is left each time (Han et al. 2015); "constant", all at ``begin``. Masks are chosen by ``score`` again each
+    time, from the network as it then stands: scores from data read the calibration split each time.
+    regrow: "none", what is zero stays so; "surgery", masked weights are trained on and come back once they matter
+        (Dynamic Network Surgery: Guo et al. 2016, eq. 3 and 4; by magnitude); masks settle halfway between ``end``
+        and 1. Give it a ``frequency`` of few steps, or many weights come back at one blow and upset the training.
     """
 
-    sparsity: float = 0.8
-    scope: str = "global"
+    sparsity: float | None = None
+    score: str = "magnitude"
+    pattern: str = "single"
+    allocation: str = "global"
+    compensate: str = "none"
     ignore: tuple[str, ...] = ()
+    seed: int = 0
+    schedule: str = "gradual"
+    regrow: str = "none"
     begin: float = 0.0
     end: float = 0.75
     frequency: float = 0.01
@@ -77,27 +115,65 @@ class Weights(Rewrite):
     stage: ClassVar[Stage] = Stage.SPARSITY
 
     def plan(self, network: Network, task: Task) -> WeightPlan:
-        names, left = self._candidates(network)
-        weights = {n: network.tensor(n).detach() for n in names}
-        return plan_of(magnitude_masks(weights, self.sparsity, self.scope), left)
-
-    def start(self, network: Network, task: Task) -> GradualMasks:
-        names, left = self._candidates(network)
-        return GradualMasks(self, network, names, left)
-
-    def _candidates(self, network: Network) -> tuple[list[str], tuple[Skipped, ...]]:
-        """Weights of convolutions and linear calls, each tied one once; what else reads a weight is named."""
+        """Chooses the weights. Raises RecipeError for options that make no sense, TaskError for data not given."""
         self._check()
-        found: dict[int, str] = {}
-        left: list[Skipped] = []
-        used: set[str] = set()
-        for node in network.calls(*WEIGHTED):
-            name, path = weight_name(node), str(node.meta.get("module", ""))
-            if name is None:
-                left.append(Skipped(path or node.name, "its weight is computed, not stored"))
-                continue
-            tied = network.tied_names(name)
-            hit = next((p for p in self.ignore for n in (*tied, *(t.rpartition(".")[0] for t in tied), path)
+        calls, left = self._candidates(network)
+        masks = self._masks(network, task, calls, self._sparsity())
+        values: Masks = {}
+        if self.compensate != "none":
+            masks, values, apart = compensated(network, task, calls, masks, pattern_of(self.pattern), self.compensate,
+                                               adaptive=self.score == "obs", rows=self.allocation == "output")
+            left = (*left, *apart)
+        return plan_of(masks, self.pattern, left, values)
+
+    def start(self, network: Network, task: Task) -> Growing:
+        """The masks at work in a training. Raises RecipeError where ``compensate`` is not "none"."""
+        self._check()
+        if self.compensate != "none":
+            raise RecipeError(f"Weights(compensate={self.compensate!r}) works at once, the training makes up for the "
+                              "zeros itself; write compensate=\"none\" in Train(during=...), or put Weights into the "
+                              "recipe as a step of its own")
+        calls, left = self._candidates(network)
+        grow = Grow(self.schedule, self.regrow, self.begin, self.end, self.frequency, self._sparsity())
+
+        def choose(net: Network, sparsity: float, favour: Mapping[str, Tensor]) -> Masks:
+            return self._masks(net, task, calls, sparsity, favour)
+
+        def finish(masks: Masks) -> WeightPlan:
+            return plan_of(masks, self.pattern, left, {})
+
+        return Growing(network, list(calls), grow, choose, finish)
+
+    def _sparsity(self) -> float:
+        pattern = pattern_of(self.pattern)
+        if pattern.of:
+            return 1 - pattern.keep / pattern.of
+        return SPARSITY if self.sparsity is None else self.sparsity
+
+    def _masks(self, network: Network, task: Task, calls: Calls, sparsity: float,
+               favour: Mapping[str, Tensor] | None = None) -> Masks:
+        """Masks in the weights' shapes, on the CPU. What is zero already goes first; ``favour`` multiplies scores."""
+        scores = WEIGHT_SCORES[self.score](network, task, calls, self.seed)
+        for name, own in scores.items():
+            if favour is not None:
+                own = own * as_matrix(calls[name][0], favour[name].cpu()).flatten(0, 1)
+            scores[name] = own.masked_fill(matrix(network, name, calls) == 0, -torch.inf)
+        dims = {n: sum(network.tensor(n).shape) for n in calls}
+        found = masks_of(scores, dims, pattern_of(self.pattern), sparsity, self.allocation)
+        groups = {n: len(as_matrix(mine[0], network.tensor(n))) for n, mine in calls.items()}
+        return {n: from_matrix(calls[n][0], m.unflatten(0, (groups[n], -1)), network.tensor(n).shape).clone()  # type: ignore[no-untyped-call]
+                for n, m in found.items()}
+
+    def _candidates(self, network: Network) -> tuple[Calls, tuple[Skipped, ...]]:
+        """Weights of convolutions and linear calls, each tied one once, with their calls; and what is left alone."""
+        calls = calls_of(network)
+        left = [Skipped(str(node.meta.get("module", "")) or node.name, "its weight is computed, not stored")
+                for node in network.calls(*WEIGHTED) if weight_name(node) is None]
+        pattern, used = pattern_of(self.pattern), set()
+        found: dict[str, list[Node]] = {}
+        for name, mine in calls.items():
+            tied, paths = network.tied_names(name), [str(n.meta.get("module", "")) for n in mine]
+            hit = next((p for p in self.ignore for n in (*tied, *(t.rpartition(".")[0] for t in tied), *paths)
                         if fnmatchcase(n, p)), None)
             if hit is not None:
                 used.add(hit)
@@ -105,107 +181,48 @@ class Weights(Rewrite):
             elif not network.tensor(name).is_floating_point():
                 left.append(Skipped(name, f"it holds {network.tensor(name).dtype}, no floating-point numbers"))
             else:
-                found.setdefault(id(network.tensor(name)), name)
+                found[name] = mine
+                left += self._ends(name, tuple(as_matrix(mine[0], network.tensor(name)).flatten(0, 1).shape), pattern)
         left += [Skipped(p, "this pattern of ignore=(...) matched no weight") for p in self.ignore if p not in used]
         if not found and not left:
             left.append(Skipped("", "the network has no convolution and no linear layer"))
-        return list(found.values()), tuple(dict.fromkeys(left))
+        return found, tuple(dict.fromkeys(left))
+
+    def _ends(self, name: str, shape: tuple[int, ...], pattern: Pattern) -> list[Skipped]:
+        o, i = pattern.whole((shape[0], shape[1]))
+        if (o, i) == shape:
+            return []
+        if not o * i:
+            return [Skipped(name, f"its matrix {list(shape)} holds no whole unit of the pattern {self.pattern}")]
+        ends = [f"the last {n} of its {of} {what}" for n, of, what in
+                ((shape[0] - o, shape[0], "rows"), (shape[1] - i, shape[1], "columns")) if n]
+        return [Skipped(name, f"{' and '.join(ends)} fill no unit of the pattern {self.pattern} and stay")]
 
     def _check(self) -> None:
-        if not 0 <= self.sparsity < 1:
+        pattern = pattern_of(self.pattern)
+        if self.sparsity is not None and not 0 <= self.sparsity < 1:
             raise RecipeError(f"Weights was given sparsity={self.sparsity}; expected the fraction of zeros, from 0 and "
                               "below 1, as in Weights(sparsity=0.8)")
-        if self.scope not in SCOPES:
-            raise RecipeError(f"Weights has no scope {self.scope!r}; {did_you_mean(self.scope, SCOPES)}; "
-                              "write Weights(scope=\"global\")")
+        if pattern.of and self.sparsity is not None and abs(self.sparsity - self._sparsity()) > 1e-6:
+            raise RecipeError(f"Weights was given sparsity={self.sparsity} and pattern={self.pattern!r}, which has "
+                              f"sparsity {self._sparsity():g}; write Weights(pattern={self.pattern!r})")
+        for field, given, known in (("score", self.score, WEIGHT_SCORES), ("allocation", self.allocation, ALLOCATIONS),
+                                    ("compensate", self.compensate, COMPENSATIONS),
+                                    ("schedule", self.schedule, CURVES), ("regrow", self.regrow, REGROW)):
+            if given not in known:
+                raise RecipeError(f"Weights has no {field} {given!r}; {did_you_mean(given, known)}; "
+                                  f"write {field}=\"{next(iter(known))}\"")
+        if self.regrow != "none" and self.score not in ("magnitude", "random"):
+            raise RecipeError(f"Weights was given regrow={self.regrow!r} and score={self.score!r}, which says nothing "
+                              "about weights that are masked now; write score=\"magnitude\"")
         if not (0 <= self.begin < self.end <= 1 and self.frequency > 0):
             raise RecipeError(f"Weights was given begin={self.begin}, end={self.end}, frequency={self.frequency}; "
                               "expected 0 <= begin < end <= 1, frequency above 0, as in Weights(begin=0.0, end=0.75)")
 
 
-def plan_of(masks: Mapping[str, Tensor], skipped: tuple[Skipped, ...]) -> WeightPlan:
+def plan_of(masks: Mapping[str, Tensor], pattern: str, skipped: tuple[Skipped, ...],
+            values: Mapping[str, Tensor]) -> WeightPlan:
     zeros = {n: int(m.numel() - m.sum()) for n, m in masks.items()}
     changed = {n: z for n, z in zeros.items() if z}
-    return WeightPlan(changed, tensors={n: masks[n] for n in changed}, skipped=skipped)
-
-
-def magnitude_masks(weights: Mapping[str, Tensor], sparsity: float, scope: str) -> dict[str, Tensor]:
-    """Masks that keep the largest weights: exactly ``round(sparsity * n)`` zeros, over all (global) or in each tensor.
-
-    weights: name -> tensor of any shape; the masks are bool tensors of the same shapes, on the CPU.
-    """
-    if scope == "layer":
-        return {n: _mask(w.abs().float().flatten().cpu(), sparsity).view(w.shape) for n, w in weights.items()}
-    if not weights:
-        return {}
-    flat = [w.abs().float().flatten().cpu() for w in weights.values()]
-    whole = _mask(torch.cat(flat), sparsity)
-    parts = torch.split(whole, [f.numel() for f in flat])
-    return {n: p.clone().view(w.shape) for (n, w), p in zip(weights.items(), parts, strict=True)}
-
-
-def _mask(sizes: Tensor, sparsity: float) -> Tensor:
-    mask = torch.ones(sizes.numel(), dtype=torch.bool)
-    count = round(sparsity * sizes.numel())
-    if count:
-        mask[sizes.argsort(stable=True)[:count]] = False
-    return mask
-
-
-def cubic(progress: float, begin: float, end: float, final: float) -> float:
-    """Sparsity at ``progress`` (Zhu & Gupta 2017, eq. 1, from no zeros at all)."""
-    share = min(max((progress - begin) / (end - begin), 0.0), 1.0)
-    return final * (1 - (1 - share) ** 3)
-
-
-class GradualMasks(Driver):
-    """Masks on the weights of a network in training: they multiply what the graph reads, so that a masked weight gets
-    no gradient and stays masked."""
-
-    def __init__(self, step: Weights, network: Network, names: list[str], skipped: tuple[Skipped, ...]) -> None:
-        self.step, self.network, self.skipped = step, network, skipped
-        self.masks = {n: torch.ones_like(network.tensor(n), dtype=torch.bool) for n in names}
-        self.done = -1
-        self.removers: list[Callable[[], None]] = []
-        for name in names:
-            for node in [n for n in network.graph.nodes if n.op == "get_attr" and n.target in network.tied_names(name)]:
-                self.removers.append(network.add_tap(node.name, self._tap(name)))
-
-    def _tap(self, name: str) -> Callable[[Tensor], Tensor]:
-        def masked(weight: Tensor) -> Tensor:
-            mask = self.masks[name]
-            if mask.device != weight.device:
-                mask = self.masks[name] = mask.to(weight.device)
-            return weight * mask
-
-        return masked
-
-    def update(self, progress: float) -> None:
-        step = self.step
-        if progress < step.begin:
-            return
-        due = int(min(progress, step.end) / step.frequency + 1e-9) if progress < step.end else 1 << 30
-        if due > self.done:
-            self.done = due
-            self._grow(cubic(progress, step.begin, step.end, step.sparsity))
-
-    def _grow(self, sparsity: float) -> None:
-        """New masks from what the graph reads now: weights that are zero already stay so."""
-        weights = {n: self.network.tensor(n).detach() for n in self.masks}
-        current = {n: w * self.masks[n].to(w.device) for n, w in weights.items()}
-        self.masks = magnitude_masks(current, sparsity, self.step.scope)
-
-    def finish(self) -> WeightPlan:
-        """Takes the taps off; the final masks hold the full sparsity, however far the training went."""
-        self.update(1.0)
-        for remove in self.removers:
-            remove()
-        self.removers.clear()
-        return plan_of({n: m.cpu() for n, m in self.masks.items()}, self.skipped)
-
-    def state(self) -> dict[str, Tensor]:
-        return {"done": torch.tensor(self.done), **{f"mask.{n}": m.cpu() for n, m in self.masks.items()}}
-
-    def restore(self, state: Mapping[str, Tensor]) -> None:
-        self.done = int(state["done"])
-        self.masks = {n: state[f"mask.{n}"].bool() for n in self.masks}
+    tensors = {f"mask.{n}": masks[n] for n in changed} | {f"value.{n}": v for n, v in values.items() if n in changed}
+    return WeightPlan(changed, pattern, tensors=tensors, skipped=skipped)

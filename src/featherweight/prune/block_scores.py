@@ -1,0 +1,116 @@
+"""How much a block matters: one number for each, higher = keep."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.utils._pytree as pytree
+from torch import Tensor
+
+from featherweight.network import Network
+from featherweight.network.surgery import weight_name
+from featherweight.prune.blocks import Block, Blocks
+from featherweight.task import Task, call, move
+
+
+@dataclass(frozen=True)
+class Case:
+    """What a score may look at: the network with its ``blocks``, and the ``original`` that it was before other blocks
+    went. batches: of the calibration data, at most."""
+
+    network: Network
+    original: Network
+    task: Task
+    blocks: Blocks
+    batches: int
+    seed: int
+
+
+#: (case, the blocks asked for) -> one number each
+BlockScore = Callable[[Case, Sequence[Block]], list[float]]
+
+
+def random(case: Case, asked: Sequence[Block]) -> list[float]:
+    """Uniform noise: the baseline that every score has to beat."""
+    return [float(v) for v in np.random.default_rng(case.seed).random(len(asked))]
+
+
+def norm(case: Case, asked: Sequence[Block]) -> list[float]:
+    """Root mean square of the block's weights. Reads no data."""
+    network, nodes = case.network, {n.name: n for n in case.network.graph.nodes}
+    found = []
+    for block in asked:
+        names = {weight_name(nodes[n]) for n in case.blocks.regions[block.name]} - {None}
+        weights = [network.tensor(str(n)).detach().double() for n in sorted(map(str, names))]
+        count = sum(w.numel() for w in weights)
+        found.append(float(sum(w.square().sum() for w in weights) / max(count, 1)) ** 0.5)
+    return found
+
+
+def output(case: Case, asked: Sequence[Block]) -> list[float]:
+    """|y' - y|^2 / |y|^2 over all floating-point outputs, y of the original and y' with the block bypassed; mean over
+    batches."""
+    total, count = np.zeros(len(asked)), 0
+    for whole, others, _ in _bypassed(case, asked):
+        size = max(sum(float(y.double().square().sum()) for y in _floats(whole)), 1e-30)
+        for i, other in enumerate(others):
+            pairs = zip(_floats(other), _floats(whole), strict=True)
+            total[i] += sum(float((a - b).double().square().sum()) for a, b in pairs) / size
+        count += 1
+    return [float(t) / max(count, 1) for t in total]
+
+
+def loss(case: Case, asked: Sequence[Block]) -> list[float]:
+    """The task's loss with the block bypassed, less that of the original; mean over batches."""
+    task = case.task
+    task.require("calibration", "loss")
+    assert task.loss is not None
+    total, count = np.zeros(len(asked)), 0
+    for whole, others, target in _bypassed(case, asked):
+        before = float(task.loss(whole, target))
+        total += [float(task.loss(other, target)) - before for other in others]
+        count += 1
+    return [float(t) / max(count, 1) for t in total]
+
+
+#: name -> score; add one of your own under a new name
+BLOCK_SCORES: dict[str, BlockScore] = {"output": output, "loss": loss, "norm": norm, "random": random}
+#: those that change when another block was dropped
+RESCORED = {"output", "loss"}
+
+
+def _bypassed(case: Case, asked: Sequence[Block]) -> Iterator[tuple[Any, Iterator[Any], Any]]:
+    """For each calibration batch: the original's output, the network's outputs with one block bypassed, the target."""
+    case.task.require("calibration")
+    if not asked:
+        return
+    original, work = case.original.copy().eval(), case.network.copy().eval()
+    device = next((t.device for t in work.tensors().values()), torch.device("cpu"))
+    for inputs, target in case.task.batches("calibration", case.batches):
+        moved = move(inputs, device)
+
+        def without(block: Block, inputs: Any = moved) -> Any:
+            with torch.no_grad(), work.taps(_bypass(block)):
+                return call(work, inputs)
+
+        with torch.no_grad():
+            whole = call(original, moved)
+            yield whole, (without(b) for b in asked), move(target, device)
+
+
+def _floats(value: Any) -> list[Tensor]:
+    return [v for v in pytree.tree_leaves(value) if isinstance(v, Tensor) and v.is_floating_point()]
+
+
+def _bypass(block: Block) -> dict[str, Callable[[Any], Any]]:
+    """Taps that put a block's source in the place of its output."""
+    held: dict[str, Any] = {}
+
+    def keep(value: Any) -> None:
+        held["x"] = value
+
+    return {block.source: keep, block.output: lambda value: held.pop("x")}
