@@ -126,33 +126,30 @@ def measure_(model: ModelName, task: TaskName = None, target: Target = "onnxrunt
 
 
 @app.command()
-def inspect(model: ModelName, task: TaskName = None, as_json: AsJson = False) -> None:
-    """Show a network's layers, the groups of channels that can be cut together, and what is frozen and why."""
-    from rich.table import Table
+def inspect(model: ModelName, task: TaskName = None,
+            score: Annotated[str, typer.Option(help="what the channels of a group are ranked by")] = "l1",
+            curves: Annotated[bool, typer.Option("--sensitivity", help="how the outputs change as a group loses "
+                                                                       "channels (reads calibration data)")] = False,
+            as_json: AsJson = False) -> None:
+    """Show a network's layers, the groups of channels that can be cut together, their scores and sensitivity, and what
+    is frozen and why."""
+    from featherweight.cli.groups import grouped
 
-    from featherweight.prune import axis_groups
-
-    network = network_named(model, task_named(task))
-    rows, axes = measure.layers(network), axis_groups(network)
+    data = task_named(task)
+    network = network_named(model, data)
+    rows, groups = measure.layers(network), grouped(network, data, score, curves)
     if as_json:
         show.document({
             "params": measure.params(network), "macs": measure.macs(network).total, "notes": network.notes,
             "uncounted": list(measure.macs(network).uncounted), "layers": [r.to_dict() for r in rows],
-            "groups": [{"name": g.name, "channels": len(g), "members": [{"tensor": m.tensor, "axis": m.dim}
-                                                                        for m in g.members]} for g in axes.groups],
-            "frozen": [{"path": s.path, "reason": s.reason} for s in axes.frozen]})
+            **groups.to_dict()})
         return
     show.out.print(show.layers(rows))
-    groups = Table("group", "members", header_style="bold", title="channels that live and die together",
-                   title_justify="left")
-    groups.add_column("channels", justify="right")
-    for g in axes.groups:
-        groups.add_row(g.name, ", ".join(f"{m.tensor}[{m.dim}]" for m in g.members), str(len(g)))
-    if axes.groups:
-        show.out.print(groups)
+    if groups.axes.groups:
+        show.out.print(groups.table())
     else:
         show.out.print("no group of channels can be cut", highlight=False)
-    for skipped in axes.frozen:
+    for skipped in groups.axes.frozen:
         show.out.print(f"frozen: {skipped.path}: {skipped.reason}", highlight=False, markup=False)
     for note in network.notes:
         show.out.print(f"note: {note}", highlight=False, markup=False)

@@ -112,7 +112,8 @@ def measurement(m: Measurement) -> Table:
             ("archive", units.amount("bytes", m.archive_bytes)),
             ("latency", units.NONE if latency is None else
              f"{units.amount('seconds', latency.median_s)} (quartiles {units.amount('seconds', latency.q1_s)}, "
-             f"{units.amount('seconds', latency.q3_s)}; batch {latency.batch}, {latency.threads} thread(s))"),
+             f"{units.amount('seconds', latency.q3_s)}; batch {latency.batch}, {latency.threads} thread(s), floats in "
+             f"{latency.precision})"),
             ("peak memory", units.amount("bytes", m.memory_bytes)),
             (f"{m.score_name} ({m.split})", units.score(m.score)),
             ("file against PyTorch", units.NONE if m.agreement is None else

@@ -23,6 +23,14 @@ class Point:
     name: str
 
 
+@dataclass(frozen=True)
+class Line:
+    """One curve: (x, y) of its points, x rising, and its name."""
+
+    name: str
+    points: tuple[tuple[float, float], ...]
+
+
 Box = tuple[float, float, float, float]
 
 
@@ -84,6 +92,31 @@ def bars(names: Sequence[str], values: Sequence[float | None], label: str, title
         text = "not measured" if value is None else _tick(value)
         parts.append(f'<text class="value" x="{171 + length:.1f}" y="{y + 14}">{escape(text)}</text>')
     return _svg(parts, height, title)
+
+
+def curves(lines: Sequence[Line], x_label: str, y_label: str, title: str) -> str:
+    """Lines from the origin, each named where the pointer rests; the highest few are named at their ends too."""
+    if not any(line.points for line in lines):
+        return ""
+    heights = [y for line in lines for _, y in line.points]
+    xs, ys = ticks(0.0, max(x for line in lines for x, _ in line.points)), ticks(min(0.0, *heights), max(heights))
+
+    def place(x: float, y: float) -> tuple[float, float]:
+        return (LEFT + (x - xs[0]) / (xs[-1] - xs[0]) * (WIDTH - LEFT - RIGHT),
+                HEIGHT - BOTTOM - (y - ys[0]) / (ys[-1] - ys[0]) * (HEIGHT - TOP - BOTTOM))
+
+    parts = [_frame(xs, ys, x_label, y_label)]
+    taken: list[float] = []
+    for line in sorted(lines, key=lambda line: -line.points[-1][1] if line.points else 0.0):
+        places = [place(0.0, 0.0), *(place(x, y) for x, y in line.points)]
+        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
+        parts.append(f'<polyline class="curve" points="{path}"><title>{escape(line.name)}</title></polyline>')
+        x, y = places[-1]
+        if len(taken) < 4 and all(abs(y - other) > 13 for other in taken):
+            taken.append(y)
+            parts.append(f'<text class="name" x="{x - 4:.1f}" y="{y - 4:.1f}" text-anchor="end">'
+                         f"{escape(_short(line.name, 26))}</text>")
+    return _svg(parts, HEIGHT, title)
 
 
 def _svg(parts: Sequence[str], height: int, title: str) -> str:

@@ -18,7 +18,7 @@ PAGE = Template("""<!doctype html>
 <title>featherweight: $headline</title><style>$style</style></head>
 <body><main>
 <header><h1>$headline</h1>$verdict</header>
-$flags$tiles$final$charts$trail$layers$skipped$notes$recipe$footer
+$flags$tiles$final$charts$trail$curves$layers$skipped$notes$recipe$footer
 </main></body></html>
 """)
 
@@ -35,7 +35,8 @@ def render(result: Row) -> str:
         style=resources.files(__package__).joinpath("style.css").read_text(encoding="utf-8"),
         headline=escape(_headline(first, last)), verdict=_verdict(first, last, result), flags=_flags(result),
         tiles=_tiles(first, last) if measured else "", final=_final(result.get("final")),
-        charts=_charts(measured), trail=_trail(measured, result), layers=_layers(result.get("layers")),
+        charts=_charts(measured), curves=_curves(result.get("plans") or []),
+        trail=_trail(measured, result), layers=_layers(result.get("layers")),
         skipped=_section("What was not compressed, and why", tables.skipped(result.get("plans") or [])),
         notes=_notes(result), recipe=_recipe(result), footer=_footer(result, last))
 
@@ -173,6 +174,22 @@ def _trail(measured: Sequence[Row], result: Row) -> str:
                     + (f'<ul class="notes">{plans}</ul>' if plans else ""))
 
 
+def _curves(plans: Sequence[Row]) -> str:
+    """What the steps that measured sensitivity saw, one chart a step."""
+    figures = []
+    for plan in plans:
+        lines = [charts.Line(str(c["group"]), tuple(zip(c["shares"], c["changes"], strict=True)))
+                 for c in plan.get("curves") or []]
+        title = f"{plan.get('step')} {plan.get('kind')}"
+        label = {"loss": "rise of the loss", "output": "relative change of the outputs"}
+        kind = next((str(c.get("kind")) for c in plan.get("curves") or []), "")
+        drawing = charts.curves(lines, "share of the group's channels that is silenced", label.get(kind, kind), title)
+        if drawing:
+            figures.append(f"<figure><figcaption>{escape(title)}</figcaption>{drawing}</figure>")
+    hint = "<p class=quiet>One line a group of channels, all others whole; the steepest are the most sensitive.</p>"
+    return _section("Sensitivity", f'<div class="charts">{"".join(figures)}</div>{hint}' if figures else "")
+
+
 def _seconds(value: float | None) -> str:
     return "" if value is None else f' <span class="quiet">({float(value):.1f} s)</span>'
 
@@ -201,9 +218,10 @@ def _footer(result: Row, last: Row) -> str:
     lines = []
     latency = last.get("latency") or {}
     if latency:
+        floats = f" (floats in {escape(str(latency['precision']))})" if latency.get("precision") else ""
         lines.append(f"Latency: median of {escape(str(latency.get('rounds')))} rounds, batch {latency.get('batch')} "
-                     f"on {latency.get('threads')} thread(s) of {escape(str(latency.get('runtime')))}, loaded file, "
-                     "data in memory.")
+                     f"on {latency.get('threads')} thread(s) of {escape(str(latency.get('runtime')))}{floats}, "
+                     "loaded file, data in memory.")
     lines.append("MACs count products of weighted sums and matrix products, per sample; file sizes are those of files "
                  "that were written, loaded and run; 1 kB = 1000 bytes.")
     if result.get("machine"):
