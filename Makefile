@@ -6,7 +6,7 @@ ZOO_VENV := .venv-zoo
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check fix zoo bench-cifar bench-int8 clean
+.PHONY: help setup demo test check fix zoo bench-cifar bench-int8 bench-runtimes clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | expand -t 16
@@ -33,15 +33,20 @@ fix: $(READY) ## let ruff mend what it can
 
 $(ZOO_VENV)/.ready: pyproject.toml
 	test -x $(ZOO_VENV)/bin/python || $(PYTHON) -m venv $(ZOO_VENV)
-	$(ZOO_VENV)/bin/python -m pip install --quiet torch==2.14.1 torchvision==0.29.1
+	$(ZOO_VENV)/bin/python -m pip install --quiet torch==2.14.1 torchvision==0.29.1 timm==1.0.31 transformers==5.23.0
 	$(ZOO_VENV)/bin/python -m pip install --quiet -e .
 	touch $@
 
-zoo: $(ZOO_VENV)/.ready ## capture one model of every torchvision family (5.5 GB of packages)
+zoo: $(ZOO_VENV)/.ready ## capture one model of each torchvision family; prune the zoo (5.6 GB of packages; resumes)
 	$(ZOO_VENV)/bin/python benchmarks/zoo_capture.py
+	$(ZOO_VENV)/bin/python benchmarks/zoo_prune.py
 
 bench-int8: $(ZOO_VENV)/.ready ## our int8 files against ONNX Runtime's own quantizer
 	$(ZOO_VENV)/bin/python benchmarks/int8_speed.py
+
+bench-runtimes: $(ZOO_VENV)/.ready ## float and int8 in ONNX Runtime and OpenVINO, beside their own quantizers
+	$(ZOO_VENV)/bin/python -m pip install --quiet openvino nncf scikit-learn
+	$(ZOO_VENV)/bin/python benchmarks/int8_runtimes.py
 
 bench-cifar: $(READY) ## the trained CIFAR-10 ResNets (CHECKPOINTS=folder with the weights)
 	$(BIN)/python benchmarks/cifar_resnets.py --checkpoints $(CHECKPOINTS)

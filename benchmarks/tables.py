@@ -68,6 +68,27 @@ def speed(data: dict[str, Any]) -> list[str]:
                    rows)]
 
 
+def depth(data: dict[str, Any]) -> list[str]:
+    rows = data["rows"]
+    timed = rows.get("same rounds", {}).get("latency", {})
+    lines = []
+    for name, row in rows.items():
+        who, _, when = name.partition(", ")
+        if "score" in row:
+            t = timed.get(who)
+            lines.append([who, when or "as it is", f"{row['score']:.2f}", f"{row['macs'] / 1e6:.1f}",
+                          f"{row['params'] / 1e3:.0f}", f"{t['median_ms']:.2f} ({t['q1_ms']:.2f} to {t['q3_ms']:.2f})"
+                          if t else "", f"{timed['original']['median_ms'] / t['median_ms']:.2f}" if t else ""])
+    plans = [f"{n.removeprefix('plan: ')}: {r['summary']}" for n, r in rows.items() if n.startswith("plan: ")]
+    machine = ", ".join(f"{k} {v}" for k, v in next(iter(rows.values()))["machine"].items())
+    return ["## Depth against width: ResNet-56 on CIFAR-10", "",
+            "`python benchmarks/depth.py --checkpoints FOLDER`. A third of the blocks dropped, beside channels cut "
+            "inside the blocks to the same latency: test top-1 in % of the file that ONNX Runtime runs, and its "
+            f"milliseconds for one image on one thread, all files in the same rounds. {machine}.", "",
+            *(f"- {p}" for p in plans),
+            *table(["", "", "top-1 %", "MACs (M)", "params (k)", "ms (quartiles)", "times faster"], lines)]
+
+
 def zoo(data: dict[str, Any]) -> list[str]:
     rows = [[name, "yes" if m["ok"] else "**no**", f"{m['seconds']:.1f}", str(m["nodes"]), f"{m['max_difference']:.0e}",
              "yes" if m["loaded_equal"] else "**no**", "free" if m["dynamic_batch"] else "fixed",
@@ -78,9 +99,59 @@ def zoo(data: dict[str, Any]) -> list[str]:
             "saved, loaded, equal bit for bit.", *table(head, rows)]
 
 
+def sparse(data: dict[str, Any]) -> list[str]:
+    """Single weights: zeros, test error, and the packed network."""
+    rows = data["rows"]
+    lines = [[name, f"{r['sparsity']:.2%}", f"{r['weights'] - r['zeros']:,}", f"{r['error']:.2f}",
+              f"{r['archive_bytes'] / 1e3:.1f}", str(r["seed"]), r.get("how", "")] for name, r in rows.items()]
+    about = {f"{r['machine']}, torch {r['torch']}, {r['threads']} thread" for r in rows.values()}
+    return ["## Single weights", "", "`python benchmarks/sparse_weights.py --checkpoints FOLDER lenet300 lenet5 "
+            "oneshot resnet20`. Zeros among the weights of convolutions and linear layers; error on the test split in "
+            f"% of the file that ONNX Runtime runs; archive: float32, entropy-coded. {'; '.join(sorted(about))}.",
+            *table(["", "zeros", "weights left", "test error", "archive (kB)", "seed", "how"], lines)]
+
+
+def pruned_zoo(data: dict[str, Any]) -> list[str]:
+    rows, missed = [], []
+    for name, m in data["models"].items():
+        if "error" in m:
+            rows.append([name, "**no**", *[""] * 7, m["error"][:80]])
+            continue
+        left, seconds = m["macs_after"] / max(m["macs_before"], 1), m["seconds"]
+        rows.append([name, "yes" if m["ok"] else "**no**", str(m["nodes"]), f"{100 * left:.0f} %",
+                     *(f"{seconds.get(s, 0):.1f}" for s in ("capture", "groups", "plan", "apply", "export")),
+                     f"{max(m['difference'], 0):.0e}", frozen_reasons(m["frozen"])])
+        if left > 0.4:
+            why = m.get("held_by") or {k: v for p in m.get("parts", {}).values() for k, v in p["held_by"].items()}
+            missed.append(f"- {name}, {100 * left:.0f} %: " + "; ".join(
+                f"{k} ({100 * v:.0f} % of what is left)" for k, v in list(why.items())[:3]))
+    head = ["", "holds", "nodes", "MACs left", "capture (s)", "groups (s)", "plan (s)", "apply (s)", "export (s)",
+            "cut against zeroed", "frozen layers"]
+    growth, versions = data["growth"], ", ".join(f"{k} {v}" for k, v in data["versions"].items())
+    linear = [f"The processor's seconds to find the groups grow as nodes to the power {growth['exponent']} "
+              f"({growth['networks']} networks, {growth['seconds_per_1000_nodes']} s for 1,000 nodes, "
+              f"r squared {growth['r_squared']}).", ""]
+    return ["## Every model pruned at half of its channels", "", "`make zoo`. Random weights; uniform, by L1 norm. A "
+            "row holds if the cut network gives what the network with the same channels zero gives (double precision, "
+            f"{data['tolerance']} relative), takes a training step, and its ONNX file agrees in ONNX Runtime (0.001). "
+            f"{data['threads']} thread. {versions}.", "", *(linear if growth else []), *table(head, rows),
+            *(["More than 40 % of the MACs are left, and what holds them:", "", *missed, ""] if missed else [])]
+
+
+def frozen_reasons(frozen: list[list[str]]) -> str:
+    """How many layers are held by what, the most frequent first; a reason's own path goes."""
+    counts: dict[str, int] = {}
+    for _, reason in frozen:
+        text = reason.rsplit(", ", 1)[-1] if ": " in reason.rsplit(", ", 1)[-1] else reason
+        counts[text] = counts.get(text, 0) + 1
+    ranked = sorted(counts.items(), key=lambda i: -i[1])
+    return "; ".join(f"{n} x {text}" for text, n in ranked[:4]) + ("; ..." if len(ranked) > 4 else "")
+
+
 def main() -> None:
     lines = ["# Measured", "", "Made by `python benchmarks/tables.py` from the files in `benchmarks/results/`.", ""]
-    sections = {"cifar_resnets": cifar, "all_families": families, "int8_speed": speed, "zoo_capture": zoo}
+    sections = {"cifar_resnets": cifar, "all_families": families, "int8_speed": speed, "zoo_capture": zoo,
+                "depth": depth, "sparse_weights": sparse, "zoo": pruned_zoo}
     for name, make in sections.items():
         file = RESULTS / f"{name}.json"
         if file.exists():
