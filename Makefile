@@ -22,7 +22,7 @@ demo: $(READY) ## the main job on scikit-learn's digits: train, compress, measur
 	$(BIN)/featherweight demo --out out/demo
 
 test: $(READY) ## the tests
-	$(BIN)/python -m pytest -n 2 tests
+	$(BIN)/python -m pytest -n 2 --dist loadgroup tests
 
 check: $(READY) ## ruff and mypy
 	$(BIN)/ruff check src tests benchmarks examples

@@ -122,9 +122,8 @@ def pruned_zoo(data: dict[str, Any]) -> list[str]:
                      *(f"{seconds.get(s, 0):.1f}" for s in ("capture", "groups", "plan", "apply", "export")),
                      f"{max(m['difference'], 0):.0e}", frozen_reasons(m["frozen"])])
         if left > 0.4:
-            why = m.get("held_by") or {k: v for p in m.get("parts", {}).values() for k, v in p["held_by"].items()}
             missed.append(f"- {name}, {100 * left:.0f} %: " + "; ".join(
-                f"{k} ({100 * v:.0f} % of what is left)" for k, v in list(why.items())[:3]))
+                f"{k} ({100 * v:.0f} % of what is left)" for k, v in list(m["held_by"].items())[:3]))
     head = ["", "holds", "nodes", "MACs left", "capture (s)", "groups (s)", "plan (s)", "apply (s)", "export (s)",
             "cut against zeroed", "frozen layers"]
     growth, versions = data["growth"], ", ".join(f"{k} {v}" for k, v in data["versions"].items())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,10 +20,10 @@ from featherweight.task import call
 from problems import PROBLEMS, Answer, Problem, network, task, tensors_of
 
 STEPS: dict[str, Callable[[], Rewrite]] = {
-    "prune.Channels l1": lambda: fw.prune.Channels(macs=0.6),
+    "prune.Channels l1": lambda: fw.prune.Channels(macs=0.6, allocation="global"),
     "prune.Channels taylor": lambda: fw.prune.Channels(ratio=0.7, score="taylor", allocation="uniform"),
     "prune.Channels l2, params": lambda: fw.prune.Channels(params=0.6, score="l2", allocation="erk"),
-    "prune.Channels fpgm, bytes": lambda: fw.prune.Channels(bytes=0.7, score="fpgm", allocation="uniform"),
+    "prune.Channels fpgm, bytes": lambda: fw.prune.Channels(bytes=0.7, score="fpgm", heads="width"),
     "prune.Channels bn by sensitivity": lambda: fw.prune.Channels(macs=0.5, score="bn", allocation="sensitivity"),
     "prune.Channels fisher, bias": lambda: fw.prune.Channels(macs=0.6, score="fisher", compensate="bias"),
     "prune.Channels activation, refit": lambda: fw.prune.Channels(ratio=0.6, score="activation", allocation="erk",
@@ -52,7 +52,15 @@ FITS: dict[str, Callable[[], Fit]] = {
 }
 EXPORTED = ("conv_bn", "residual", "attention", "two_inputs", "dict_output", "grouped")
 TOLERANCE = 1e-5
-pairs = pytest.mark.parametrize(("step", "problem"), [(s, p) for s in STEPS for p in PROBLEMS])
+
+
+def cases(problems: Iterable[str]) -> Any:
+    """Every step on these problems; all tests of one pair in the same process, which keeps its case."""
+    return pytest.mark.parametrize(("step", "problem"), [
+        pytest.param(s, p, marks=pytest.mark.xdist_group(f"{s} {p}")) for s in STEPS for p in problems])
+
+
+pairs = cases(PROBLEMS)
 
 
 @dataclass(frozen=True)
@@ -93,8 +101,8 @@ def test_every_plan_has_a_row():
 
 
 @pairs
-def test_a_plan_leaves_its_network_unchanged(step, problem):
-    net = network(PROBLEMS[problem])
+def test_a_plan_leaves_its_network_unchanged_and_is_made_again_alike(step, problem):
+    found, net = case(step, problem), network(PROBLEMS[problem])
     before, values = digest(net), outputs(net, PROBLEMS[problem])
     plan = STEPS[step]().plan(net, task(PROBLEMS[problem]))
     assert digest(net) == before
@@ -103,15 +111,9 @@ def test_a_plan_leaves_its_network_unchanged(step, problem):
     plan.apply(net)
     assert digest(net) == before
     assert_close(values, outputs(net, PROBLEMS[problem]))
-
-
-@pairs
-def test_a_plan_is_made_again_alike(step, problem):
-    found = case(step, problem)
-    again = STEPS[step]().plan(found.before, task(found.problem))
-    assert again == found.plan
-    assert again.tensors.keys() == found.plan.tensors.keys()
-    assert_close(list(found.plan.tensors.values()), list(again.tensors.values()))
+    assert plan == found.plan
+    assert plan.tensors.keys() == found.plan.tensors.keys()
+    assert_close(list(found.plan.tensors.values()), list(plan.tensors.values()))
 
 
 @pairs
@@ -218,7 +220,7 @@ def test_the_result_copies_trains_and_takes_another_plan(step, problem):
     assert all(bool(torch.isfinite(t).all()) for t in outputs(again, found.problem))
 
 
-@pytest.mark.parametrize(("step", "problem"), [(s, p) for s in STEPS for p in EXPORTED])
+@cases(EXPORTED)
 def test_exported_equals_pytorch(step, problem, tmp_path):
     found = case(step, problem)
     target = deploy.target("onnxruntime")

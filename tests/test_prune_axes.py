@@ -21,7 +21,7 @@ from featherweight.prune.cut import cut, kept_atoms, zero
 from featherweight.prune.labels import Field, Labels, Trace
 from featherweight.prune.reshapes import reshape
 from featherweight.prune.unions import resolve_grids, solve
-from problems import PROBLEMS, Problem, conv, images, network, tensors_of, unsettle
+from problems import PROBLEMS, Problem, images, network, tensors_of, unsettle
 
 torch.set_num_threads(1)
 every_problem = pytest.mark.parametrize("problem", PROBLEMS.values(), ids=str)
@@ -80,7 +80,10 @@ def test_zeroing_a_channel_silences_exactly_the_labelled_positions_that_others_r
     """The oracle: run the network with one channel's weights zero and look which positions every weighted call reads as
     zero for all samples; they are those that carry the channel's label, and no others. (ReLUs leak here, lest one
     that happens to be dead is taken for a cut.)"""
-    net = network(problem)
+    assert_silenced(network(problem))
+
+
+def assert_silenced(net: fw.Network) -> None:
     for node in net.calls(torch.ops.aten.relu.default, torch.ops.aten.relu_.default):
         node.target = torch.ops.aten.leaky_relu.default
     net.changed()
@@ -330,6 +333,17 @@ def test_construction(name: str) -> None:
     assert sum(p.numel() for p in small.parameters()) < sum(p.numel() for p in net.parameters())
 
 
+@pytest.mark.parametrize("name", [
+    "slice of channels", "split in parts", "shuffle", "shuffle between grouped", "pixel shuffle", "depth multiplier",
+    "written attention", "shifted windows", "layer norm after layer norm", "channels written into"])
+def test_zeroing_a_channel_of_a_construction_silences_what_carries_its_label(name: str) -> None:
+    build, inputs, _ = CASES[name]
+    torch.manual_seed(0)
+    model = build().eval()
+    unsettle(model)
+    assert_silenced(fw.capture(model, inputs(), parts=False))
+
+
 FROZEN: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor], str]] = {
     "softmax": (lambda: Lambda(lambda m, x: m.b(m.a(x).softmax(1)), a=c(3, 8), b=c(8, 4)), images, "softmax: it mixes"),
     "output": (lambda: Lambda(lambda m, x: m.a(x), a=c(3, 8)), images, "the network's output"),
@@ -376,17 +390,6 @@ def test_cutting_keeps_type_and_gradient_flag() -> None:
     assert not small.tensor("0.weight").requires_grad
     assert small.tensor("2.weight").requires_grad
     assert torch.equal(small.tensor("2.weight"), model[2].weight[:, [0, 5]])
-
-
-def test_many_nodes_take_little_time() -> None:
-    import time
-
-    layers = [conv(16 if i else 3, 16) for i in range(60)]
-    net = fw.capture(nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 4)).eval(), images())
-    start = time.process_time()
-    axes = axis_groups(net)
-    assert len(axes.groups) == 60
-    assert time.process_time() - start < 3
 
 
 # ---- the pieces
@@ -476,3 +479,42 @@ def test_weights_that_are_computed_are_named() -> None:
     assert not axes.groups
     assert {s.path for s in axes.frozen} == {n.meta["module"] for n in rounded.calls(*WEIGHTED)}
     assert all("cut channels first" in s.reason for s in axes.frozen)
+
+
+#: name -> sizes of the groups where the width of the heads goes
+WIDTHS = {"written attention": [6], "attention": [6, 6], "multihead attention": [4], "pooled heads": [6],
+          "shifted windows": [6, 12], "single head": [8]}
+
+
+@pytest.mark.parametrize("name", WIDTHS)
+def test_the_width_of_heads(name: str) -> None:
+    """Every head loses the same number of positions, and the scale of attention stays."""
+    build, inputs, _ = CASES[name]
+    torch.manual_seed(0)
+    net = fw.capture(build().eval(), inputs(), parts=False)
+    axes = axis_groups(net, heads="width")
+    assert sorted(map(len, axes.groups)) == sorted(WIDTHS[name]), [(g.name, len(g)) for g in axes.groups]
+    if name != "single head":
+        assert any("the same positions in each of" in text for g in axes.groups for text in g.constraints)
+    for seed in range(3):
+        assert_cutting_is_zeroing(net, axes, halves(axes, seed))
+
+
+def test_heads_are_whole_or_cut_in_width() -> None:
+    with pytest.raises(fw.errors.PlanError, match=r"heads='half'.*write axis_groups"):
+        axis_groups(network(PROBLEMS["attention"]), heads="half")
+
+
+def test_time_grows_with_the_nodes() -> None:
+    """Four times the blocks, about four times the time: far from sixteen."""
+    import time
+
+    def seconds(count: int) -> float:
+        block = [nn.Sequential(c(16, 16, 3, groups=4), nn.GroupNorm(4, 16), nn.ReLU()) for _ in range(count)]
+        net = fw.capture(nn.Sequential(c(3, 16), *block, c(16, 4)).eval(), images())
+        axis_groups(net)
+        start = time.process_time()
+        axis_groups(net)
+        return time.process_time() - start
+
+    assert seconds(64) < min(9 * seconds(16), 3)

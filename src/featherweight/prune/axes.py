@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch.fx import Node
 
+from featherweight.errors import PlanError
 from featherweight.network import Network
 from featherweight.network.operators import has_schema
 from featherweight.network.surgery import WEIGHTED, weight_name
@@ -31,6 +32,8 @@ from featherweight.prune.labels import Cost, Ints, Labels, Shuffle, Trace, Value
 from featherweight.prune.unions import resolve_grids, solve
 from featherweight.steps import Skipped
 
+#: what goes where attention splits an axis into heads and their width
+HEADS = ("whole", "width")
 #: the files that fill the table of rules
 FILES = (axes_views, axes_weights, axes_norms, axes_products, axes_recurrent, axes_computed,
          axes_shuffles)
@@ -102,17 +105,24 @@ class AxisGroups:
                    for c in self.costs)
 
 
-def axis_groups(network: Network) -> AxisGroups:
-    """The groups of channels of ``network`` that can be cut. Reads shapes only, no data."""
-    trace = walk(network)
+def axis_groups(network: Network, heads: str = "whole") -> AxisGroups:
+    """The groups of channels of ``network`` that can be cut. Reads shapes only, no data.
+
+    heads: what goes where attention splits an axis into heads and their width: "whole" heads, or "width", the same
+    positions in every head. A single head loses in width either way.
+    """
+    if heads not in HEADS:
+        raise PlanError(f"axis_groups has no heads={heads!r}; expected \"whole\" (heads go as they are) or \"width\" "
+                        "(every head keeps the same share); write axis_groups(network, heads=\"width\")")
+    trace = walk(network, heads)
     parent = solve(np.arange(trace.count, dtype=np.int64), trace.pairs)
     parent = resolve_grids(parent, trace.grids)
     return _collect(trace, parent)
 
 
-def walk(network: Network) -> Trace:
+def walk(network: Network, heads: str = "whole") -> Trace:
     """Carries labels through the graph, once, in order."""
-    trace = Trace(network)
+    trace = Trace(network, heads=heads)
     trace.shuffles = {s.last: s for s in axes_shuffles.shuffles(network, trace)}
     inner = {name for s in trace.shuffles.values() for name in s.inner}
     for node in network.graph.nodes:

@@ -89,7 +89,7 @@ def _apart(trace: Trace, x: Labels, term: list[str], result: list[str], shared: 
         left = batch or free or letters[:1]
         for d in f.dims:
             if term[d] not in left:
-                x = trace.summed(x, d, node)
+                x = trace.part(x, d, node)
     return x
 
 

@@ -112,7 +112,7 @@ def apart(trace: Trace, x: Labels, inputs: Sequence[Labels], shape: tuple[int, .
         stay = [d for d in f.dims if any(_fixes(y, shape, d + shift, [e + shift for e in f.dims]) for y in inputs)]
         if len(stay) < len(f.dims):
             for d in stay:
-                x = trace.summed(x, d, node)
+                x = trace.part(x, d, node)
     return x
 
 

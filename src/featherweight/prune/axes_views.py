@@ -44,6 +44,9 @@ def expanded(trace: Trace, node: Node) -> Value:
     other = trace.of(node.args[1]) if node.target is aten.expand_as.default else None
     if other is None:
         return spread
+    for d in grown:
+        if any(f.dims[-1] == d + shift for f in other.fields):
+            other = trace.part(other, d + shift, node)
     return Labels(shape, (*spread.fields, *(f for d in grown for f in other.fields if f.dims == (d + shift,))))
 
 

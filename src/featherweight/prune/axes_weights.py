@@ -20,7 +20,7 @@ def linear(trace: Trace, node: Node) -> Value:
     shape, last = trace.shape(node), len(x.shape) - 1
     trace.role(node.args[1], "weight", node, out=0)
     if (f := x.field(last)) is not None and len(f.dims) > 1:  # it reads a head's width, which stays
-        x = trace.summed(x, last, node)
+        x = trace.part(x, last, node)
     rows, columns = trace.axis(w, 0, node), trace.axis(w, 1, node)
     trace.tie(trace.axis(x, last, node), columns, node, "it reads an axis that is never cut")
     _bias(trace, node, argument(node, "bias"), rows)
@@ -62,7 +62,7 @@ def _convolution(trace: Trace, node: Node, transposed: bool) -> Value:
     shape, groups = trace.shape(node), int(argument(node, "groups"))
     channel = len(w.shape) * -1 + len(x.shape) + 1  # axis 1, or 0 without a batch
     if (f := x.field(channel)) is not None and len(f.dims) > 1:  # heads that were made a batch: their width stays
-        x = trace.summed(x, channel, node)
+        x = trace.part(x, channel, node)
     kernel = range(2, len(w.shape))
     for d in kernel:
         trace.freeze(w.field(d), node, "the kernel's window")
@@ -151,28 +151,16 @@ def embedding(trace: Trace, node: Node) -> Value:
 
 
 # ---- products of values
-def collapse(trace: Trace, x: Labels, dim: int, node: Node) -> Labels:
-    """All positions along one axis go together, so that it is never cut: an attention head goes as a whole."""
-    f = x.field(dim)
-    if f is not None and len(f.dims) == 1:
-        trace.freeze(f, node, "it is summed over in a product of two values")
-    return trace.summed(x, dim, node)
-
-
 def contract(trace: Trace, a: Labels, ka: int, b: Labels, kb: int, node: Node) -> tuple[Labels, Labels]:
-    """Two values multiplied and summed over axis ``ka`` of one and ``kb`` of the other. An axis that was split into
-    heads is never cut, heads go whole; a plain one is cut in both alike."""
+    """Two values multiplied and summed over axis ``ka`` of one and ``kb`` of the other, cut in both alike."""
+    a, b = trace.part(a, ka, node), trace.part(b, kb, node)
     f, g = a.field(ka), b.field(kb)
-    if f is not None and g is not None and len(f.dims) == len(g.dims) == 1:
+    if f is not None and g is not None:
         trace.unite(f.atoms, g.atoms)
         return a, b
-    return collapse(trace, a, ka, node), collapse(trace, b, kb, node)
-
-
-def _whole_heads(trace: Trace, x: Labels, dim: int, node: Node) -> Labels:
-    """Lets an axis of a product go that was split off together with others: those others are the heads."""
-    f = x.field(dim)
-    return collapse(trace, x, dim, node) if f is not None and len(f.dims) > 1 else x
+    for own in (f, g):
+        trace.freeze(own, node, "it is multiplied with an axis that is never cut")
+    return trace.summed(a, ka, node), trace.summed(b, kb, node)
 
 
 def _heads(trace: Trace, node: Node, inputs: list[Labels], shape: tuple[int, ...]) -> tuple[Field, ...]:
@@ -198,7 +186,7 @@ def _for_queries(x: Labels, heads: int) -> Labels:
 
 @rule("scaled_dot_product_attention")
 def attention(trace: Trace, node: Node) -> Value:
-    """Heads go whole. A single head is cut in its width; the scale stays what it was (``mend.attention``)."""
+    """Heads go whole, or all lose in width; the scale stays what it was (``mend.attention``)."""
     inputs, shape = [trace.of(n) for n in node.args[:3]], trace.shape(node)
     if any(x is None for x in inputs):
         return unknown(trace, node)
@@ -206,7 +194,7 @@ def attention(trace: Trace, node: Node) -> Value:
     if argument(node, "enable_gqa"):
         k, v = (_for_queries(x, q.shape[-3]) for x in (k, v))
     q, k = contract(trace, q, len(q.shape) - 1, k, len(k.shape) - 1, node)
-    v = _whole_heads(trace, v, len(v.shape) - 1, node)
+    v = trace.part(v, len(v.shape) - 1, node)
     for x in (q, k, v):
         trace.untouchable(x, [len(x.shape) - 2], node, "positions in the sequence")
     parts = [q, k, v]

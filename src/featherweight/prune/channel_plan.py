@@ -21,7 +21,7 @@ class ChannelPlan(Plan):
     """Channels to keep, by name of the axis group, and the shapes of the tensors that they were chosen on.
 
     ``macs_before`` and ``macs_after`` are counted for one sample. The channels of a group are numbered as
-    ``axis_groups(network)[name]`` numbers them. ``sensitivity``: the curves they were chosen by, where they were
+    ``axis_groups(network, heads)[name]`` numbers them. ``sensitivity``: the curves they were chosen by, where they were
     measured. ``tensors`` are new values, in the shapes before the cut, of tensors
     that make up for the channels lost.
     """
@@ -31,6 +31,7 @@ class ChannelPlan(Plan):
     macs_before: int
     macs_after: int
     sensitivity: tuple[Curve, ...] = ()
+    heads: str = "whole"
 
     def apply(self, network: Network) -> Network:
         """A copy without the channels that are not kept. Raises PlanError if the network is not the one planned on."""
@@ -52,7 +53,7 @@ class ChannelPlan(Plan):
             if tuple(known[name].shape) != shape:
                 raise PlanError(f"the plan was made for {name!r} of shape {list(shape)}; here it has "
                                 f"{list(known[name].shape)}: make the plan on this very network")
-        return axis_groups(network)
+        return axis_groups(network, self.heads)
 
     def summary(self) -> str:
         share = self.macs_after / self.macs_before if self.macs_before else 1.0

@@ -36,6 +36,8 @@ class Wish(Protocol):
     @property
     def latency(self) -> float | None: ...
     @property
+    def heads(self) -> str: ...
+    @property
     def target(self) -> str | None: ...
     @property
     def score(self) -> str: ...
@@ -80,7 +82,7 @@ def choose(step: Wish, network: Network, task: Task, *, axes: AxisGroups | None 
     axes: the groups of ``network``, where they are known already. scores: one array [n_channels] for each group asked
     for, comparable between groups, in the place of the step's own score. refuse: why a group is left alone, "" if not.
     """
-    axes = axes if axes is not None else axis_groups(network)
+    axes = axes if axes is not None else axis_groups(network, step.heads)
     groups, left = candidates(step, axes)
     left = (*left, *(Skipped(g.name, refuse(g)) for g in groups if refuse(g)))
     groups = [g for g in groups if not refuse(g)]

@@ -57,7 +57,7 @@ class ChannelDriver(Driver):
     def __init__(self, step: Scheduled, network: Network, task: Task) -> None:
         self.step, self.network, self.task = step, network, task
         self.strength = self.STRENGTH if step.strength is None else step.strength
-        self.axes = axis_groups(network)
+        self.axes = axis_groups(network, step.heads)
         self.groups = [g for g in candidates(step, self.axes)[0] if not self.refuse(g)]
         self.held = HeldChannels(network, self.axes, self.groups)
         self.tick = -1
@@ -106,7 +106,7 @@ class ChannelDriver(Driver):
         with generators_kept():
             found = choose(step, network, self.task, axes=self.axes, scores=self.scores(network), refuse=self.refuse)
         self.plan = ChannelPlan(found.keep, found.shapes(network), found.macs_before, found.macs_after,
-                                skipped=found.skipped)
+                                heads=self.step.heads, skipped=found.skipped)
 
     def hold(self) -> None:
         assert self.plan is not None

@@ -91,8 +91,8 @@ class Shuffle:
 class Trace:
     """One walk over a graph: atoms handed out, unions, freezes and costs collected; solved once at the end."""
 
-    def __init__(self, network: Network, batch: int = 3) -> None:
-        self.network = network
+    def __init__(self, network: Network, batch: int = 3, heads: str = "whole") -> None:
+        self.network, self.heads = network, heads
         self.batch = batch if network.signature.dynamic_batch else 1
         self.shapes = network.values(batch)
         self.values: dict[str, Value] = {}
@@ -221,18 +221,26 @@ class Trace:
                 self.freeze(f, node, reason)
         return self.rest(x, dims)
 
-    def summed(self, x: Labels, dim: int, node: Node) -> Labels:
-        """The labels of what is left when axis ``dim`` is summed over. A plain axis may be cut: what is cut away counts
-        for nothing. An axis that a view split off others (a head's width) stays, and the others go whole."""
+    def part(self, x: Labels, dim: int, node: Node) -> Labels:
+        """Axes that a view split off one another (heads and their width) part ways at axis ``dim``. Heads that go whole
+        leave ``dim`` as it is; where the width goes, every head loses the same positions."""
         fields: list[Field | None] = []
         for f in x.fields:
-            if dim in f.dims and len(f.dims) > 1:
-                i = f.dims.index(dim)
-                fields.append(simplify(self, Field(tuple(d for d in f.dims if d != dim),
-                                                   self.unite_along(f.atoms, i)), node))
-            elif dim not in f.dims:
+            if dim not in f.dims or len(f.dims) == 1:
                 fields.append(f)
+            elif self.heads == "whole":
+                i = f.dims.index(dim)
+                fields.append(simplify(self, Field(f.dims[:i] + f.dims[i + 1:], self.unite_along(f.atoms, i)), node))
+            else:
+                rows = f.atoms.reshape(-1, f.atoms.shape[-1])
+                self.blocks.append((rows.ravel(), f"{path_of(node)}: the same positions in each of {len(rows)} heads"))
+                fields.append(simplify(self, Field(f.dims[-1:], self.unite_along(rows, 0)), node))
         return Labels(x.shape, tuple(f for f in fields if f is not None), x.stored)
+
+    def summed(self, x: Labels, dim: int, node: Node) -> Labels:
+        """The labels of what is left when axis ``dim`` is summed over: what is cut away counts for nothing."""
+        x = self.part(x, dim, node)
+        return Labels(x.shape, tuple(f for f in x.fields if dim not in f.dims), x.stored)
 
     def tie(self, atoms: Ints | None, other: Ints | None, node: Node, reason: str) -> None:
         """Unites two axes; where only one is labelled, it is frozen."""

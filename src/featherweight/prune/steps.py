@@ -11,7 +11,7 @@ import numpy as np
 from featherweight.errors import RecipeError, did_you_mean
 from featherweight.network import Network
 from featherweight.prune.allocate import ALLOCATIONS
-from featherweight.prune.axes import AxisGroup, AxisGroups, axis_groups
+from featherweight.prune.axes import HEADS, AxisGroup, AxisGroups, axis_groups
 from featherweight.prune.channel_plan import ChannelPlan, filled
 from featherweight.prune.choose import Choice, choose, ranked
 from featherweight.prune.compensate import METHODS, compensated, left_out
@@ -48,6 +48,7 @@ class Channels(Rewrite):
     min_keep: channels that every group keeps at least.
     ignore: glob patterns of module paths or tensor names that make channels; their groups are left alone.
     residual: False leaves channels alone that are the sum of several paths, and cuts inside blocks only.
+    heads: what goes where attention has heads: "whole" heads, or "width", the same positions in every head.
     seed: for score="random".
 
     During training (in a Fit's ``during=(...)``) a schedule leads to the cut, which is made at the end:
@@ -72,6 +73,7 @@ class Channels(Rewrite):
     min_keep: int = 1
     ignore: tuple[str, ...] = ()
     residual: bool = True
+    heads: str = "whole"
     target: str | None = None
     schedule: str = "gradual"
     strength: float | None = None
@@ -85,7 +87,7 @@ class Channels(Rewrite):
     def plan(self, network: Network, task: Task) -> ChannelPlan:
         """Scores every channel and chooses those to keep. Raises RecipeError for options that make no sense."""
         self._check()
-        axes = axis_groups(network)
+        axes = axis_groups(network, self.heads)
         work, choice, tensors = network, None, {}
         for part in range(1, self.iterations + 1):
             choice = self._choose(work, task, axes, part / self.iterations, choice)
@@ -97,7 +99,7 @@ class Channels(Rewrite):
         assert choice is not None
         left = left_out(network, axes, kept) if self.compensate != "none" else ()
         return ChannelPlan(choice.keep, choice.shapes(network), choice.macs_before, choice.macs_after,
-                           choice.sensitivity, skipped=(*choice.skipped, *left), tensors=tensors)
+                           choice.sensitivity, self.heads, skipped=(*choice.skipped, *left), tensors=tensors)
 
     def start(self, network: Network, task: Task) -> Driver:
         """The schedule at work; its ``finish`` gives a ChannelPlan."""
@@ -130,7 +132,8 @@ class Channels(Rewrite):
                 raise RecipeError(f"Channels was given {name}={getattr(self, name)}; expected the fraction that "
                                   f"remains, above 0 and up to 1, as in Channels({name}=0.5)")
         tables: dict[str, Collection[str]] = {"score": SCORES, "allocation": ALLOCATIONS,
-                                              "compensate": ("none", *METHODS), "schedule": SCHEDULES}
+                                              "compensate": ("none", *METHODS), "schedule": SCHEDULES,
+                                              "heads": HEADS}
         for name, table in tables.items():
             value = getattr(self, name)
             if value not in table:
