@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from featherweight.measure.macs import macs
 from featherweight.prune import ChannelPlan, Channels, Layers, Weights, axis_groups
 from featherweight.prune.scores import SCORES
 from featherweight.steps import Plan, Rewrite
+from featherweight.task import call
 from problems import PROBLEMS, Problem, ShortcutA, conv, images, network, task, tensors_of, unsettle
 
 torch.set_num_threads(1)
@@ -241,3 +243,35 @@ def test_layers_then_channels_then_weights_and_training_between(residual: fw.Net
     small = again.apply(net)
     assert small.patterns == net.patterns
     assert_equal(small, again.zero(net), 1e-5)
+
+
+def test_a_cut_in_parts_meets_the_target_and_scores_again() -> None:
+    """With scores that change once others are gone, the parts choose otherwise than one cut; both meet the target."""
+    net, data = network(PROBLEMS["residual"]), task(PROBLEMS["residual"])
+    step = Channels(ratio=0.4, score="reconstruction", allocation="global")
+    plans = [replace(step, iterations=n).plan(net, data) for n in (1, 4)]
+    for plan in plans:
+        left = sum(map(len, plan.keep.values()))
+        assert left <= 0.5 * sum(len(g) for g in axis_groups(net).groups if g.name in plan.keep)
+    assert plans[0].keep != plans[1].keep
+
+
+def test_compensation_brings_the_outputs_closer_and_needs_no_data_to_apply() -> None:
+    net, data = network(PROBLEMS["residual"]), task(PROBLEMS["residual"])
+    inputs = [x for x, _ in data.batches("calibration")]
+
+    def error(compensate: str) -> float:
+        plan = Channels(macs=0.5, compensate=compensate).plan(net, data)
+        assert (plan.tensors == {}) == (compensate == "none")
+        cut = plan.apply(net)
+        with torch.no_grad():
+            pairs = [(tensors_of(call(cut, x))[0], tensors_of(call(net, x))[0]) for x in inputs]
+        return sum(float((a - b).square().sum()) for a, b in pairs)
+
+    errors = [error(c) for c in ("none", "bias", "least_squares")]
+    assert errors[2] < 0.7 * errors[1] < errors[0]
+
+
+def test_options_that_work_at_once_are_refused_in_training() -> None:
+    with pytest.raises(RecipeError, match="works at once"):
+        Channels(macs=0.5, compensate="bias").start(network(PROBLEMS["residual"]), NOTHING)

@@ -102,8 +102,13 @@ class Channels(Rewrite):
                            choice.sensitivity, self.heads, skipped=(*choice.skipped, *left), tensors=tensors)
 
     def start(self, network: Network, task: Task) -> Driver:
-        """The schedule at work; its ``finish`` gives a ChannelPlan."""
+        """The schedule at work; its ``finish`` gives a ChannelPlan. Raises RecipeError for options that make no sense
+        in training."""
         self._check()
+        if self.compensate != "none" or self.iterations > 1:
+            raise RecipeError(f"Channels(compensate={self.compensate!r}, iterations={self.iterations}) works at once, "
+                              "the training makes up for the channels itself; leave both out in Train(during=...), or "
+                              "put Channels into the recipe as a step of its own")
         return start(self, network, task)
 
     def _choose(self, work: Network, task: Task, axes: AxisGroups, progress: float, before: Choice | None) -> Choice:
