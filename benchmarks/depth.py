@@ -9,7 +9,7 @@ test split with no retraining, with batch norm estimated again, and after the sa
 the same rounds.
 
 Every row goes into benchmarks/results/depth.json as soon as it is measured; one that is there is not run again. To try
-the command out: --epochs 1 --batches 3 --images 16 --split validation --rows /tmp/depth.json
+the command out: --epochs 1 --batches 3 --images 16 --split validation --rows FILE
 """
 
 from __future__ import annotations

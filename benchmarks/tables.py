@@ -152,7 +152,8 @@ def pruned_zoo(data: dict[str, Any]) -> list[str]:
     return ["## Every model pruned at half of its channels", "", "`make zoo`. Random weights; uniform, by L1 norm. A "
             "row holds if the cut network gives what the network with the same channels zero gives (double precision, "
             f"{data['tolerance']} relative), takes a training step, and its ONNX file agrees in ONNX Runtime (0.001). "
-            f"{data['threads']} thread; seconds of the processor. {versions}.", "", *(linear if growth else []), *table(head, rows),
+            f"{data['threads']} thread; seconds of the processor. {versions}.", "", *(linear if growth else []),
+            *table(head, rows),
             *(["More than 40 % of the MACs are left, and what holds them:", "", *missed, ""] if missed else [])]
 
 
