@@ -9,7 +9,7 @@ import featherweight
 
 ROOT = Path(featherweight.__file__).parent
 LAYERS = [
-    {"errors", "files"},
+    {"errors", "files", "seeds"},
     {"numerics", "task"},
     {"network"},
     {"steps", "codec", "deploy"},

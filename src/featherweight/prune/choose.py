@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from featherweight.network import Network
 from featherweight.prune.allocate import ALLOCATIONS, Allocation, Case, Keep
@@ -21,38 +21,8 @@ from featherweight.prune.sensitivity import Curve
 from featherweight.steps import Skipped
 from featherweight.task import Task
 
-
-class Wish(Protocol):
-    """What of a ``Channels`` step is asked for here; see there."""
-
-    @property
-    def macs(self) -> float | None: ...
-    @property
-    def ratio(self) -> float | None: ...
-    @property
-    def params(self) -> float | None: ...
-    @property
-    def bytes(self) -> float | None: ...
-    @property
-    def latency(self) -> float | None: ...
-    @property
-    def heads(self) -> str: ...
-    @property
-    def target(self) -> str | None: ...
-    @property
-    def score(self) -> str: ...
-    @property
-    def allocation(self) -> str: ...
-    @property
-    def round_to(self) -> int: ...
-    @property
-    def min_keep(self) -> int: ...
-    @property
-    def ignore(self) -> tuple[str, ...]: ...
-    @property
-    def residual(self) -> bool: ...
-    @property
-    def seed(self) -> int: ...
+if TYPE_CHECKING:
+    from featherweight.prune.steps import Channels
 
 
 @dataclass(frozen=True)
@@ -74,7 +44,7 @@ class Choice:
         return {n: tuple(network.tensor(n).shape) for n in sorted(touched)}
 
 
-def choose(step: Wish, network: Network, task: Task, *, axes: AxisGroups | None = None,
+def choose(step: Channels, network: Network, task: Task, *, axes: AxisGroups | None = None,
            scores: Callable[[Sequence[AxisGroup]], Scores] | None = None,
            refuse: Callable[[AxisGroup], str] = lambda group: "") -> Choice:
     """Scores every channel that may go and keeps the best, as many as the step's target lets.
@@ -106,7 +76,7 @@ def choose(step: Wish, network: Network, task: Task, *, axes: AxisGroups | None 
                   (*axes.frozen, *left), vars(case).get("curves", ()))
 
 
-def costing(step: Wish, network: Network, axes: AxisGroups) -> tuple[str, Cost, Mapping[tuple[str, int], int]]:
+def costing(step: Channels, network: Network, axes: AxisGroups) -> tuple[str, Cost, Mapping[tuple[str, int], int]]:
     """What the step has a target for, how it is counted, and the steps of width worth having for axes of weights."""
     if step.latency is not None:
         table = LatencyTable.measure(network, axes, step.target or "onnxruntime")
@@ -115,13 +85,13 @@ def costing(step: Wish, network: Network, axes: AxisGroups) -> tuple[str, Cost, 
     return goal, COSTS[goal](network, axes), {}
 
 
-def ranked(step: Wish, network: Network, task: Task, groups: Sequence[AxisGroup]) -> Scores:
+def ranked(step: Channels, network: Network, task: Task, groups: Sequence[AxisGroup]) -> Scores:
     """The step's score, made comparable between groups."""
     found = SCORES[step.score](network, task, groups, step.seed)
     return found if step.score in COMPARABLE else normalised(found)
 
 
-def candidates(step: Wish, axes: AxisGroups) -> tuple[list[AxisGroup], tuple[Skipped, ...]]:
+def candidates(step: Channels, axes: AxisGroups) -> tuple[list[AxisGroup], tuple[Skipped, ...]]:
     """The groups that may be cut, and why others that could are not."""
     groups, left = [], []
     matched: set[str] = set()

@@ -70,3 +70,5 @@ def saved_each(axes: AxisGroups, groups: Sequence[AxisGroup], cost: Cost) -> lis
 
 #: what a ``Channels`` step may ask a fraction of -> how it is counted; latency is a table of its own (``latency.py``)
 COSTS: dict[str, Callable[[Network, AxisGroups], Cost]] = {"macs": macs, "params": params, "bytes": weight_bytes}
+#: the fields of a ``Channels`` step that say what fraction shall remain
+TARGETS = (*COSTS, "latency", "ratio")

@@ -7,13 +7,10 @@ mends what that broke; at the end of the Fit the plan cuts them, which changes n
 from __future__ import annotations
 
 import dataclasses
-import random
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,32 +18,18 @@ from featherweight.errors import RecipeError
 from featherweight.network import Network
 from featherweight.prune.axes import AxisGroup, axis_groups
 from featherweight.prune.channel_plan import ChannelPlan
-from featherweight.prune.choose import Wish, candidates, choose
+from featherweight.prune.choose import candidates, choose
+from featherweight.prune.costs import TARGETS
 from featherweight.prune.cut import kept_atoms
 from featherweight.prune.grow import cubic
 from featherweight.prune.held import Coupled, HeldChannels, channels_gone
 from featherweight.prune.scores import Scores
+from featherweight.seeds import generators_kept
 from featherweight.steps import Driver, Plan
 from featherweight.task import Task
 
-#: fields of a step that say what fraction of something shall remain
-TARGETS = ("macs", "params", "bytes", "latency", "ratio")
-
-
-class Scheduled(Wish, Protocol):
-    """What of a ``Channels`` step is asked for here; see there."""
-
-    @property
-    def schedule(self) -> str: ...
-    @property
-    def strength(self) -> float | None: ...
-    @property
-    def begin(self) -> float: ...
-    @property
-    def end(self) -> float: ...
-    @property
-    def frequency(self) -> float: ...
-
+if TYPE_CHECKING:
+    from featherweight.prune.steps import Channels
 
 class ChannelDriver(Driver):
     """What all schedules share: progress in ticks of ``frequency``, the decision, its holding, and its plan."""
@@ -54,7 +37,7 @@ class ChannelDriver(Driver):
     #: ``strength`` where the step gives none
     STRENGTH = 0.0
 
-    def __init__(self, step: Scheduled, network: Network, task: Task) -> None:
+    def __init__(self, step: Channels, network: Network, task: Task) -> None:
         self.step, self.network, self.task = step, network, task
         self.strength = self.STRENGTH if step.strength is None else step.strength
         self.axes = axis_groups(network, step.heads)
@@ -100,8 +83,8 @@ class ChannelDriver(Driver):
 
     def decide(self, share: float = 1.0) -> None:
         """Chooses the channels to keep when this share of what is to go in the end is gone."""
-        target = {n: 1 - (1 - v) * share for n in TARGETS if (v := getattr(self.step, n, None)) is not None}
-        step: Any = dataclasses.replace(self.step, **target)  # type: ignore[type-var]
+        target = {n: 1 - (1 - v) * share for n in TARGETS if (v := getattr(self.step, n)) is not None}
+        step = dataclasses.replace(self.step, **target)
         network = self.held.free()
         with generators_kept():
             found = choose(step, network, self.task, axes=self.axes, scores=self.scores(network), refuse=self.refuse)
@@ -160,7 +143,7 @@ class Growing(ChannelDriver):
 
     STRENGTH = 1.0
 
-    def __init__(self, step: Scheduled, network: Network, task: Task) -> None:
+    def __init__(self, step: Channels, network: Network, task: Task) -> None:
         super().__init__(step, network, task)
         self.coupled = [Coupled(network, g) for g in self.groups]
 
@@ -189,7 +172,7 @@ class GroupLasso(ChannelDriver):
     STRENGTH = 5e-4
     ALPHA = 4.0
 
-    def __init__(self, step: Scheduled, network: Network, task: Task) -> None:
+    def __init__(self, step: Channels, network: Network, task: Task) -> None:
         super().__init__(step, network, task)
         self.coupled = [Coupled(network, g) for g in self.groups]
 
@@ -212,7 +195,7 @@ class Slimming(ChannelDriver):
 
     STRENGTH = 1e-4
 
-    def __init__(self, step: Scheduled, network: Network, task: Task) -> None:
+    def __init__(self, step: Channels, network: Network, task: Task) -> None:
         super().__init__(step, network, task)
         self.coupled = [Coupled(network, g, ("norm",)) for g in self.groups]
 
@@ -240,7 +223,7 @@ SCHEDULES: dict[str, type[ChannelDriver]] = {"gradual": Gradual, "slimming": Sli
                                              "growing": Growing}
 
 
-def start(step: Scheduled, network: Network, task: Task) -> ChannelDriver:
+def start(step: Channels, network: Network, task: Task) -> ChannelDriver:
     """The driver of ``step.schedule`` on a network that is about to train. Raises RecipeError for options that make no
     sense."""
     if not (0 <= step.begin < step.end <= 1 and step.frequency > 0):
@@ -250,15 +233,3 @@ def start(step: Scheduled, network: Network, task: Task) -> ChannelDriver:
         raise RecipeError(f"Channels was given strength={step.strength}; expected a number above 0, or None for the "
                           f"schedule's own ({SCHEDULES[step.schedule].STRENGTH:g})")
     return SCHEDULES[step.schedule](step, network, task)
-
-
-@contextmanager
-def generators_kept() -> Iterator[None]:
-    """Leaves the global random generators as they were found: a decision draws nothing from the training's."""
-    ours = random.getstate(), np.random.get_state()
-    try:
-        with torch.random.fork_rng():
-            yield
-    finally:
-        random.setstate(ours[0])
-        np.random.set_state(ours[1])

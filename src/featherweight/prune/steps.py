@@ -15,15 +15,13 @@ from featherweight.prune.axes import HEADS, AxisGroup, AxisGroups, axis_groups
 from featherweight.prune.channel_plan import ChannelPlan, filled
 from featherweight.prune.choose import Choice, choose, ranked
 from featherweight.prune.compensate import METHODS, compensated, left_out
+from featherweight.prune.costs import TARGETS
 from featherweight.prune.cut import kept_atoms
 from featherweight.prune.during import SCHEDULES, start
 from featherweight.prune.scores import SCORES, Scores
 from featherweight.prune.zero import zero
 from featherweight.steps import Driver, Rewrite, Stage
 from featherweight.task import Task
-
-#: the fields of Channels that say how much shall remain
-TARGETS = ("macs", "params", "bytes", "latency", "ratio")
 
 
 @dataclass(frozen=True)

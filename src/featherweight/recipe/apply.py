@@ -19,8 +19,8 @@ from featherweight.recipe.flags import flags_of, slower
 from featherweight.recipe.kinds import kind_of
 from featherweight.recipe.recipe import Recipe, aimed, rewrites
 from featherweight.recipe.result import Decision, Final, Result
-from featherweight.recover.batches import generators_kept, seed_all, seed_from
 from featherweight.recover.checkpoint import canonical
+from featherweight.seeds import generators_kept, seed_all, seed_from
 from featherweight.steps import Context, Fit, Plan, Rewrite, Step
 from featherweight.task import Task
 

@@ -15,12 +15,13 @@ from featherweight.errors import RecipeError, TaskError
 from featherweight.network import Network
 from featherweight.network.devices import placed
 from featherweight.recover import checkpoint as files
-from featherweight.recover.batches import epoch, generators_kept, rounds, seed_all, seed_from
+from featherweight.recover.batches import epoch, rounds
 from featherweight.recover.checkpoint import Checkpoint, Position
 from featherweight.recover.optimizers import OPTIMIZERS, groups, pack, unpack
 from featherweight.recover.processes import accelerator
 from featherweight.recover.schedules import SCHEDULES
 from featherweight.recover.zeros import Zeros
+from featherweight.seeds import generators_kept, seed_all, seed_from
 from featherweight.steps import Context, Criterion, Driver, Plan
 from featherweight.task import SPLITS, Batch, Task, batch_size, call, move
 
