@@ -23,6 +23,7 @@ import platform
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,6 @@ import cifar10  # noqa: E402
 RESULTS = HERE / "results/sparse_weights.json"
 WORK = HERE.parent / "out/sparse_weights"
 VALIDATION = 5_000
-EVERY = 5  #: steps between new masks where weights may come back
 Make = Callable[[], fw.Network]
 Weights = fw.prune.Weights
 
@@ -141,39 +141,48 @@ def mnist(batch: int = 128, shift: int = 2) -> fw.Task:
                    loss=F.cross_entropy, score=fw.scores.top1, score_name="top-1 %")
 
 
-#: what makes convolutions faster on a CPU; the fully connected network is trained in plain float
-FAST: dict[str, Any] = {"lenet300": {}, "lenet5": {"autocast": "bf16", "channels_last": True}}
-#: name -> (model, epochs of the dense training, (sparsity, epochs, learning rate) of each pruning)
-LENETS: dict[str, tuple[Callable[[], nn.Module], int, list[tuple[float, int, float]]]] = {
-    "lenet300": (lenet300, 20, [(0.95, 30, 0.05)]),
-    "lenet5": (lenet5, 6, [(0.99, 12, 0.05)]),
+@dataclass(frozen=True)
+class Lenet:
+    """A model, the epochs of its dense training, and how it is pruned."""
+
+    model: Callable[[], nn.Module]
+    dense_epochs: int
+    epochs: int
+    lr: float
+    weight_decay: float
+    masks: Weights
+    how: str
+    #: what makes convolutions faster on a CPU
+    fast: dict[str, Any] = field(default_factory=dict)
+
+
+LENETS = {
+    "lenet300": Lenet(lenet300, 20, 30, 0.05, 1e-4, Weights(0.95, regrow="surgery", end=0.5, frequency=5 / 12_900),
+                      "cubic to half of the way, weights may come back to three quarters"),
+    "lenet5": Lenet(lenet5, 6, 25, 0.1, 5e-4, Weights(0.99, end=0.6), "cubic to 0.6 of the way",
+                    {"autocast": "bf16", "channels_last": True}),
 }
 
 
-def dense(name: str, task: fw.Task, where: Context) -> fw.Network:
-    model, epochs, _ = LENETS[name]
+def dense(row: Lenet, task: fw.Task, where: Context) -> fw.Network:
     torch.manual_seed(where.seed)
-    network = fw.capture(model().eval(), torch.zeros(2, 1, 28, 28))
-    return fw.recover.Train(epochs=epochs, lr=0.05, weight_decay=5e-4, **FAST[name]).fit(network, task, where)
+    network = fw.capture(row.model().eval(), torch.zeros(2, 1, 28, 28))
+    return fw.recover.Train(epochs=row.dense_epochs, lr=0.05, weight_decay=5e-4, **row.fast).fit(network, task, where)
 
 
 def lenet(name: str, rows: Rows, seed: int) -> None:
-    _, epochs, prunings = LENETS[name]
-    task, run = mnist(), f"{name} seed {seed}"
-    half = ", bf16" if FAST[name] else ""
-    parent = kept(f"{run} dense", lambda: dense(name, task, context(f"{run} dense", None, seed)))
+    row, task, run = LENETS[name], mnist(), f"{name} seed {seed}"
+    half = ", bf16" if row.fast else ""
+    parent = kept(f"{run} dense", lambda: dense(row, task, context(f"{run} dense", None, seed)))
     rows.add(f"{run} dense", lambda: parent, task, seed, validation_error=validation_error(parent, task),
-             how=f"{epochs} epochs, cosine from 0.05, shifts{half}")
-    for sparsity, more, lr in prunings:
-        masks = Weights(sparsity=sparsity, regrow="surgery", end=0.5, frequency=EVERY / (430 * more))
-        step = fw.recover.Train(epochs=more, lr=lr, weight_decay=1e-4, during=(masks,), **FAST[name],
-                                distill=fw.distill.Logits(temperature=2.0, weight=0.7))
-        title = f"{run} {sparsity:.1%} zeros"
-        pruned = kept(title, lambda s=step, t=title: s.fit(parent, task, context(t, parent, seed)))
-        rows.add(title, lambda n=pruned: n, task, seed, validation_error=validation_error(pruned, task),
-                 how=f"{more} epochs, cosine from {lr}, shifts{half}, dense network as teacher, magnitude over all "
-                     "layers, cubic to half of the way, weights may come back to three quarters, new masks every 5 "
-                     "steps")
+             how=f"{row.dense_epochs} epochs, cosine from 0.05, shifts{half}")
+    step = fw.recover.Train(epochs=row.epochs, lr=row.lr, weight_decay=row.weight_decay, during=(row.masks,),
+                            distill=fw.distill.Logits(temperature=2.0, weight=0.7), **row.fast)
+    title = f"{run} {row.masks.sparsity:.1%} zeros"
+    pruned = kept(title, lambda: step.fit(parent, task, context(title, parent, seed)))
+    rows.add(title, lambda: pruned, task, seed, validation_error=validation_error(pruned, task),
+             how=f"{row.epochs} epochs, cosine from {row.lr}, shifts{half}, dense network as teacher, magnitude over "
+                 f"all layers, {row.how}")
 
 
 def validation_error(network: fw.Network, task: fw.Task) -> float:
@@ -219,7 +228,7 @@ def resnet20(rows: Rows, checkpoints: Path, seed: int) -> None:
     ways: dict[str, Make] = {
         "gradual": lambda: retraining((Weights(0.8, end=0.5),)).fit(
             base, task, context(f"resnet20 gradual {seed}", base, seed)),
-        "regrowing": lambda: retraining((Weights(0.8, regrow="surgery", end=0.4, frequency=EVERY / 3510),)).fit(
+        "regrowing": lambda: retraining((Weights(0.8, regrow="surgery", end=0.4, frequency=5 / 3510),)).fit(
             base, task, context(f"resnet20 regrowing {seed}", base, seed)),
         "obs first": lambda: retraining().fit(
             Weights(0.8, score="obs", compensate="obs").plan(base, task).apply(base), task,
