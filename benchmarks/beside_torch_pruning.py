@@ -6,7 +6,8 @@ theirs, ours: no retraining, ResNet-20 and ResNet-56 at 1.2x to 4x fewer MACs, 1
     for them to re-estimate batch norm; for us to choose by and to refit the weights that remain. Torch-Pruning (1.6.1)
     stops on the option-A shortcut unless all but each block's inner channels are left alone; with these, its L1 is run
     with one ratio for all layers and with a global ranking.
-theirs-trained, ours-trained: ResNet-20 at 2.1x and 3x after 8 epochs, 3 seeds.
+theirs-trained, ours-trained: ResNet-20 at 2.1x and 3x after 8 epochs, 3 seeds. theirs-taught, ours-taught: the same
+    training with the original as teacher (temperature 4, half of the loss) for both.
 ours-long: ResNet-56 at 2.1x, retrained for longer, taught by the original.
 
 Torch-Pruning is needed for its own side alone. MACs are counted by featherweight for both. Every row goes into
@@ -19,6 +20,7 @@ import argparse
 import sys
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +41,8 @@ POINTS = (1.2, 1.5, 2.1, 3.0, 4.0)  #: times fewer MACs
 TRAINED = (2.1, 3.0)
 SEEDS = (0, 1, 2)
 EPOCHS = 8
-LONG = (8,)  #: epochs of ResNet-56
+LONG = (20,)  #: epochs of ResNet-56
+TEACHER = fw.distill.Logits(temperature=4.0)
 BATCHES = 8  #: of 128 images, for batch norm
 Make = Callable[[], fw.Network]
 
@@ -78,7 +81,15 @@ class Bench:
             with tempfile.TemporaryDirectory() as folder:
                 return train.fit(start(), self.task, Context(original=base, workdir=Path(folder), seed=seed))
 
-        self.add(name, base, make, seed=seed, epochs=train.epochs)
+        self.add(name, base, make, seed=seed, epochs=train.epochs, taught=train.distill is not None)
+
+    def training(self, side: str, start: Callable[[float], fw.Network], taught: bool) -> None:
+        """ResNet-20 at both points with every seed; ``start`` gives the cut network."""
+        base, how = self.original(20), "taught" if taught else "trained"
+        for seed in SEEDS:
+            for fewer in TRAINED:
+                self.trained(f"resnet20 {side} {fewer}x {how}, seed {seed}", base, lambda f=fewer: start(f), seed,
+                             retraining(distill=TEACHER if taught else None))
 
     # ---- featherweight
     def ours(self, depth: int, fewer: float) -> fw.Network:
@@ -93,18 +104,14 @@ class Bench:
             for fewer in POINTS:
                 self.add(f"resnet{depth} ours {fewer}x", base, lambda d=depth, f=fewer: self.ours(d, f), side="ours")
 
-    def our_training(self) -> None:
-        base = self.original(20)
-        for seed in SEEDS:
-            for fewer in TRAINED:
-                self.trained(f"resnet20 ours {fewer}x trained, seed {seed}", base, lambda f=fewer: self.ours(20, f),
-                             seed, retraining())
+    def our_training(self, taught: bool = False) -> None:
+        self.training("ours", partial(self.ours, 20), taught)
 
     def our_long(self) -> None:
         base = self.original(56)
         for epochs in LONG:
             self.trained(f"resnet56 ours 2.1x, {epochs} epochs, taught", base, lambda: self.ours(56, 2.1), 0,
-                         retraining(epochs, fw.distill.Logits(temperature=4.0)))
+                         retraining(epochs, TEACHER))
 
     # ---- Torch-Pruning
     def theirs(self, depth: int, fewer: float, overall: bool) -> fw.Network:
@@ -146,23 +153,23 @@ class Bench:
                     self.add(f"resnet{depth} theirs {kind} {fewer}x", base,
                              lambda d=depth, f=fewer, o=overall: self.normed(self.theirs(d, f, o)), side="theirs")
 
-    def their_training(self) -> None:
-        base = self.original(20)
-        for seed in SEEDS:
-            for fewer in TRAINED:
-                self.trained(f"resnet20 theirs uniform {fewer}x trained, seed {seed}", base,
-                             lambda f=fewer: self.theirs(20, f, False), seed, retraining())
+    def their_training(self, taught: bool = False) -> None:
+        self.training("theirs uniform", lambda fewer: self.theirs(20, fewer, False), taught)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoints", type=Path, required=True)
-    parser.add_argument("parts", nargs="*", default=["theirs", "ours", "theirs-trained", "ours-trained", "ours-long"])
+    parser.add_argument("parts", nargs="*", help="all of them if none is named")
     given = parser.parse_args()
     bench = Bench(given.checkpoints)
-    for part in given.parts:
-        {"theirs": bench.their_curve, "theirs-trained": bench.their_training, "ours": bench.our_curve,
-         "ours-trained": bench.our_training, "ours-long": bench.our_long}[part]()
+    parts: dict[str, Callable[[], None]] = {
+        "theirs": bench.their_curve, "ours": bench.our_curve,
+        "theirs-trained": bench.their_training, "ours-trained": bench.our_training,
+        "theirs-taught": partial(bench.their_training, True), "ours-taught": partial(bench.our_training, True),
+        "ours-long": bench.our_long}
+    for part in given.parts or parts:
+        parts[part]()
 
 
 if __name__ == "__main__":

@@ -14,6 +14,8 @@ count numbers (1 to 2^20) of width 1, 2, 4 or 8 bytes, little-endian. Methods:
                 that many bytes, raw if as many as numbers, else a stream
     4 palette   one byte k - 1, k numbers, a stream of indices
     5 sparse    varint length, a stream of 0 and 1 (1: not zero), then method byte and block of what is not zero (not 5)
+    6 packed    width 1, bytes that hold numbers of b < 8 bits (``numerics.packing``): the byte b, a byte with the bits
+                after the last whole number, a stream of the numbers
 The writer takes the shortest for each block; tensors of one width that lie together and are small share a block.
 
 The reader adds up what the blocks claim before it decodes one, refuses a sum that is not the claimed length or passes
@@ -38,6 +40,7 @@ from featherweight.network import Network
 
 MAGIC = b"\x93FWZ\r\n\x1a"
 VERSION = 1
+WHOLE = 420  #: bytes hold whole numbers of any of 1 to 7 bits
 SMALL = 4096  #: numbers; tensors below it share a block with their neighbours
 LIMIT, RATIO = 1 << 30, 1000  #: an archive may claim LIMIT bytes and RATIO times its own length, unless told otherwise
 ITEM_BYTES = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "C64": 4,
@@ -51,10 +54,11 @@ def pack(network_path: str | Path, archive_path: str | Path) -> int:
     """
     data = _read(network_path)
     body = bytearray(hashlib.sha256(data).digest() + varint(len(data)))
-    for start, end, width in _sections(data, Path(network_path)):
-        for at in range(start, end, BLOCK * width):
-            numbers = np.frombuffer(data[at:min(end, at + BLOCK * width)], f"<u{width}")
-            method, payload = encode(numbers)
+    for start, end, width, bits in _sections(data, Path(network_path)):
+        step = BLOCK * width if bits == 8 else BLOCK - BLOCK % WHOLE
+        for at in range(start, end, step):
+            numbers = np.frombuffer(data[at:min(end, at + step)], f"<u{width}")
+            method, payload = encode(numbers, bits)
             body += bytes((method | WIDTHS.index(width) << 4,)) + varint(numbers.size) + varint(len(payload)) + payload
     archive = MAGIC + bytes((VERSION,)) + hashlib.sha256(body).digest() + body
     for _ in _unpacked(archive, str(archive_path), len(data)):
@@ -92,29 +96,33 @@ def _write(path: str | Path, pieces: Iterator[bytes]) -> int:
         return sum(file.write(piece) for piece in pieces)
 
 
-def _sections(data: bytes, path: Path) -> list[tuple[int, int, int]]:
-    """The file cut where the width of its numbers changes: (start, end, width) of each piece, in order."""
+def _sections(data: bytes, path: Path) -> list[tuple[int, int, int, int]]:
+    """The file cut where the width of its numbers changes: (start, end, width, bits) of each piece, in order; bits are
+    8, or fewer where bytes hold packed numbers."""
     size = 8 + int.from_bytes(data[:8], "little")
     try:
         if len(data) < 10 or size > len(data):
             raise ValueError("its header is longer than the file")
         header = json.loads(data[8:size])
-        version = str(header.pop("__metadata__")["format"])
+        meta = header.pop("__metadata__")
+        version = str(meta["format"])
         if not version.startswith("featherweight"):
             raise ValueError(f"its format is {version[:80]!r}")
-        tensors = sorted(_place(entry) for entry in header.values())
+        packed = {name: int(how[0]) for name, how in json.loads(meta["graph"]).get("packed", {}).items()}
+        tensors = sorted((*_place(entry), packed.get(name, 8)) for name, entry in header.items())
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
         raise FileError(f"{path} is no featherweight file ({error}); pack takes what network.save wrote") from error
-    found, at = [(0, size, 1)], 0
-    for start, end, width in tensors:
+    found, at = [(0, size, 1, 8)], 0
+    for start, end, width, bits in tensors:
         if start != at or end < start or (end - start) % width:
             raise FileError(f"{path} is damaged: its tensors do not lie end to end")
         at = end
         last = found[-1]
-        if len(found) > 1 and last[2] == width and min(last[1] - last[0], end - start) < SMALL * width:
-            found[-1] = (last[0], size + end, width)
+        alike = len(found) > 1 and last[2:] == (width, bits) == (width, 8)
+        if alike and min(last[1] - last[0], end - start) < SMALL * width:
+            found[-1] = (last[0], size + end, width, 8)
         elif end > start:
-            found.append((size + start, size + end, width))
+            found.append((size + start, size + end, width, bits))
     if size + at != len(data):
         raise FileError(f"{path} is damaged: its tensors end at {size + at} of {len(data)} bytes")
     return found

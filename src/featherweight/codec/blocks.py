@@ -14,11 +14,12 @@ from numpy.typing import NDArray
 
 from featherweight.codec import entropy
 from featherweight.errors import FileError
+from featherweight.numerics import packing
 
 Numbers = NDArray[Any]
 BLOCK = 1 << 20  #: numbers in a block at most: what bounds the memory that a block can ask for
 WIDTHS = (1, 2, 4, 8)
-RAW, DEFLATED, CODED, PLANES, PALETTE, SPARSE = range(6)
+RAW, DEFLATED, CODED, PLANES, PALETTE, SPARSE, PACKED = range(7)
 
 
 def varint(number: int) -> bytes:
@@ -42,10 +43,13 @@ def read_varint(data: bytes | memoryview, at: int) -> tuple[int, int]:
     raise FileError("the archive is damaged: a length has no end")
 
 
-def encode(numbers: Numbers) -> tuple[int, bytes]:
-    """The method that makes ``numbers`` smallest, and its bytes."""
+def encode(numbers: Numbers, bits: int = 8) -> tuple[int, bytes]:
+    """The method that makes ``numbers`` smallest, and its bytes. bits: below 8, the numbers are bytes that hold whole
+    numbers of so many bits."""
     made = [(len(payload), method, payload) for method, (write, _) in METHODS.items()
             if (payload := write(numbers)) is not None]
+    if bits < 8:
+        made.append((len(payload := _packed(numbers, bits)), PACKED, payload))
     _, method, payload = min(made)
     return method, payload
 
@@ -173,6 +177,28 @@ def _read_sparse(payload: bytes, count: int, width: int) -> Numbers:
     return numbers
 
 
+def _packed(numbers: Numbers, bits: int) -> bytes:
+    """Bytes that hold whole numbers of ``bits`` bits: these, coded, and the bits that are left."""
+    count = numbers.size * 8 // bits
+    left = packing.unpack(numbers, 1, numbers.size * 8)[count * bits:]
+    return bytes((bits, *packing.pack(left, 1))).ljust(2, b"\0") + entropy.encode(packing.unpack(numbers, bits, count))
+
+
+def _read_packed(payload: bytes, count: int, width: int) -> Numbers:
+    bits = payload[0] if len(payload) > 2 and width == 1 else 0
+    if not 0 < bits < 8:
+        raise FileError("the archive is damaged: packed numbers have 1 to 7 bits")
+    symbols = entropy.decode(payload[2:], count * 8 // bits)
+    if int(symbols.max(initial=0)) >> bits:
+        raise FileError(f"the archive is damaged: a packed number has more than {bits} bits")
+    packed = packing.pack(symbols, bits)
+    numbers = np.zeros(count, np.uint8)
+    numbers[:packed.size] = packed
+    if count * 8 % bits:
+        numbers[-1] |= payload[1] << (8 - count * 8 % bits) & 255
+    return numbers
+
+
 #: method -> (numbers to bytes, None where it does not apply; bytes back to numbers)
 METHODS: dict[int, tuple[Callable[[Numbers], bytes | None], Callable[[bytes, int, int], Numbers]]] = {
     RAW: (_raw, _read_raw),
@@ -181,4 +207,5 @@ METHODS: dict[int, tuple[Callable[[Numbers], bytes | None], Callable[[bytes, int
     PLANES: (_planes, _read_planes),
     PALETTE: (_palette, _read_palette),
     SPARSE: (_sparse, _read_sparse),
+    PACKED: (lambda numbers: None, _read_packed),  # written only where it is known how many bits a number has
 }

@@ -8,7 +8,7 @@ Layout, byte by byte
 
 The graph: ``nodes`` [{name, op: input|tensor|call|output, target, args, kwargs, module, source, ...}], ``inputs``,
 ``in_spec``, ``out_spec``, ``constants``, ``tensors`` {name: kind}, ``ties`` {name: name it shares}, ``order`` of module
-paths, ``patterns``, ``notes``. Arguments are JSON literals or tagged objects: {"node": name}, {"dtype": ..},
+paths, ``patterns``, ``notes``, and ``packed``: tensors of whole numbers written with fewer than 8 bits (``packed.py``). Arguments are JSON literals or tagged objects: {"node": name}, {"dtype": ..},
 {"device": ..}, {"layout": ..}, {"memory": ..}, {"float": "inf"}, {"slice": [..]}.
 
 How each byte is read: ``json.loads``, then checks of every field (``description.py``). A call's operator is looked up
@@ -31,6 +31,7 @@ from torch import Tensor, nn
 
 from featherweight.errors import FileError
 from featherweight.files import written_whole
+from featherweight.network import packed
 from featherweight.network.allowed import target_name
 from featherweight.network.assembly import Assembly, put
 from featherweight.network.description import describe, rebuild
@@ -67,9 +68,9 @@ def _outside(model: nn.Module, parts: Any) -> dict[str, Tensor]:
     return {k: v for k, v in model.state_dict().items() if not k.startswith(inside)}
 
 
-def _write(path: str | Path, tensors: dict[str, Tensor], kind: str, description: Any) -> int:
-    text = json.dumps(description, separators=(",", ":"))
-    plain = {k: v.detach().contiguous().cpu().clone() for k, v in tensors.items()}
+def _write(path: str | Path, tensors: dict[str, Tensor], kind: str, description: dict[str, Any]) -> int:
+    plain, entries = packed.pack({k: v.detach().contiguous().cpu().clone() for k, v in tensors.items()})
+    text = json.dumps(description | ({"packed": entries} if entries else {}), separators=(",", ":"))
     with written_whole(path) as part:
         save_file(plain, part, {"format": kind, "graph": text, "sha256": _digest(text, plain)})
         _order_metadata(part)
@@ -173,9 +174,12 @@ def _read(path: Path) -> tuple[str, Any, dict[str, Tensor]]:
     if _digest(text, tensors) != meta.get("sha256"):
         raise FileError(f"{path} is damaged: its bytes do not match its checksum")
     try:
-        return kind, json.loads(text), tensors
+        description = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise FileError(f"{path}: its graph is no JSON: {error}") from error
+    if isinstance(description, dict) and "packed" in description:
+        tensors = packed.unpack(tensors, description["packed"])
+    return kind, description, tensors
 
 
 __all__ = ["describe", "load", "rebuild", "save", "save_assembly", "target_name"]

@@ -7,7 +7,7 @@ eq. 1).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -23,24 +23,31 @@ FINE = 10
 class Spec:
     """What a grid may be.
 
-    bits: 2..16 (how wide a whole number is). signed: whether the numbers go below zero. symmetric: zero point in the
-    middle, so that only the scale is free; a symmetric signed grid is narrow (-127..127 for 8 bits), so that -x stands
-    as exactly as x. axis: the channel axis with a grid per channel, None for one grid.
+    bits: 1..16 (how wide a whole number is). signed: whether the numbers go below zero. symmetric: zero point in the
+    middle, so that only the scale is free; a symmetric signed grid is narrow (-127..127 for 8 bits, -1..1 for 2), so
+    that -x stands as exactly as x. axis: the channel axis with a grid per channel, None for one grid. odd: the numbers
+    are -(2^bits - 1), .., -3, -1, 1, 3, .., 2^bits - 1: 2^bits levels on both sides of zero and none on it, for 1 bit
+    the signs (signed, symmetric, at most 7 bits).
     """
 
     bits: int = 8
     signed: bool = True
     symmetric: bool = True
     axis: int | None = None
+    odd: bool = False
 
     @property
     def lowest(self) -> int:
+        if self.odd:
+            return -self.highest
         if not self.signed:
             return 0
         return -(1 << (self.bits - 1)) + (1 if self.symmetric else 0)
 
     @property
     def highest(self) -> int:
+        if self.odd:
+            return (1 << self.bits) - 1
         return (1 << (self.bits - 1 if self.signed else self.bits)) - 1
 
     @property
@@ -94,7 +101,7 @@ def least_squares(values: Tensor, spec: Spec, counts: Tensor | None = None) -> t
     """
     rows = _rows(values, spec.axis).double()
     weights = None if counts is None else _rows(counts, spec.axis).double()
-    flat = Spec(spec.bits, spec.signed, spec.symmetric, 0)
+    flat = replace(spec, axis=0)
     low, high = rows.amin(1).clamp(max=0), rows.amax(1).clamp(min=0)
     shares = {"low": torch.ones_like(low), "high": torch.ones_like(high)}
 
@@ -122,7 +129,7 @@ def least_squares(values: Tensor, spec: Spec, counts: Tensor | None = None) -> t
 
 
 def quantize(values: Tensor, scale: Tensor, zero_point: Tensor, spec: Spec) -> Tensor:
-    """Numbers of ``spec.dtype``, shape of ``values``; halves round to even."""
+    """Numbers of ``spec.dtype``, shape of ``values``; halves round to even (on an odd grid: up)."""
     return _steps(values, scale, zero_point, spec).to(spec.dtype)
 
 
@@ -140,7 +147,9 @@ def fake_quantize(values: Tensor, scale: Tensor, zero_point: Tensor, spec: Spec)
 
 def _steps(values: Tensor, scale: Tensor, zero_point: Tensor, spec: Spec) -> Tensor:
     scale, zero_point = _along(scale, values, spec.axis), _along(zero_point, values, spec.axis)
-    return (torch.round(values / scale.to(values.dtype)) + zero_point).clamp_(spec.lowest, spec.highest)
+    steps = values / scale.to(values.dtype)
+    numbers = torch.floor(steps / 2) * 2 + 1 if spec.odd else torch.round(steps) + zero_point
+    return numbers.clamp_(spec.lowest, spec.highest)
 
 
 def _along(numbers: Tensor, values: Tensor, axis: int | None) -> Tensor:
