@@ -8,8 +8,9 @@ Layout, byte by byte
 
 The graph: ``nodes`` [{name, op: input|tensor|call|output, target, args, kwargs, module, source, ...}], ``inputs``,
 ``in_spec``, ``out_spec``, ``constants``, ``tensors`` {name: kind}, ``ties`` {name: name it shares}, ``order`` of module
-paths, ``patterns``, ``notes``, and ``packed``: tensors of whole numbers written with fewer than 8 bits (``packed.py``). Arguments are JSON literals or tagged objects: {"node": name}, {"dtype": ..},
-{"device": ..}, {"layout": ..}, {"memory": ..}, {"float": "inf"}, {"slice": [..]}.
+paths, ``patterns``, ``notes``, and ``packed``: tensors of whole numbers written with fewer than 8 bits (``packed.py``).
+Arguments are JSON literals or tagged objects: {"node": name}, {"dtype": ..}, {"device": ..}, {"layout": ..},
+{"memory": ..}, {"float": "inf"}, {"slice": [..]}.
 
 How each byte is read: ``json.loads``, then checks of every field (``description.py``). A call's operator is looked up
 by name among those that ``allowed.py`` lets through; nothing is imported, unpickled or evaluated on a file's word. A

@@ -54,15 +54,13 @@ def _foldable(network: Network, call: Node, norm: Node) -> bool:
 def _fold(network: Network, call: Node, norm: Node) -> None:
     name = str(weight_name(call))
     weight = network.tensor(name).detach()
-    gamma, beta, mean, var = (constant_value(network, a) for a in norm.args[1:5])
+    beta, mean = (constant_value(network, a) for a in norm.args[2:4])
     assert mean is not None
-    assert var is not None
-    scale = torch.rsqrt(var.double() + float(norm.args[7]))  # type: ignore[arg-type]
-    scale = scale if gamma is None else scale * gamma.detach().double()
+    scale = norm_scale(network, norm)
     old = bias_name(call)
     bias = network.tensor(old).detach().double() if old is not None else torch.zeros_like(scale)
     bias = (bias - mean.double()) * scale + (0 if beta is None else beta.detach().double())
-    network.set_tensor(name, (weight.double() * _along_output(call, scale, weight)).to(weight.dtype))
+    network.set_tensor(name, (weight.double() * along_output(call, scale, weight)).to(weight.dtype))
     if old is not None:
         network.set_tensor(old, bias.to(weight.dtype))
     else:
@@ -76,7 +74,15 @@ def _fold(network: Network, call: Node, norm: Node) -> None:
     network.graph.erase_node(norm)
 
 
-def _along_output(call: Node, scale: Tensor, weight: Tensor) -> Tensor:
+def norm_scale(network: Network, norm: Node) -> Tensor:
+    """What a batch norm multiplies every channel with, [o] float64: gamma / sqrt(var + eps)."""
+    gamma, var = (constant_value(network, norm.args[i]) for i in (1, 4))
+    assert var is not None
+    scale = torch.rsqrt(var.detach().double() + float(norm.args[7]))  # type: ignore[arg-type]
+    return scale if gamma is None else scale * gamma.detach().double()
+
+
+def along_output(call: Node, scale: Tensor, weight: Tensor) -> Tensor:
     """``scale`` [o] shaped to multiply ``weight`` along its output channels."""
     if call.target not in TRANSPOSED:
         return scale.view(-1, *[1] * (weight.dim() - 1))

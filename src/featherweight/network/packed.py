@@ -48,7 +48,8 @@ def _bits(tensor: Tensor) -> tuple[int, int, int] | None:
 def unpack(written: Mapping[str, Tensor], entries: Any) -> dict[str, Tensor]:
     """The tensors that ``pack`` was given. Every wrong entry is a FileError."""
     if not isinstance(entries, dict):
-        raise FileError(f"what is said of packed tensors is {str(entries)[:80]!r}; expected names and how each is packed")
+        raise FileError(f"what is said of packed tensors is {str(entries)[:80]!r}; "
+                        "expected names and how each is packed")
     tensors = dict(written)
     for name, entry in entries.items():
         bits, lowest, step, dtype, shape = _checked(name, entry, written.get(name))

@@ -195,8 +195,9 @@ class _Placer:
 
     def _readers(self, point: Node, points: list[Node]) -> list[str]:
         """Whole-number calls read the rounded value. So does everybody else where a whole-number kernel gave it: the
-        kernel has no float to give."""
-        if point in self.supplied or any(i in self.supplied for i in self._carried(point)):
+        kernel has no float to give. (Where sums stay float, its value is float too.)"""
+        given = [point, *self._carried(point)]
+        if self.rules.adds and any(i in self.supplied for i in given):
             return [u.name for u in point.users]
         found = []
         for user in point.users:

@@ -2,37 +2,62 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from featherweight.errors import RecipeError, TaskError
 from featherweight.network import Network
+from featherweight.numerics import ranges
 from featherweight.numerics.grids import Spec, from_range, least_squares
+from featherweight.quantize.formats import unsigned
 from featherweight.task import Task, call
 
-BINS = 2048  #: of the histogram that the search for the least squared error looks at
+BINS = 2048  #: of the histogram that all methods but "minmax" look at
+Search = Callable[[Tensor, Spec, Tensor], tuple[Tensor, Tensor]]
 
 
-def activation_grids(network: Network, task: Task, groups: dict[str, list[str]], spec: Spec, method: str,
-                     batches: int | None) -> dict[str, tuple[float, int]]:
-    """Leader -> (scale, zero_point) of the grid that all points of its group share.
+@dataclass(frozen=True)
+class Grid:
+    """Where a value is rounded to: x = (number - zero_point) * scale. signed: whether numbers go below zero where the
+    grid is symmetric."""
 
-    groups: leader -> node names. method: "minmax", or "mse" (a second pass over the data fills a histogram per group).
+    scale: float
+    zero_point: int
+    signed: bool
+
+
+#: method -> (bin centers, spec, counts) -> (scale, zero point); "minmax" needs no histogram
+SEARCHES: dict[str, Search] = {
+    "mse": least_squares, "percentile": ranges.percentile, "kl": ranges.kullback_leibler,
+}
+METHODS = ("minmax", *SEARCHES)
+
+
+def activation_grids(network: Network, task: Task, groups: Mapping[str, list[str]], specs: Mapping[str, Spec],
+                     method: str, batches: int | None) -> dict[str, Grid]:
+    """Leader -> the grid that all points of its group share.
+
+    groups: leader -> node names. specs: leader -> what its grid may be; a symmetric one loses its sign where no value
+    lies below zero. method: one of METHODS; all but "minmax" run the data a second time, to fill a histogram per group.
     Raises TaskError where the calibration split is missing or empty, or values are not finite.
     """
     leaders = {name: leader for leader, names in groups.items() for name in names}
     lows, highs = _extremes(network, task, leaders, batches)
+    counts = {} if method == "minmax" else _histograms(network, task, leaders, lows, highs, batches)
     grids = {}
-    counts = _histograms(network, task, leaders, lows, highs, batches) if method == "mse" else {}
     for leader in groups:
         low, high = lows[leader], highs[leader]
+        spec = specs[leader]
+        if spec.symmetric and spec.signed and low >= 0:
+            spec = unsigned(spec)
         if leader in counts:
-            scale, zero = least_squares(_centers(low, high), spec, counts[leader])
+            scale, zero = SEARCHES[method](_centers(low, high), spec, counts[leader])
         else:
             scale, zero = from_range(low, high, spec)
-        grids[leader] = (float(scale), int(zero))
+        grids[leader] = Grid(float(scale), int(zero), spec.signed)
     return grids
 
 
@@ -102,6 +127,6 @@ def _centers(low: Tensor, high: Tensor) -> Tensor:
     return centers
 
 
-def check_method(name: str, given: str, known: Iterable[str] = ("minmax", "mse")) -> None:
+def check_method(name: str, given: str, known: Iterable[str] = METHODS) -> None:
     if given not in known:
         raise RecipeError(f"{name}={given!r} is not known; expected one of {', '.join(map(repr, known))}")

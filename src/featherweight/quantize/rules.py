@@ -119,12 +119,14 @@ class Rules:
 
     conv_rounds: whether a convolution runs on them only if its value is rounded; otherwise, as linear calls always, it
     gives a float as cheaply. fuses: whether a kernel computes functions of its value (UNARY) before it rounds it.
-    transposed: whether transposed convolutions (of one group) multiply whole numbers too.
+    transposed: whether transposed convolutions (of one group) multiply whole numbers too. adds: whether sums, products
+    and concatenations run on whole numbers.
     """
 
     conv_rounds: bool
     fuses: bool
     transposed: bool
+    adds: bool = True
 
     def multiplies(self, node: Node) -> bool:
         """Whether this call multiplies whole numbers where its weight is stored as such."""
@@ -142,13 +144,16 @@ class Rules:
         return JOINERS[node.target](node) if self.joins(node.target) else []
 
     def joins(self, target: Any) -> bool:
-        return target in JOINERS and not self.fused(target)
+        return self.adds and target in JOINERS and not self.fused(target)
 
 
 ONNX_RUNTIME = Rules(conv_rounds=True, fuses=False, transposed=False)
 #: as seen in the graphs that OpenVINO 2026.4 runs. An add within a convolution leaves out the rounding of what the
 #: convolution gives to it; but only where that is there does it run within the convolution.
 OPENVINO = Rules(conv_rounds=False, fuses=True, transposed=True)
+#: values of fewer than 8 bits, for which no runtime here has kernels: only what meets a weight is rounded, as the
+#: literature has it (sums and residual streams stay float)
+FEW_BITS = Rules(conv_rounds=False, fuses=True, transposed=True, adds=False)
 #: name of a deployment target -> its rules; those not listed are taken to be like ONNX Runtime
 RULES: dict[str, Rules] = {"onnxruntime": ONNX_RUNTIME, "openvino": OPENVINO, "openvino-bf16": OPENVINO}
 

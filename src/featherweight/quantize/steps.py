@@ -2,110 +2,122 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from fnmatch import fnmatch
-from typing import Any, ClassVar
-
-import torch
-from torch import Tensor
-from torch.fx import Node
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar
 
 from featherweight import deploy
-from featherweight.errors import PlanError, RecipeError, did_you_mean
+from featherweight.errors import PlanError, RecipeError
 from featherweight.network import Network, fold_batch_norm
-from featherweight.network.surgery import TRANSPOSED, WEIGHTED, insert_call, node_name, weight_name
-from featherweight.numerics import grids
-from featherweight.numerics.grids import Spec
+from featherweight.quantize import post, rounding
+from featherweight.quantize.biases import corrected
+from featherweight.quantize.fake import LEARNERS
+from featherweight.quantize.formats import ACTIVATIONS, weight_bits
+from featherweight.quantize.layers import Layer, Wish, layers
 from featherweight.quantize.placement import Placement, place
-from featherweight.quantize.ranges import activation_grids, check_method
-from featherweight.quantize.rules import ONNX_RUNTIME, RULES
+from featherweight.quantize.ranges import check_method
+from featherweight.quantize.rules import FEW_BITS, ONNX_RUNTIME, RULES, Rules
+from featherweight.quantize.store import Point, Stored, round_value, scale_name, store_weight
+from featherweight.quantize.training import Training
 from featherweight.steps import Plan, Rewrite, Skipped, Stage
 from featherweight.task import Task
 
-decomposed = torch.ops.quantized_decomposed
-
-WEIGHTS: dict[str, Spec] = {"int8": Spec(8, signed=True, symmetric=True)}
-ACTIVATIONS: dict[str, Spec] = {"uint8": Spec(8, signed=False, symmetric=False)}
 #: bytes of graph that a rounded value and a stored weight bring along, about, in the larger of the two files
 POINT_BYTES = 900
 WEIGHT_BYTES = 900
 
 
 @dataclass(frozen=True)
-class Point:
-    """A value rounded to a grid: ``node`` gives it, ``readers`` (calls) take the rounded one."""
-
-    node: str
-    scale: float
-    zero_point: int
-    readers: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Stored:
-    """A weight stored as whole numbers with a scale per channel of ``axis`` (in the plan's tensors: "NAME_scale")."""
-
-    weight: str
-    axis: int
-
-
-@dataclass(frozen=True)
 class QuantizePlan(Plan):
-    """Which weights are stored how, and which values are rounded to which grid. Biases stay float: a target whose
-    kernels want whole ones rounds them to (input scale times weight scale) when it exports."""
+    """Which weights are stored how, and which values are rounded to which grid.
 
-    weights: str
-    activations: str | None
+    changed: tensors of the network (batch norm folded) that get new values first, which lie in the plan's tensors under
+    their names: equalized or rounded weights, corrected biases. Biases stay float: a target whose kernels want whole
+    ones rounds them to (input scale times weight scale) when it exports.
+    """
+
     stored: tuple[Stored, ...]
     points: tuple[Point, ...]
+    changed: tuple[str, ...] = ()
     fold_batch_norm: bool = True
 
     def summary(self) -> str:
-        text = f"{len(self.stored)} weights as {self.weights} per channel"
-        return f"{text}, {len(self.points)} values as {self.activations}" if self.activations else text
+        kinds = Counter(s.kind for s in self.stored)
+        values = Counter(p.kind for p in self.points)
+        parts = [f"{n} weights as {kind}" for kind, n in kinds.items()] or ["0 weights"]
+        return ", ".join([*parts, *(f"{n} values as {kind}" for kind, n in values.items())])
 
     def apply(self, network: Network) -> Network:
         """A copy with batch norm folded, the named weights stored as whole numbers, the named values rounded."""
         if not self.stored and not self.points:
             return network.copy()
         result = fold_batch_norm(network) if self.fold_batch_norm else network.copy()
+        for name in self.changed:
+            self._change(result, name)
         for stored in self.stored:
-            scale = self.tensors.get(scale_name(stored.weight))
-            if scale is None:
-                raise PlanError(f"the plan lacks the tensor {scale_name(stored.weight)!r}; "
-                                "load it with the tensors that lie beside it")
-            store_weight(result, stored, scale, WEIGHTS[self.weights])
+            store_weight(result, stored, self.tensors.get(scale_name(stored.weight)))
         for point in self.points:
-            round_value(result, point, ACTIVATIONS[str(self.activations)])
+            round_value(result, point)
         result.changed()
         return result
+
+    def _change(self, network: Network, name: str) -> None:
+        new = self.tensors.get(name)
+        known = network.tensors().get(name)
+        if new is None:
+            raise PlanError(f"the plan lacks the tensor {name!r}; load it with the tensors that lie beside it")
+        if known is None or known.shape != new.shape:
+            raise PlanError(f"the plan changes {name!r} of {list(new.shape)}, which the network "
+                            f"{'has not' if known is None else f'has as {list(known.shape)}'}; plan again for it")
+        network.set_tensor(name, new.to(known))
 
 
 @dataclass(frozen=True)
 class Quantize(Rewrite):
-    """Stores weights as whole numbers per output channel and rounds values to whole numbers between operators.
+    """Stores weights as whole numbers and rounds values to whole numbers between operators.
 
-    weights: "int8" (symmetric, -127..127, a scale per output channel).
-    activations: "uint8" (affine, a grid per value), or None: values stay float and weights are read back to float.
-    ranges: how a value's grid is chosen from calibration data: "minmax" or "mse" (least squared error).
-    weight_ranges: the same for weights.
+    weights: "int8" to "int3" (symmetric), "ternary", "int2" (four levels, none of them zero), "binary" (signs); a scale
+        per output channel. "fp16", "bf16": two bytes a weight, computed as float32.
+    activations: "uint8" to "uint1" (affine, a grid per value), "int8" to "int2" (symmetric, signed only where values
+        lie below zero), or None: values stay float and weights are read back to float.
+    ranges: how a value's grid is chosen from calibration data: "minmax", "mse" (least squared error), "percentile",
+        "kl"; None takes "minmax" for 8 bits and "mse" for fewer. weight_ranges: "minmax", "mse" or None.
+    granularity: what has a scale of its own: "channel", "tensor", or a number of weights (a group of one row).
+    rounding: "nearest", "gptq", "adaround" or "blocks" (``rounding.METHODS``).
+    equalize: cross-layer equalization before; smooth: SmoothQuant's alpha (0.5 as the paper has it), None for none.
+    correct_bias: shifts biases so that the mean of every channel stays what it was.
+    mixed: pattern -> another form for what it fits: {"blocks.3.*": "int8"}, with values: {"head": "int8/uint8"} or
+        {"stem": "int8/float"}. The last pattern that fits holds.
+    ends: the same for the calls that see the input or give the output, where fewer than 8 bits are asked for; None
+        treats them like the others.
+    learn: how rounding is trained when the step is used during training, ``fake.LEARNERS``: "lsq" (learned scales),
+        "pact", "dorefa", "balanced" (signs), "ste".
     ignore: patterns (``*`` and ``?``) of module paths, weight names or node names that stay float.
     calibration_batches: at most so many batches of the calibration split; None takes all.
     target: the runtime whose whole-number kernels decide where values are rounded (``rules.RULES``); None takes
-    the job's, or "onnxruntime". The network runs in any runtime, if not always as fast.
+        the job's, or "onnxruntime". The network runs in any runtime, if not always as fast.
 
     With ``activations=None`` files shrink, and runtimes differ. ONNX Runtime reads the weights of convolutions and of
     linear calls on [n, i] back to float at every run (seen: 1.3 to 1.7 times the float time); those on [n, length, i]
     get faster. OpenVINO reads the weights of convolutions back once, and rounds what linear calls read to 8 bits, in
-    groups and anew at every run. On x86 without VNNI instructions, uint8 times int8 sums may saturate.
+    groups and anew at every run. On x86 without VNNI instructions, uint8 times int8 sums may saturate. Values of fewer
+    than 8 bits are simulated: no runtime here has kernels for them.
     """
 
     stage: ClassVar[Stage] = Stage.PRECISION
     weights: str = "int8"
     activations: str | None = "uint8"
-    ranges: str = "minmax"
-    weight_ranges: str = "minmax"
+    ranges: str | None = None
+    weight_ranges: str | None = None
+    granularity: str | int = "channel"
+    rounding: str = "nearest"
+    equalize: bool = False
+    smooth: float | None = None
+    correct_bias: bool = False
+    mixed: Mapping[str, str] = field(default_factory=dict)
+    ends: str | None = "int8/uint8"
+    learn: str = "lsq"
     ignore: tuple[str, ...] = ()
     calibration_batches: int | None = None
     target: str | None = None
@@ -113,167 +125,69 @@ class Quantize(Rewrite):
     def plan(self, network: Network, task: Task) -> QuantizePlan:
         """Raises RecipeError for unknown options, ExportError for an unknown target and TaskError where calibration
         data is needed and missing."""
-        self._check()
+        self.check()
         folded = fold_batch_norm(network).eval()
-        readers, skipped = _weights(folded, self.ignore)
-        placed = Placement()
-        if self.activations is not None:
-            rules = RULES.get(self.target or "onnxruntime", ONNX_RUNTIME)
-            kernels = {n.name for nodes in readers.values() for n in nodes if rules.multiplies(n)}
-            placed = place(folded, kernels, rules)
-            skipped += placed.skipped
-            for name in [w for w, nodes in readers.items() if not all(n.name in kernels for n in nodes)]:
-                skipped.append(Skipped(name, "stored as whole numbers, but its call has a kernel for floats only"))
-        stored, tensors = self._store(folded, readers)
-        points = self._points(folded, task, placed)
-        small = sum(folded.tensor(s.weight).numel() * 3 for s in stored) < (
-            POINT_BYTES * len(points) + WEIGHT_BYTES * len(stored))
-        return QuantizePlan(self.weights, self.activations, stored, points, bool(stored), skipped=tuple(skipped),
-                            grows=("bytes",) if small else (), tensors=tensors)
+        found, skipped = layers(folded, self.wish())
+        placed = self.placed(folded, found)
+        skipped = [*skipped, *placed.skipped, *self._left_float(found, placed)]
+        values, more = post.prepared(self, folded, task)
+        scales = post.weight_scales(folded, found, self.weight_ranges)
+        points = post.points(self, folded, task, placed, found)
+        new, rest = rounding.rounded(self.rounding, folded, task, found, scales, points, self.calibration_batches)
+        values |= new
+        tensors = {scale_name(name): scale for name, scale in scales.items()} | values
+        made = QuantizePlan(tuple(f.stored for f in found), points, tuple(sorted(values)), bool(found),
+                            skipped=tuple(dict.fromkeys([*skipped, *more, *rest])), tensors=tensors,
+                            grows=self.grows(folded, found, points))
+        return corrected(made, network, task, self.calibration_batches) if self.correct_bias else made
 
-    def _check(self) -> None:
-        if self.weights not in WEIGHTS:
-            raise RecipeError(f"weights={self.weights!r} is not known; {did_you_mean(str(self.weights), WEIGHTS)}")
-        if self.activations is not None and self.activations not in ACTIVATIONS:
-            raise RecipeError(f"activations={self.activations!r} is not known; "
-                              f"{did_you_mean(str(self.activations), ACTIVATIONS)}, or None")
-        check_method("ranges", self.ranges)
-        check_method("weight_ranges", self.weight_ranges)
+    def check(self) -> None:
+        """Raises RecipeError, or ExportError, for unknown options."""
+        self.wish().check()
+        if self.ranges is not None:
+            check_method("ranges", self.ranges)
+        if self.weight_ranges is not None:
+            check_method("weight_ranges", self.weight_ranges, ("minmax", "mse"))
+        check_method("rounding", self.rounding, rounding.METHODS)
+        check_method("learn", self.learn, LEARNERS)
+        if self.smooth is not None and not 0 <= self.smooth <= 1:
+            raise RecipeError(f"smooth={self.smooth}; expected a number from 0 to 1, as in smooth=0.5")
         if self.target is not None:
             deploy.target(self.target)
 
-    def _store(self, network: Network, readers: dict[str, list[Node]]) -> tuple[tuple[Stored, ...], dict[str, Tensor]]:
-        choose = grids.least_squares if self.weight_ranges == "mse" else grids.minmax
-        stored, tensors = [], {}
-        for name, nodes in readers.items():
-            spec = WEIGHTS[self.weights]
-            axis = weight_axis(nodes[0])
-            weight = network.tensor(name).detach().cpu()
-            scale, _ = choose(weight, Spec(spec.bits, spec.signed, spec.symmetric, axis))
-            stored.append(Stored(name, axis))
-            tensors[scale_name(name)] = scale
-        return tuple(stored), tensors
+    def start(self, network: Network, task: Task) -> Training:
+        """Used during training: weights and values are rounded in every step, gradients pass. Scales start where
+        calibration puts them."""
+        self.check()
+        return Training(self, network, task)
 
-    def _points(self, network: Network, task: Task, placed: Placement) -> tuple[Point, ...]:
-        if not placed.points:
-            return ()
-        groups: dict[str, list[str]] = {}
-        for name, leader in placed.points.items():
-            groups.setdefault(leader, []).append(name)
-        chosen = activation_grids(network, task, groups, ACTIVATIONS[str(self.activations)], self.ranges,
-                                  self.calibration_batches)
-        return tuple(Point(name, *chosen[leader], placed.readers[name]) for name, leader in placed.points.items())
+    def wish(self) -> Wish:
+        return Wish(self.weights, self.activations, self.granularity, self.mixed, self.ends, self.ignore)
 
+    def rules(self) -> Rules:
+        few = self.activations is not None and ACTIVATIONS[self.activations].bits < 8
+        return FEW_BITS if few else RULES.get(self.target or "onnxruntime", ONNX_RUNTIME)
 
-def scale_name(weight: str) -> str:
-    return f"{weight}_scale"
+    def placed(self, folded: Network, found: list[Layer]) -> Placement:
+        """Where values are rounded: around the calls of ``found`` that compute on whole numbers."""
+        if self.activations is None and not any(layer.activations for layer in found):
+            return Placement()
+        rules = self.rules()
+        kernels = {n.name for layer in found if layer.activations is not None for n in layer.nodes
+                   if rules.multiplies(n)}
+        return place(folded, kernels, rules)
 
+    def _left_float(self, found: list[Layer], placed: Placement) -> list[Skipped]:
+        if self.activations is None:
+            return []
+        return [Skipped(layer.stored.weight, "stored as whole numbers, but its call has a kernel for floats only")
+                for layer in found if layer.activations is not None
+                and not all(n.name in placed.kernels for n in layer.nodes)]
 
-def zero_name(weight: str) -> str:
-    """Zero points are stored although they are zero: runtimes find a whole-number kernel only where they are."""
-    return f"{weight}_zero_point"
-
-
-def weight_axis(node: Node) -> int:
-    """The axis of a call's weight along which every channel gets a scale of its own."""
-    return 1 if node.target in TRANSPOSED else 0
+    def grows(self, folded: Network, found: list[Layer], points: tuple[Point, ...]) -> tuple[str, ...]:
+        """A very small network's file grows: the graph gets longer than the weights get shorter."""
+        saved = sum(folded.tensor(f.stored.weight).numel() * (4 - weight_bits(f.stored.kind) / 8) for f in found)
+        return ("bytes",) if saved < POINT_BYTES * len(points) + WEIGHT_BYTES * len(found) else ()
 
 
-def _weights(network: Network, ignore: tuple[str, ...]) -> tuple[dict[str, list[Node]], list[Skipped]]:
-    """Weight name -> the calls that read it, where it can be stored as whole numbers; and the others, with why."""
-    found: dict[str, list[Node]] = {}
-    skipped: list[Skipped] = []
-    first: dict[int, str] = {}
-    for node in network.calls(*WEIGHTED):
-        name = weight_name(node)
-        reasons = list(_reasons(network, node, name, ignore))
-        if reasons:
-            skipped.append(Skipped(name or node.meta.get("module") or node.name, reasons[0]))
-        elif name is not None:
-            found.setdefault(first.setdefault(id(network.tensor(name)), name), []).append(node)
-    refused = {s.path for s in skipped}
-    for pattern in ignore:
-        if not any(_matches(n, weight_name(n), (pattern,)) for n in network.calls(*WEIGHTED)):
-            skipped.append(Skipped(pattern, "this ignore pattern matched no layer"))
-    return {n: nodes for n, nodes in found.items() if not refused & set(network.tied_names(n))}, skipped
-
-
-def _reasons(network: Network, node: Node, name: str | None, ignore: tuple[str, ...]) -> Iterator[str]:
-    if _matches(node, name, ignore):
-        yield "named in ignore"
-    if name is None:
-        yield "its weight is computed, or stored in another form already"
-        return
-    weight = network.tensor(name)
-    if weight.dtype != torch.float32:
-        yield f"its weight is {str(weight.dtype).removeprefix('torch.')}; expected float32"
-    elif not weight.numel() or not torch.isfinite(weight).all():
-        yield "its weight is empty or not finite"
-    for reader in network.users_of(name):
-        if reader.target not in WEIGHTED or weight_name(reader) not in network.tied_names(name):
-            yield f"its weight is read by {reader.target} too, which would read it back to float at every run"
-        elif weight_axis(reader) != weight_axis(node):
-            yield "its weight is read along different axes"
-
-
-def _matches(node: Node, name: str | None, ignore: tuple[str, ...]) -> bool:
-    known = [node.name, node.meta.get("module") or "", name or ""]
-    return any(fnmatch(k, pattern) for k in known for pattern in ignore)
-
-
-# ---- doing
-
-def store_weight(network: Network, stored: Stored, scale: Tensor, spec: Spec) -> None:
-    """Puts whole numbers in the place of a weight; its readers read them back through a scale per channel."""
-    name = stored.weight
-    try:
-        weight = network.tensor(name).detach()
-    except KeyError as error:
-        raise PlanError(f"the plan stores {name!r}, which the network has not; plan again for this network") from error
-    if not weight.is_floating_point() or weight.shape[stored.axis] != len(scale):
-        raise PlanError(f"the plan stores {name!r} with {len(scale)} scales along axis {stored.axis}; it is "
-                        f"{list(weight.shape)} {weight.dtype}: plan again for this network")
-    scale = scale.to(weight.device)
-    spec = Spec(spec.bits, spec.signed, spec.symmetric, stored.axis)
-    numbers = grids.quantize(weight.double(), scale, torch.zeros_like(scale, dtype=torch.int32), spec)
-    names = network.tied_names(name)
-    patterns = {n: network.patterns[n] for n in names if n in network.patterns}
-    for known in names:
-        network.remove_tensor(known)
-    for known in names:
-        network.add_tensor(known, numbers, buffer=True)
-    network.patterns.update(patterns)
-    network.add_tensor(scale_name(name), scale, buffer=True)
-    network.add_tensor(zero_name(name), torch.zeros_like(scale, dtype=spec.dtype), buffer=True)
-    nodes = [n for n in network.graph.nodes if n.op == "get_attr" and n.target in names]
-    with network.graph.inserting_before(nodes[0]):
-        scales, zeros = (network.graph.create_node("get_attr", t, name=node_name(t))
-                         for t in (scale_name(name), zero_name(name)))
-    for node in nodes:
-        readers = list(node.users)
-        whole = insert_call(network, decomposed.dequantize_per_channel.default,
-                            (node, scales, zeros, stored.axis, spec.lowest, spec.highest, spec.dtype),
-                            after=node, like=readers[0])
-        for reader in readers:
-            reader.replace_input_with(node, whole)
-
-
-def round_value(network: Network, point: Point, spec: Spec) -> None:
-    """Puts a quantize/dequantize pair after a node; the point's readers read the rounded value."""
-    try:
-        node = network.node(point.node)
-        readers = [network.node(r) for r in point.readers]
-    except KeyError as error:
-        raise PlanError(f"the plan names a node that the network has not ({error.args[0]}); "
-                        "plan again for this network") from error
-    grid: tuple[Any, ...] = (point.scale, point.zero_point, spec.lowest, spec.highest, spec.dtype)
-    whole = insert_call(network, decomposed.quantize_per_tensor.default, (node, *grid), after=node, like=node)
-    back = insert_call(network, decomposed.dequantize_per_tensor.default, (whole, *grid), after=whole, like=node)
-    for reader in readers:
-        if node not in reader.all_input_nodes:
-            raise PlanError(f"the plan says that {reader.name!r} reads {node.name!r}, which it does not; "
-                            "plan again for this network")
-        reader.replace_input_with(node, back)
-
-
-__all__ = ["ACTIVATIONS", "WEIGHTS", "Point", "Quantize", "QuantizePlan", "Stored"]
+__all__ = ["Quantize", "QuantizePlan"]

@@ -1,0 +1,49 @@
+"""Number types by name: what weights are stored as, and what values are rounded to."""
+
+from __future__ import annotations
+
+import torch
+
+from featherweight.errors import RecipeError, did_you_mean
+from featherweight.numerics.grids import Spec
+
+#: Grids of stored weights. Narrow, with zero on them, so that pruned weights stay zero; of 2 and 1 bit with as many
+#: levels on both sides of zero as fit, and none on it.
+GRIDS: dict[str, Spec] = {
+    **{f"int{bits}": Spec(bits) for bits in range(3, 9)},
+    "ternary": Spec(2),
+    "int2": Spec(2, odd=True),
+    "binary": Spec(1, odd=True),
+}
+#: floats of two bytes: stored so, computed as float32
+HALVES: dict[str, torch.dtype] = {"fp16": torch.float16, "bf16": torch.bfloat16}
+WEIGHTS = (*GRIDS, *HALVES)
+
+#: Grids of values. "uint": affine, the zero point where the values want it. "int": symmetric, and signed only where
+#: values lie below zero (the entry here; ``unsigned`` gives the other).
+ACTIVATIONS: dict[str, Spec] = {
+    **{f"uint{bits}": Spec(bits, signed=False, symmetric=False) for bits in range(1, 9)},
+    **{f"int{bits}": Spec(bits) for bits in range(2, 9)},
+}
+
+
+def unsigned(spec: Spec) -> Spec:
+    """The grid of as many bits from zero up."""
+    return Spec(spec.bits, signed=False, symmetric=True, axis=spec.axis)
+
+
+def weight_bits(kind: str) -> int:
+    """Bits of one weight of this kind."""
+    return GRIDS[kind].bits if kind in GRIDS else 8 * HALVES[kind].itemsize
+
+
+def check_kinds(where: str, weights: str, activations: str | None) -> None:
+    """Raises RecipeError for a name that is not in the tables."""
+    if weights not in WEIGHTS:
+        raise RecipeError(f"{where}={weights!r} is not known; {did_you_mean(str(weights), WEIGHTS)}")
+    if activations is not None and activations not in ACTIVATIONS:
+        raise RecipeError(f"activations={activations!r} is not known; {did_you_mean(str(activations), ACTIVATIONS)}, "
+                          "or None")
+
+
+__all__ = ["ACTIVATIONS", "GRIDS", "HALVES", "WEIGHTS", "check_kinds", "unsigned", "weight_bits"]

@@ -1,0 +1,180 @@
+"""Which weights of a network can be stored in another form, and in which."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatch
+
+import torch
+from torch.fx import Node
+
+from featherweight.errors import RecipeError
+from featherweight.network import Network
+from featherweight.network.surgery import TRANSPOSED, WEIGHTED, weight_name
+from featherweight.quantize.formats import ACTIVATIONS, GRIDS, check_kinds
+from featherweight.quantize.store import Stored
+from featherweight.steps import Skipped
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A weight, the calls that read it, and the form that it and what these calls read shall have."""
+
+    stored: Stored
+    nodes: tuple[Node, ...]
+    activations: str | None
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What is asked for: see ``Quantize``."""
+
+    weights: str
+    activations: str | None
+    granularity: str | int
+    mixed: Mapping[str, str]
+    ends: str | None
+    ignore: tuple[str, ...]
+
+    def check(self) -> None:
+        """Raises RecipeError for names that are not in the tables."""
+        check_kinds("weights", self.weights, self.activations)
+        for pattern, text in self.mixed.items():
+            check_kinds(f"mixed[{pattern!r}]", *split(text, self.activations))
+        if self.ends is not None:
+            check_kinds("ends", *split(self.ends, self.activations))
+        grain = self.granularity
+        if grain not in ("channel", "tensor") and not (isinstance(grain, int) and grain > 0):
+            raise RecipeError(f"granularity={grain!r} is not known; expected 'channel', 'tensor' or the length of a "
+                              "group, as in granularity=32")
+
+
+def split(text: str, activations: str | None) -> tuple[str, str | None]:
+    """"int4/uint8" as (weights, activations); "int8" keeps the step's ``activations``, "int8/float" has none."""
+    weights, slash, values = text.partition("/")
+    return weights, (None if values == "float" else values) if slash else activations
+
+
+def layers(network: Network, wish: Wish) -> tuple[list[Layer], list[Skipped]]:
+    """The weights that are stored in another form, in graph order; and the others, with why."""
+    found: dict[str, list[Node]] = {}
+    skipped: list[Skipped] = []
+    first: dict[int, str] = {}
+    readable = (*WEIGHTED, aten.embedding.default)
+    for node in network.calls(*readable):
+        name = read_weight(node)
+        if name is not None:
+            name = first.setdefault(id(network.tensor(name)), name)
+        reasons = list(_reasons(network, node, name, wish.ignore))
+        if reasons:
+            skipped.append(Skipped(name or node.meta.get("module") or node.name, reasons[0]))
+        elif name is not None:
+            found.setdefault(name, []).append(node)
+    refused = {s.path for s in skipped}
+    for pattern in (*wish.ignore, *wish.mixed):
+        if not any(matches(n, read_weight(n), (pattern,)) for n in network.calls(*readable)):
+            where = "ignore" if pattern in wish.ignore else "mixed"
+            skipped.append(Skipped(pattern, f"this {where} pattern matched no layer"))
+    outer = ends(network)
+    made = []
+    for name, nodes in found.items():
+        if refused & set(network.tied_names(name)):
+            continue
+        layer, why = _layer(network, name, nodes, wish, outer)
+        skipped += [Skipped(name, why)] if why else []
+        made += [layer] if layer is not None else []
+    return made, skipped
+
+
+def _layer(network: Network, name: str, nodes: list[Node], wish: Wish, outer: set[Node]) -> tuple[Layer | None, str]:
+    """The layer, and what could not be had of it; None where nothing could."""
+    kind, values = wish.weights, wish.activations
+    if wish.ends is not None and outer & set(nodes) and _few(kind, values):
+        kind, given = split(wish.ends, wish.activations)
+        values = given if wish.activations is not None else None
+    for pattern, text in wish.mixed.items():
+        if any(matches(n, name, (pattern,)) for n in nodes):
+            kind, values = split(text, wish.activations)
+    weight, axis = network.tensor(name), weight_axis(nodes[0])
+    if kind in GRIDS and GRIDS[kind].odd and network.patterns.keys() & set(network.tied_names(name)):
+        return None, f'its pruned zeros have no place among the levels of {kind}; write mixed={{"{name}": "ternary"}}'
+    lookup = nodes[0].target is aten.embedding.default
+    if isinstance(wish.granularity, int) and kind in GRIDS:
+        length = weight[0].numel()
+        if not lookup and nodes[0].target not in TRANSPOSED and length % wish.granularity == 0:
+            return Layer(Stored(name, axis, kind, wish.granularity), tuple(nodes), values), ""
+        why = f"a scale per channel: its rows of {length} numbers are not whole groups of {wish.granularity}"
+        return Layer(Stored(name, axis, kind), tuple(nodes), values), why
+    whole = wish.granularity == "tensor" and not lookup
+    return Layer(Stored(name, None if whole else axis, kind), tuple(nodes), None if lookup else values), ""
+
+
+def _few(weights: str, activations: str | None) -> bool:
+    """Whether fewer than 8 bits are asked for."""
+    return (weights in GRIDS and GRIDS[weights].bits < 8) or (
+        activations is not None and ACTIVATIONS[activations].bits < 8)
+
+
+def ends(network: Network) -> set[Node]:
+    """The calls with a weight that no other one comes before, or after: they see the input, or give the output."""
+    before: set[Node] = set()
+    after: set[Node] = set()
+    outer = set()
+    calls = network.calls()
+    for node in calls:
+        if any(i in before for i in node.all_input_nodes):
+            before.add(node)
+        if node.target in WEIGHTED:
+            outer |= {node} - before
+            before.add(node)
+    for node in reversed(calls):
+        if any(u in after for u in node.users):
+            after.add(node)
+        if node.target in WEIGHTED:
+            outer |= {node} - after
+            after.add(node)
+    return outer
+
+
+def read_weight(node: Node) -> str | None:
+    """The name of the stored weight that a linear, convolution or embedding call reads."""
+    if node.target is aten.embedding.default:
+        table = node.args[0]
+        return str(table.target) if isinstance(table, Node) and table.op == "get_attr" else None
+    return weight_name(node)
+
+
+def weight_axis(node: Node) -> int:
+    """The axis of a call's weight along which every channel gets a scale of its own."""
+    return 1 if node.target in TRANSPOSED else 0
+
+
+def _reasons(network: Network, node: Node, name: str | None, ignore: tuple[str, ...]) -> Iterator[str]:
+    if matches(node, name, ignore):
+        yield "named in ignore"
+    if name is None:
+        yield "its weight is computed, or stored in another form already"
+        return
+    weight = network.tensor(name)
+    if weight.dtype != torch.float32:
+        yield f"its weight is {str(weight.dtype).removeprefix('torch.')}; expected float32"
+    elif not weight.numel() or not torch.isfinite(weight).all():
+        yield "its weight is empty or not finite"
+    for reader in network.users_of(name):
+        alike = (reader.target is aten.embedding.default) == (node.target is aten.embedding.default)
+        if not alike or read_weight(reader) not in network.tied_names(name):
+            yield f"its weight is read by {reader.target} too, which would read it back to float at every run"
+        elif weight_axis(reader) != weight_axis(node):
+            yield "its weight is read along different axes"
+
+
+def matches(node: Node, name: str | None, patterns: tuple[str, ...]) -> bool:
+    """Whether a pattern fits a call's name, its module's path or its weight's name."""
+    known = [node.name, node.meta.get("module") or "", name or ""]
+    return any(fnmatch(k, pattern) for k in known for pattern in patterns)
+
+
+__all__ = ["Layer", "Wish", "ends", "layers", "matches", "read_weight", "split", "weight_axis"]

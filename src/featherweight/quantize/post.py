@@ -1,0 +1,73 @@
+"""Post-training quantization, in the order in which it is done: values prepared, grids chosen, weights rounded, biases
+corrected. Each part works on the folded network and changes its values there; what it changed, it gives by name."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from featherweight.network import Network
+from featherweight.quantize.equalize import equalized
+from featherweight.quantize.formats import ACTIVATIONS, GRIDS
+from featherweight.quantize.layers import Layer
+from featherweight.quantize.placement import Placement
+from featherweight.quantize.ranges import activation_grids
+from featherweight.quantize.smooth import smoothed
+from featherweight.quantize.store import Point, chosen_scale
+from featherweight.steps import Skipped
+from featherweight.task import Task
+
+if TYPE_CHECKING:
+    from featherweight.quantize.steps import Quantize
+
+Values = dict[str, Tensor]
+
+
+def prepared(step: Quantize, folded: Network, task: Task) -> tuple[Values, list[Skipped]]:
+    """Smoothing and equalization: the function stays, the ranges get even."""
+    values: Values = {}
+    skipped: list[Skipped] = []
+    if step.smooth is not None:
+        new, left = smoothed(folded, task, step.smooth, step.calibration_batches)
+        values, skipped = values | new, skipped + left
+    if step.equalize:
+        new, left = equalized(folded)
+        values, skipped = values | new, skipped + left
+    return values, skipped
+
+
+def weight_scales(folded: Network, found: list[Layer], method: str | None) -> Values:
+    """Weight's name -> the scales of its grid; none for halves."""
+    scales = {}
+    for layer in found:
+        kind = layer.stored.kind
+        if kind in GRIDS:
+            weight = folded.tensor(layer.stored.weight).detach().cpu()
+            chosen = chosen_scale(weight, layer.stored, method or ("minmax" if GRIDS[kind].bits == 8 else "mse"))
+            scales[layer.stored.weight] = chosen
+    return scales
+
+
+def points(step: Quantize, folded: Network, task: Task, placed: Placement, found: list[Layer]) -> tuple[Point, ...]:
+    """The grids of the values: those that share one take the widest kind that a reader of theirs wants."""
+    if not placed.points:
+        return ()
+    groups: dict[str, list[str]] = {}
+    for name, leader in placed.points.items():
+        groups.setdefault(leader, []).append(name)
+
+    def bits(kind: str) -> int:
+        return ACTIVATIONS[kind].bits
+
+    wanted = {n.name: str(layer.activations) for layer in found for n in layer.nodes if layer.activations is not None}
+    kinds = {}
+    for leader, names in groups.items():
+        asked = [wanted[r] for name in names for r in placed.readers[name] if r in wanted]
+        asked = asked or [step.activations or max(wanted.values(), key=bits)]
+        kinds[leader] = max(asked, key=bits)
+    specs = {g: ACTIVATIONS[k] for g, k in kinds.items()}
+    method = step.ranges or ("minmax" if all(s.bits == 8 for s in specs.values()) else "mse")
+    chosen = activation_grids(folded, task, groups, specs, method, step.calibration_batches)
+    return tuple(Point(name, chosen[leader].scale, chosen[leader].zero_point, placed.readers[name], kinds[leader],
+                       chosen[leader].signed) for name, leader in placed.points.items())

@@ -1,0 +1,201 @@
+"""Doing: weights stored as whole numbers or halves in a network, values rounded between its calls."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+from featherweight.errors import PlanError
+from featherweight.network import Network
+from featherweight.network.surgery import insert_call, node_name
+from featherweight.numerics import grids
+from featherweight.numerics.grids import Spec
+from featherweight.quantize.formats import ACTIVATIONS, GRIDS, HALVES, unsigned
+
+aten = torch.ops.aten
+decomposed = torch.ops.quantized_decomposed
+
+
+@dataclass(frozen=True)
+class Point:
+    """A value rounded to a grid: ``node`` gives it, ``readers`` (calls) take the rounded one.
+
+    kind: a key of ``ACTIVATIONS``. signed: whether a symmetric grid goes below zero.
+    """
+
+    node: str
+    scale: float
+    zero_point: int
+    readers: tuple[str, ...]
+    kind: str = "uint8"
+    signed: bool = False
+
+    @property
+    def spec(self) -> Spec:
+        spec = ACTIVATIONS[self.kind]
+        return spec if self.signed or not spec.signed else unsigned(spec)
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A weight stored in another form (in the plan's tensors: "NAME_scale").
+
+    axis: the axis with a scale per channel; None where one scale serves all. kind: a key of ``GRIDS`` or ``HALVES``.
+    group: every so many numbers of a row (an output channel) have a scale, [rows * groups]; None: a scale per channel.
+    """
+
+    weight: str
+    axis: int | None
+    kind: str = "int8"
+    group: int | None = None
+
+    def spread(self, scale: Tensor, shape: torch.Size) -> Tensor:
+        """``scale`` shaped to meet a weight of ``shape``."""
+        if self.group is not None:
+            return scale.repeat_interleave(self.group).view(shape)
+        return scale if self.axis is None else scale.view([-1 if i == self.axis else 1 for i in range(len(shape))])
+
+    def scales(self, shape: torch.Size) -> int:
+        """How many scales a weight of ``shape`` has."""
+        if self.group is not None:
+            return math.prod(shape) // self.group
+        return 1 if self.axis is None else shape[self.axis]
+
+
+def scale_name(weight: str) -> str:
+    return f"{weight}_scale"
+
+
+def zero_name(weight: str) -> str:
+    """Zero points are stored although they are zero: runtimes find a whole-number kernel only where they are."""
+    return f"{weight}_zero_point"
+
+
+def store_weight(network: Network, stored: Stored, scale: Tensor | None) -> None:
+    """Puts whole numbers, or halves, in the place of a weight; its readers read them back to float32."""
+    name = stored.weight
+    try:
+        weight = network.tensor(name).detach()
+    except KeyError as error:
+        raise PlanError(f"the plan stores {name!r}, which the network has not; plan again for this network") from error
+    if not weight.is_floating_point():
+        raise PlanError(f"the plan stores {name!r}, which is {weight.dtype} already; plan again for this network")
+    if stored.kind in HALVES:
+        nodes = _replaced(network, name, weight.to(HALVES[stored.kind]))
+        _read_through(network, nodes, lambda node, like: insert_call(
+            network, aten.to.dtype, (node, weight.dtype), after=node, like=like))
+        return
+    if scale is None:
+        raise PlanError(f"the plan lacks the tensor {scale_name(name)!r}; load it with the tensors that lie beside it")
+    if stored.scales(weight.shape) != scale.numel():
+        raise PlanError(f"the plan stores {name!r} with {scale.numel()} scales along axis "
+                        f"{stored.axis}; it is {list(weight.shape)} {weight.dtype}: plan again for this network")
+    scale = scale.to(weight.device)
+    spec = GRIDS[stored.kind]
+    spread = stored.spread(scale, weight.shape)
+    numbers = grids.quantize(weight.double(), spread, torch.zeros((), dtype=torch.int32, device=scale.device), spec)
+    nodes = _replaced(network, name, numbers)
+    if any(n.target is aten.embedding.default for node in nodes for n in node.users):
+        _look_up(network, nodes, name, scale)
+    elif stored.axis is None and stored.group is None:
+        grid = (float(scale), 0, spec.lowest, spec.highest, spec.dtype)
+        _read_through(network, nodes, lambda node, like: insert_call(
+            network, decomposed.dequantize_per_tensor.default, (node, *grid), after=node, like=like))
+    else:
+        _per_channel(network, nodes, stored, scale, weight.shape)
+
+
+def _replaced(network: Network, name: str, numbers: Tensor) -> list[Node]:
+    """Puts ``numbers`` in the place of tensor ``name`` under all its names; the nodes that read it."""
+    names = network.tied_names(name)
+    patterns = {n: network.patterns[n] for n in names if n in network.patterns}
+    for known in names:
+        network.remove_tensor(known)
+    for known in names:
+        network.add_tensor(known, numbers, buffer=True)
+    network.patterns.update(patterns)
+    return [n for n in network.graph.nodes if n.op == "get_attr" and n.target in names]
+
+
+def _read_through(network: Network, nodes: list[Node], make: Any) -> None:
+    """Every reader of ``nodes`` reads what ``make(node, reader)`` puts after it."""
+    for node in nodes:
+        readers = list(node.users)
+        made = make(node, readers[0])
+        for reader in readers:
+            reader.replace_input_with(node, made)
+
+
+def _beside(network: Network, nodes: list[Node], name: str, tensor: Tensor) -> Node:
+    """A new tensor of the network, and its node before the first of ``nodes``."""
+    network.add_tensor(name, tensor, buffer=True)
+    with network.graph.inserting_before(nodes[0]):
+        return network.graph.create_node("get_attr", name, name=node_name(name))
+
+
+def _per_channel(network: Network, nodes: list[Node], stored: Stored, scale: Tensor, shape: torch.Size) -> None:
+    spec = GRIDS[stored.kind]
+    scales = _beside(network, nodes, scale_name(stored.weight), scale)
+    zeros = _beside(network, nodes, zero_name(stored.weight), torch.zeros_like(scale, dtype=spec.dtype))
+    axis = 0 if stored.group is not None else stored.axis
+
+    def read(node: Node, like: Node) -> Node:
+        given = node
+        if stored.group is not None:
+            given = insert_call(network, aten.view.default, (node, [-1, stored.group]), after=node, like=like)
+        whole = insert_call(network, decomposed.dequantize_per_channel.default,
+                            (given, scales, zeros, axis, spec.lowest, spec.highest, spec.dtype), after=given, like=like)
+        if stored.group is None:
+            return whole
+        return insert_call(network, aten.view.default, (whole, list(shape)), after=whole, like=like)
+
+    _read_through(network, nodes, read)
+
+
+def _look_up(network: Network, nodes: list[Node], name: str, scale: Tensor) -> None:
+    """Embeddings look up numbers and scales: only the rows that are asked for are read back to float."""
+    scales = _beside(network, nodes, scale_name(name), scale[:, None])
+    for node in nodes:
+        for reader in list(node.users):
+            index = reader.args[1]
+            rows = insert_call(network, aten.embedding.default, (node, index), after=reader, like=reader)
+            steps = insert_call(network, aten.embedding.default, (scales, index), after=rows, like=reader)
+            plain = insert_call(network, aten.to.dtype, (rows, torch.float32), after=steps, like=reader)
+            value = insert_call(network, aten.mul.Tensor, (plain, steps), after=plain, like=reader)
+            reader.replace_all_uses_with(value)
+            network.graph.erase_node(reader)
+
+
+def round_value(network: Network, point: Point) -> None:
+    """Puts a quantize/dequantize pair after a node; the point's readers read the rounded value."""
+    try:
+        node = network.node(point.node)
+        readers = [network.node(r) for r in point.readers]
+    except KeyError as error:
+        raise PlanError(f"the plan names a node that the network has not ({error.args[0]}); "
+                        "plan again for this network") from error
+    spec = point.spec
+    grid: tuple[Any, ...] = (point.scale, point.zero_point, spec.lowest, spec.highest, spec.dtype)
+    whole = insert_call(network, decomposed.quantize_per_tensor.default, (node, *grid), after=node, like=node)
+    back = insert_call(network, decomposed.dequantize_per_tensor.default, (whole, *grid), after=whole, like=node)
+    for reader in readers:
+        if node not in reader.all_input_nodes:
+            raise PlanError(f"the plan says that {reader.name!r} reads {node.name!r}, which it does not; "
+                            "plan again for this network")
+        reader.replace_input_with(node, back)
+
+
+def chosen_scale(weight: Tensor, stored: Stored, method: str) -> Tensor:
+    """The scales of a weight's grid, "minmax" or "mse": [] or [channels] or [rows * groups]."""
+    choose = grids.least_squares if method == "mse" else grids.minmax
+    axis = 0 if stored.group is not None else stored.axis
+    values = weight if stored.group is None else weight.reshape(-1, stored.group)
+    return choose(values, replace(GRIDS[stored.kind], axis=axis))[0]
+
+
+__all__ = ["Point", "Stored", "chosen_scale", "round_value", "scale_name", "store_weight", "zero_name"]
