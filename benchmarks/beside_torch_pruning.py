@@ -11,14 +11,14 @@ theirs-trained, ours-trained: ResNet-20 at 2.1x and 3x after 8 epochs, 3 seeds. 
 ours-long: ResNet-56 at 2.1x, retrained for longer, taught by the original.
 
 Torch-Pruning is needed for its own side alone. MACs are counted by featherweight for both. Every row goes into
-benchmarks/results/beside_torch_pruning.json as soon as it is measured; one that is there is not run again.
+benchmarks/results/beside_torch_pruning.json as soon as it is measured; one that is there is not run again, and a
+training that was stopped goes on from its checkpoint in out/beside_torch_pruning.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-import tempfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -44,6 +44,7 @@ EPOCHS = 8
 LONG = (20,)  #: epochs of ResNet-56
 TEACHER = fw.distill.Logits(temperature=4.0)
 BATCHES = 8  #: of 128 images, for batch norm
+WORK = HERE.parent / "out/beside_torch_pruning"
 Make = Callable[[], fw.Network]
 
 
@@ -78,8 +79,8 @@ class Bench:
 
     def trained(self, name: str, base: fw.Network, start: Make, seed: int, train: fw.recover.Train) -> None:
         def make() -> fw.Network:
-            with tempfile.TemporaryDirectory() as folder:
-                return train.fit(start(), self.task, Context(original=base, workdir=Path(folder), seed=seed))
+            folder = WORK / name.replace(" ", "_").replace(",", "")
+            return train.fit(start(), self.task, Context(original=base, workdir=folder, seed=seed))
 
         self.add(name, base, make, seed=seed, epochs=train.epochs, taught=train.distill is not None)
 
