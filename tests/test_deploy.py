@@ -182,7 +182,7 @@ def test_stored_int8_stays_int8(tmp_path):
     network.changed()
     runner, path = deployed(network, tmp_path)
     assert path.stat().st_size < 64 * 64 + 3000
-    assert_agrees(network, runner)
+    assert deploy.verify(network, runner, (torch.randn(3, 64),)).max_rel < 2e-2  # what it reads is rounded to 8 bits
 
 
 def test_verify_tells_a_wrong_file(tmp_path):

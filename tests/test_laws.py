@@ -42,6 +42,13 @@ STEPS: dict[str, Callable[[], Rewrite]] = {
     "share.Codebook": lambda: fw.share.Codebook(bits=3, min_size=64),
     "quantize.Quantize": lambda: fw.quantize.Quantize(),
     "quantize.Quantize weights": lambda: fw.quantize.Quantize(activations=None, weight_ranges="mse"),
+    "quantize.Quantize groups": lambda: fw.quantize.Quantize("int4", None, granularity=4, rounding="gptq"),
+    "quantize.Quantize prepared": lambda: fw.quantize.Quantize(equalize=True, smooth=0.5, correct_bias=True,
+                                                               granularity="tensor", ranges="percentile"),
+    "quantize.Quantize few bits": lambda: fw.quantize.Quantize("ternary", "uint3", ends="int4/int6", ranges="kl"),
+    "quantize.Quantize halves": lambda: fw.quantize.Quantize("fp16", None),
+    "quantize.Ladder": lambda: fw.quantize.Ladder(score_drop=5.0, rungs=("mse",)),
+    "quantize.Mixed": lambda: fw.quantize.Mixed(bits=5, kinds=("int8", "int4"), batches=1),
 }
 FITS: dict[str, Callable[[], Fit]] = {
     "recover.BatchNorm": lambda: fw.recover.BatchNorm(batches=2),

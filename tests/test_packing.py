@@ -35,8 +35,10 @@ def test_numbers_lie_end_to_end(bits, count, seed):
     assert np.array_equal(packing.unpack(found, bits, count), numbers)
 
 
-@pytest.mark.parametrize(("values", "bits"), [([-1, 1], 1), ([-3, -1, 1, 3], 2), ([-1, 0, 1], 2), ([-7, 0, 7, 3], 4),
-                                              ([0, 31, 4], 5), ([5], 1), ([-128, 127, 1, 2], None)])
+@pytest.mark.parametrize(("values", "bits"), [([-1, 1], 1), ([-3, -1, 1, 3], 2), ([-1, 0, 1], 2), ([-7, 0, 7, 3], 2),
+                                              ([0, 31, 4], 2), ([5], 1), ([-128, 127, 1, 2], 2),
+                                              ([-10, -8, -6, -4, -3, -2, -1, 0, 1, 2, 3, 4, 6, 8, 10], 4),
+                                              ([*range(0, 127, 2), *range(1, 80, 3), 127], 7)])
 @pytest.mark.parametrize("dtype", [torch.int8, torch.uint8])
 def test_a_tensor_takes_as_many_bits_as_its_values_need(values, bits, dtype):
     values = torch.tensor(values)
@@ -56,6 +58,8 @@ def test_a_tensor_takes_as_many_bits_as_its_values_need(values, bits, dtype):
 @pytest.mark.parametrize("entry", [
     [4, 0, 1, "int8", [10, 60]], [0, 0, 1, "int8", [20, 60]], [8, 0, 1, "uint8", [20, 30]], "4 bits", [4, 0, 1, "int8"],
     [4, 0, 1, "float32", [20, 60]], [4, 0, 1, "int8", [-20, -60]], [4, 0, 1, "int8", [20, 60.0]],
+    [4, 0, 1, "int8", [20, 60], [1, 2]], [4, 0, 1, "int8", [20, 60], []], [4, 0, 1, "int8", [20, 60], [1, 300]],
+    [4, 0, 1, "int8", [20, 60], 7],
     [4, True, 1, "int8", [20, 60]], [4, 0, 1, "int8", [1 << 62, 1 << 62]], [4, 0, 255, "int8", [20, 60]],
 ])
 def test_wrong_entries_are_file_errors(entry):

@@ -10,7 +10,6 @@ import contextlib
 import io
 import json
 import logging
-import operator
 import os
 import re
 import shutil
@@ -25,13 +24,10 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from featherweight.deploy.onnx_passes import Passes, suit
+from featherweight.deploy.ready import cut_off, four_axes, slices_of_batch
 from featherweight.errors import ExportError
 from featherweight.files import written_whole
 from featherweight.network import Network, trees
-from featherweight.network.operators import schema_argument
-from featherweight.network.surgery import insert_call
-
-aten = torch.ops.aten
 
 METADATA = "featherweight"
 #: a protobuf message holds less than 2 GiB; what is larger gets its weights in a file beside it
@@ -85,11 +81,11 @@ def output_names(spec: trees.Spec, taken: set[str]) -> list[str]:
     return names
 
 
-def to_onnx(network: Network, passes: Passes) -> tuple[Any, list[dict[str, Any]]]:
-    """The network as an ``onnx_ir`` model, rewritten by ``passes``, and how the leaves of its outputs are found in it.
-    Changes ``network``."""
-    _four_axes(network)
-    _slices_of_batch(network)
+def to_onnx(network: Network, passes: Passes, store: Callable[[Any], None]) -> tuple[Any, list[dict[str, Any]]]:
+    """The network as an ``onnx_ir`` model, rewritten by ``passes``, its weights by ``store``; and how the leaves of its
+    outputs are found in it. Changes ``network``."""
+    for ready in (four_axes, slices_of_batch, cut_off):
+        ready(network)
     told: list[list[dict[str, Any]]] = []
     flat = _Flat(network, told.append).eval()
     args, kwargs = network.example_inputs(batch=2)
@@ -109,6 +105,7 @@ def to_onnx(network: Network, passes: Passes) -> tuple[Any, list[dict[str, Any]]
     assert onnx_program is not None
     model = onnx_program.model
     suit(model, passes)
+    store(model)
     named = list(dict.fromkeys(o.get("tensor") or o["number"] for o in outputs if "constant" not in o))
     _name_values(model, [i.name for i in inputs], named)
     return model, outputs
@@ -152,44 +149,6 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         logging.disable(level)
-
-
-def _four_axes(network: Network) -> None:
-    """Gives attention on [n, length, width] an axis of one head: ONNX has it on four axes only."""
-    values = network.values()
-    for node in network.calls(aten.scaled_dot_product_attention.default):
-        if values[node.name].dim() != 3:
-            continue
-        for index, argument in enumerate(node.args[:4]):
-            if argument is not None and values[str(argument)].dim() == 3:
-                node.update_arg(index, insert_call(network, aten.unsqueeze.default, (argument, 1), before=node))
-        mask = node.kwargs.get("attn_mask")
-        if mask is not None and values[str(mask)].dim() == 3:
-            node.update_kwarg("attn_mask", insert_call(network, aten.unsqueeze.default, (mask, 1), before=node))
-        readers = list(node.users)
-        back = insert_call(network, aten.squeeze.dim, (node, 1), after=node)
-        for reader in readers:
-            reader.replace_input_with(node, back)
-    network.changed()
-
-
-def _slices_of_batch(network: Network) -> None:
-    """Chunks along a free axis (RAFT takes its two images so) become slices: the exporter takes known lengths only."""
-    two, three = network.values(2), network.values(3)
-    for node in network.calls(aten.chunk.default):
-        given, count, dim = node.args[0], int(schema_argument(node, "chunks")), int(schema_argument(node, "dim"))
-        if two[str(given)].shape[dim] == three[str(given)].shape[dim]:
-            continue
-        size = insert_call(network, aten.sym_size.int, (given, dim), before=node)
-        more = insert_call(network, operator.add, (size, count - 1), before=node)
-        each = insert_call(network, operator.floordiv, (more, count), before=node)
-        for reader in list(node.users):
-            at: Any = reader.args[1]
-            low, high = (insert_call(network, operator.mul, (each, at + i), before=node) for i in (0, 1))
-            reader.replace_all_uses_with(insert_call(network, aten.slice.Tensor, (given, dim, low, high), before=node))
-            network.graph.erase_node(reader)
-        network.graph.erase_node(node)
-    network.changed()
 
 
 def _explain(network: Network, error: BaseException) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 from featherweight.deploy.nest import feed, given, nested
 from featherweight.deploy.onnx_file import METADATA, beside, to_onnx, write
 from featherweight.deploy.onnx_passes import ONNX_RUNTIME
+from featherweight.deploy.onnx_weights import for_onnx_runtime
 from featherweight.deploy.target import register
 from featherweight.errors import ExportError, InputError
 from featherweight.network import Network, Signature, fold_batch_norm
@@ -26,7 +27,7 @@ class OnnxRuntime:
 
     def export(self, network: Network, path: str | Path) -> int:
         """Writes ``network`` as ONNX; gives the bytes written. Raises ExportError naming operator and module."""
-        model, outputs = to_onnx(fold_batch_norm(network).eval(), ONNX_RUNTIME)
+        model, outputs = to_onnx(fold_batch_norm(network).eval(), ONNX_RUNTIME, for_onnx_runtime)
         return write(model, outputs, Path(path))
 
     def files(self, path: str | Path) -> tuple[Path, ...]:

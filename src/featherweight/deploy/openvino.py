@@ -23,6 +23,8 @@ from typing import Any
 from featherweight.deploy.nest import feed, given, nested
 from featherweight.deploy.onnx_file import METADATA, to_onnx, write
 from featherweight.deploy.onnx_passes import OPENVINO
+from featherweight.deploy.onnx_weights import for_openvino
+from featherweight.deploy.openvino_weights import narrow
 from featherweight.deploy.target import register
 from featherweight.errors import ExportError, InputError
 from featherweight.network import Network, Signature, fold_batch_norm
@@ -57,11 +59,12 @@ class OpenVino:
         if whole.suffix != self.suffix:
             raise ExportError(f"{whole} is to be an OpenVINO graph, which ends with .xml (its weights lie beside it, "
                               f"ending with .bin); write {whole.with_suffix(self.suffix)}")
-        model, outputs = to_onnx(fold_batch_norm(network).eval(), OPENVINO)
+        model, outputs = to_onnx(fold_batch_norm(network).eval(), OPENVINO, for_openvino)
         with tempfile.TemporaryDirectory(dir=whole.parent) as folder:
             source, graph = Path(folder, "network.onnx"), Path(folder, whole.name)
             write(model, None, source)
             read = _read(source)
+            narrow(read)
             _share_constants(read)
             _tidy(read, model)
             read.set_rt_info(json.dumps({"outputs": outputs}, separators=(",", ":")), [METADATA, "outputs"])

@@ -9,15 +9,22 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.fx import Node
 
 from featherweight.errors import ExportError, did_you_mean
 from featherweight.network import Network, Signature, trees
+from featherweight.network.operators import schema_argument
+
+QUANTIZE = torch.ops.quantized_decomposed.quantize_per_tensor.default
 
 #: tolerance of ``verify`` for a float network, by what the runtime computes in, and for one that quantizes (a value on
 #: the border of two grid steps may round to either, and the step then travels on; and before weights of whole numbers a
 #: runtime may round values itself, as ONNX Runtime does in MatMulNBits)
 FLOAT_TOLERANCE = {"f32": 1e-3, "bf16": 5e-2, "f16": 1e-2}
 QUANTIZED_TOLERANCE = 5e-2
+#: of values on a grid of few bits, one that rounds the other way moves by much: in such a network so many steps of the
+#: coarsest grid, as a share of its range, may be between the two
+FLIPPED_STEPS = 1.5
 
 
 class Runner(Protocol):
@@ -107,12 +114,14 @@ def verify(network: Network, runner: Runner, args: tuple[Any, ...], kwargs: Mapp
            tolerance: float | None = None) -> Agreement:
     """Runs both on the same inputs and compares them. The network is compared as it evaluates.
 
-    tolerance: bound for ``max_rel``; by default FLOAT_TOLERANCE of the runner's precision, or QUANTIZED_TOLERANCE where
-    the network quantizes.
+    tolerance: bound for ``max_rel``; by default FLOAT_TOLERANCE of the runner's precision, or where the network
+    quantizes QUANTIZED_TOLERANCE, and for values of few bits more (FLIPPED_STEPS).
     Raises ExportError where nests, shapes or number types differ.
     """
     if tolerance is None:
-        tolerance = QUANTIZED_TOLERANCE if is_quantized(network) else FLOAT_TOLERANCE[runner.precision]
+        steps = [high - low for low, high in map(_ends, network.calls(QUANTIZE))]
+        few = FLIPPED_STEPS / min(steps) if steps else 0.0
+        tolerance = max(QUANTIZED_TOLERANCE, few) if is_quantized(network) else FLOAT_TOLERANCE[runner.precision]
     mode = network.training
     try:
         network.eval()
@@ -133,6 +142,11 @@ def verify(network: Network, runner: Runner, args: tuple[Any, ...], kwargs: Mapp
 def is_quantized(network: Network) -> bool:
     """Whether values or stored weights are on a grid of whole numbers somewhere in the graph."""
     return any(str(node.target).startswith("quantized_decomposed.") for node in network.calls())
+
+
+def _ends(node: Node) -> tuple[int, int]:
+    """The smallest and the largest number of the grid that a call rounds to."""
+    return int(schema_argument(node, "quant_min")), int(schema_argument(node, "quant_max"))
 
 
 def _difference(index: int, want: Any, got: Any) -> tuple[float, float]:

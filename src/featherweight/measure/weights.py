@@ -1,8 +1,9 @@
 """The weights of a network as they act, however they are stored: plain, as integers with a scale, or in a codebook.
 
 A part of the graph that depends on no input is a *constant*. Where a constant that was decoded from small integers
-(dequantized, looked up in a codebook, unpacked from bits) meets the data, its decoded elements are the weight's; the
-integers, scales, zero points and codebook entries behind it are storage and are not counted beside them.
+(dequantized, looked up in a codebook, unpacked from bits) or widened from halves meets the data, its decoded elements
+are the weight's; the integers, scales, zero points and codebook entries behind it are storage and are not counted
+beside them. So it is with the table of an embedding that looks up integers or halves and decodes the rows it found.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from torch.fx import Node
 from torch.fx.node import map_arg
 
 from featherweight.network import Network
+
+aten = torch.ops.aten
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,10 @@ def weights(network: Network) -> tuple[Weight, ...]:
         if node not in constant or not _meets_data(node, constant):
             continue
         leaves = _leaves(node)
+        if _is_looked_up(network, node):
+            decoded.append(_looked_up(network, node))
+            claimed.add(id(network.tensor(str(node.target))))
+            continue
         if node.op == "call_function" and _is_decoded(network, node, leaves):
             storage = [leaf for leaf in leaves if id(network.tensor(str(leaf.target))) not in claimed]
             codes = [leaf for leaf in storage if _is_code(network.tensor(str(leaf.target)))] or storage
@@ -114,10 +121,46 @@ def _is_code(tensor: Tensor) -> bool:
         and tensor.dim() > 0
 
 
+def _is_narrow(network: Network, leaf: Node) -> bool:
+    """Whether a stored tensor holds codes, or halves beside weights of full precision."""
+    tensor = network.tensor(str(leaf.target))
+    half = tensor.dtype in (torch.float16, torch.bfloat16) and not isinstance(tensor, nn.Parameter)
+    return _is_code(tensor) or half
+
+
+def _is_looked_up(network: Network, node: Node) -> bool:
+    """Whether embeddings, and nothing else, look up rows of a stored tensor that are decoded afterwards."""
+    if node.op != "get_attr" or not _is_narrow(network, node):
+        return False
+    return all(u.target is aten.embedding.default and u.args[0] is node for u in node.users)
+
+
+def _looked_up(network: Network, node: Node) -> Weight:
+    """The weight of an embedding; a scale per row that its rows are multiplied with belongs to what is stored."""
+    scales: dict[str, None] = {}
+    for row in node.users:
+        for product in (u for plain in row.users for u in plain.users if u.target is aten.mul.Tensor):
+            for other in (o for o in product.all_input_nodes if o.target is aten.embedding.default):
+                if isinstance(other.args[0], Node) and other.args[0].op == "get_attr":
+                    scales[str(other.args[0].target)] = None
+    names = (str(node.target), *(name for name in scales if name != node.target))
+    table = network.tensor(names[0])
+    return Weight(node, names, True, table.numel(), int(table.count_nonzero()),
+                  sum(t.numel() * t.element_size() for t in map(network.tensor, names)), dtype_name(table),
+                  tuple(table.shape))
+
+
 def _is_decoded(network: Network, node: Node, leaves: list[Node]) -> bool:
-    if any(_is_code(network.tensor(str(leaf.target))) for leaf in leaves):
+    if any(_is_code(network.tensor(str(leaf.target))) or _is_widened(network, leaf) for leaf in leaves):
         return True
     return any(str(n.target).startswith("quantized_decomposed.") for n in _calls(node))
+
+
+def _is_widened(network: Network, leaf: Node) -> bool:
+    """Whether a stored tensor holds halves that are read as wider floats only."""
+    return _is_narrow(network, leaf) and bool(leaf.users) and all(
+        u.target is aten.to.dtype and isinstance(u.args[1], torch.dtype)
+        and u.args[1].itemsize > network.tensor(str(leaf.target)).element_size() for u in leaf.users)
 
 
 def _calls(node: Node) -> list[Node]:

@@ -27,7 +27,8 @@ class Spec:
     middle, so that only the scale is free; a symmetric signed grid is narrow (-127..127 for 8 bits, -1..1 for 2), so
     that -x stands as exactly as x. axis: the channel axis with a grid per channel, None for one grid. odd: the numbers
     are -(2^bits - 1), .., -3, -1, 1, 3, .., 2^bits - 1: 2^bits levels on both sides of zero and none on it, for 1 bit
-    the signs (signed, symmetric, at most 7 bits).
+    the signs (signed, symmetric, at most 7 bits). levels: the numbers from zero up, where not all between 0 and the
+    largest are on the grid; those below zero mirror them (signed, symmetric).
     """
 
     bits: int = 8
@@ -35,10 +36,11 @@ class Spec:
     symmetric: bool = True
     axis: int | None = None
     odd: bool = False
+    levels: tuple[int, ...] | None = None
 
     @property
     def lowest(self) -> int:
-        if self.odd:
+        if self.odd or self.levels is not None:
             return -self.highest
         if not self.signed:
             return 0
@@ -48,6 +50,8 @@ class Spec:
     def highest(self) -> int:
         if self.odd:
             return (1 << self.bits) - 1
+        if self.levels is not None:
+            return self.levels[-1]
         return (1 << (self.bits - 1 if self.signed else self.bits)) - 1
 
     @property
@@ -147,9 +151,22 @@ def fake_quantize(values: Tensor, scale: Tensor, zero_point: Tensor, spec: Spec)
 
 def _steps(values: Tensor, scale: Tensor, zero_point: Tensor, spec: Spec) -> Tensor:
     scale, zero_point = _along(scale, values, spec.axis), _along(zero_point, values, spec.axis)
-    steps = values / scale.to(values.dtype)
-    numbers = torch.floor(steps / 2) * 2 + 1 if spec.odd else torch.round(steps) + zero_point
+    numbers = nearest(values / scale.to(values.dtype), spec)
+    if not spec.odd and spec.levels is None:
+        numbers += zero_point
     return numbers.clamp_(spec.lowest, spec.highest)
+
+
+def nearest(steps: Tensor, spec: Spec) -> Tensor:
+    """The nearest of the numbers of which ``spec`` takes a range, or of its levels: over ``steps``, which it changes;
+    zero point 0. Halves go to even ones (between levels, and on an odd grid: up)."""
+    if spec.odd:
+        return steps.div_(2).floor_().mul_(2).add_(1)
+    if spec.levels is None:
+        return steps.round_()
+    ups = steps.new_tensor(spec.levels)
+    levels = torch.cat([-ups.flip(0)[:-1], ups])
+    return levels[torch.bucketize(steps.contiguous(), (levels[1:] + levels[:-1]) / 2, right=True)]
 
 
 def _along(numbers: Tensor, values: Tensor, axis: int | None) -> Tensor:
@@ -164,4 +181,5 @@ def _rows(values: Tensor, axis: int | None) -> Tensor:
     return values.reshape(1, -1) if axis is None else values.movedim(axis, 0).reshape(values.shape[axis], -1)
 
 
-__all__ = ["Spec", "dequantize", "extremes", "fake_quantize", "from_range", "least_squares", "minmax", "quantize"]
+__all__ = ["Spec", "dequantize", "extremes", "fake_quantize", "from_range", "least_squares", "minmax", "nearest",
+           "quantize"]

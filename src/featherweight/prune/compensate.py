@@ -10,22 +10,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.fx.node import map_arg
 
 from featherweight.errors import RecipeError, did_you_mean
 from featherweight.network import Network
+from featherweight.network.walk import Half, Order, input_values
 from featherweight.numerics.least_squares import Moments, factor, refit
 from featherweight.prune.axes import AxisGroups
 from featherweight.prune.sites import Site, find_sites
 from featherweight.prune.zero import zero
 from featherweight.steps import Skipped
-from featherweight.task import Task, batch_size, call, move
+from featherweight.task import Task, batch_size
 
 ROWS = 50_000  #: observations of a fit at most: places of calibration samples, chosen at random
 ELEMENTS = 1 << 27  #: observations times inputs of a fit at most
@@ -113,54 +111,6 @@ def left_out(network: Network, axes: AxisGroups, kept: np.ndarray) -> tuple[Skip
     return find_sites(network, axes, kept)[1]
 
 
-class Order:
-    """The calls of a graph by number, the last call that reads each value, and the size of each value in bytes."""
-
-    def __init__(self, network: Network) -> None:
-        self.calls = network.calls()
-        self.named = {n.name: n for n in self.calls}
-        self.number = {n.name: i for i, n in enumerate(self.calls)}
-        self.last = {used.name: i for i, node in enumerate(self.calls) for used in node.all_input_nodes}
-        args, kwargs = network.example_inputs()
-        samples = max(1, next((t.shape[0] for t in network.signature.leaves(args, kwargs) if t.dim()), 1))
-        self.size = {name: value.numel() * value.element_size() / samples
-                     for name, value in network.values().items() if isinstance(value, Tensor)}
-
-    def held(self, before: int) -> float:
-        """Bytes for one sample of the values that are held before call number ``before``."""
-        return sum(self.size.get(n.name, 0) for i, n in enumerate(self.calls[:before])
-                   if self.last.get(n.name, -1) >= before)
-
-
-@dataclass
-class Half:
-    """One batch on its way through one network: how many calls are done, and the values still needed."""
-
-    network: Network
-    order: Order
-    values: dict[str, Any]
-    done: int = 0
-
-    def get(self, argument: Any) -> Any:
-        return map_arg(argument, lambda n: self.network.tensor(str(n.target)) if n.op == "get_attr"
-                       else self.values[n.name])
-
-    def advance(self, until: int, wanted: set[str]) -> None:
-        """Runs the calls before number ``until``; values are dropped after their last use unless ``wanted``."""
-        for index in range(self.done, until):
-            node = self.order.calls[index]
-            self.values[node.name] = node.target(*self.get(node.args), **self.get(node.kwargs))  # type: ignore[operator]
-            for used in (*node.all_input_nodes, node):
-                if self.order.last.get(used.name, -1) <= index and used.name not in wanted:
-                    self.values.pop(used.name, None)
-        self.done = max(self.done, until)
-
-    def forget(self, name: str) -> None:
-        """A value that was wanted is so no more."""
-        if self.order.last.get(name, -1) < self.done:
-            self.values.pop(name, None)
-
-
 class Walk:
     """The whole and the cut network (zeroed, so that shapes agree), batch by batch at the same call."""
 
@@ -194,12 +144,8 @@ class Walk:
 
     def _inputs(self, task: Task, batches: int) -> list[tuple[int, dict[str, Tensor]]]:
         """The number of samples and the inputs by name of every batch."""
-        names = [n.name for n in self.whole.graph.nodes if n.op == "placeholder"]
-        device = next((t.device for t in self.whole.tensors().values()), torch.device("cpu"))
-        found = []
-        for inputs, _ in task.batches("calibration", batches) if self.sites else ():
-            leaves = call(lambda *args, **kwargs: self.whole.signature.leaves(args, kwargs), move(inputs, device))
-            found.append((batch_size(inputs), dict(zip(names, leaves, strict=True))))
+        found = [(batch_size(inputs), input_values(self.whole, inputs))
+                 for inputs, _ in (task.batches("calibration", batches) if self.sites else ())]
         if self.sites and not found:
             raise RecipeError("the calibration split gave no batches; check Task(calibration=...), it must start a "
                               "fresh pass at every call")

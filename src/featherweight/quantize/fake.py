@@ -1,7 +1,8 @@
 """Rounding that gradients pass: what quantizes weights and values while a network trains.
 
 A fake quantizer gives values that lie on its grid, number times scale, and passes gradients to what it was given, and
-to its own parameters. Learned step sizes: Esser et al. 2020, "Learned step size quantization".
+to its own parameters. Learned step sizes: Esser et al. 2020, "Learned step size quantization". The learners for weights
+alone are in ``fake_weights``, the table of all in ``learners``.
 """
 
 from __future__ import annotations
@@ -13,46 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from featherweight.numerics.grids import SMALLEST_SCALE, Spec
+from featherweight.numerics.grids import SMALLEST_SCALE, Spec, nearest
 
-
-class Learned(torch.autograd.Function):
-    """Rounding to the grid of a learned scale (Esser et al. 2020, eqs. 1-3, 5)."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, scale: Tensor, zero: float, spec: Spec, slope: Callable[[Tensor], Tensor] | None,
-                ) -> Tensor:
-        """x: any shape; scale: broadcastable to it, positive; slope: what gradients are multiplied with, given
-        x / scale, in the place of 1 within the grid's range and 0 outside."""
-        low, high = spec.lowest - zero, spec.highest - zero
-        steps = x / scale
-        inside = steps.clamp(low, high)
-        numbers = rounded(inside, spec)
-        ctx.save_for_backward(steps, inside, numbers, scale)
-        ctx.slope = slope
-        ctx.size = x.numel() * spec.highest
-        return numbers * scale
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        steps, inside, numbers, scale = ctx.saved_tensors
-        grad = grads[0]
-        passed = grad * (inside == steps)
-        given = passed if ctx.slope is None else grad * ctx.slope(steps)
-        # the value moves with its scale as numbers * scale does; within the range x / scale moves against that
-        if scale.numel() == 1:
-            dots = (torch.dot(a.reshape(-1), b.reshape(-1)) for a, b in ((grad, numbers), (passed, steps)))
-            moved = next(dots).float() - next(dots).float()
-        else:
-            moved = (grad * numbers - passed * steps).float()
-        return given, moved.sum_to_size(scale.shape) * (ctx.size / scale.numel()) ** -0.5, None, None, None
-
-
-def rounded(steps: Tensor, spec: Spec) -> Tensor:
-    """The nearest numbers of the grid to ``steps``, which lie in its range."""
-    if not spec.odd:
-        return steps.round()
-    return (torch.floor(steps / 2) * 2 + 1).clamp_(max=spec.highest)
+Slope = Callable[[Tensor], Tensor]
+#: of values in bfloat16, numbers of more bits are found in float32
+HALF_BITS = 4
 
 
 def everywhere(steps: Tensor) -> Tensor:
@@ -60,19 +26,79 @@ def everywhere(steps: Tensor) -> Tensor:
     return torch.ones_like(steps)
 
 
-def triangle(middle: float, reach: float) -> Callable[[Tensor], Tensor]:
-    """The derivative of Bi-Real net's second-order approximation of a step (Liu et al. 2018, eq. 7) at ``middle``."""
+def triangle(middle: float, reach: float) -> Slope:
+    """The derivative of Bi-Real net's second-order approximation of a step (Liu et al. 2018, eq. 7) at ``middle``,
+    which has the height of one step of the grid, 2 * reach."""
     return lambda steps: (2 - 2 * (steps - middle).abs() / reach).clamp_(min=0)
+
+
+def steepening(middle: float, reach: float, steepness: float) -> Slope:
+    """The derivative of tanh, narrower as ``steepness`` grows (Qin et al. 2020, eqs. 8-10), at ``middle``."""
+    t = steepness
+    return lambda steps: (1 - torch.tanh((steps - middle) * (t / reach)).square()) * max(t, 1.0)
+
+
+class Learned(torch.autograd.Function):
+    """Rounding to the grid of a learned scale (Esser et al. 2020, eqs. 1-3)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, size: Tensor, spec: Spec, zero: int, slope: Slope | None, gain: float,
+                ends: bool) -> Tensor:
+        """x: any shape; size: broadcastable to it, its magnitude is the scale; slope: what gradients are multiplied
+        with, given x / scale, in the place of 1 within the grid's range and 0 outside; gain: factor on the gradient of
+        the size; ends: whether that comes from values beyond the ends alone."""
+        low, high = spec.lowest - zero, spec.highest - zero
+        scale = size.abs().clamp_(min=SMALLEST_SCALE)
+        wide = x.float() if spec.bits > HALF_BITS and x.dtype != torch.float32 else x
+        steps = wide * scale.reciprocal() if wide is x else wide.mul_(scale.reciprocal())
+        numbers = nearest(steps.clamp(low, high), spec)
+        ctx.save_for_backward(steps, numbers, size)
+        ctx.range, ctx.slope, ctx.gain, ctx.ends, ctx.dtype = (low, high), slope, gain, ends, x.dtype
+        return (numbers * scale).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        steps, numbers, size = ctx.saved_tensors
+        grad, slope = grads[0].to(steps.dtype), ctx.slope
+        # no comparisons: masks are several times slower than this kernel
+        within = torch.ops.aten.hardtanh_backward(grad, steps, *ctx.range)
+        given = within if slope is None else grad if slope is everywhere else grad * slope(steps)
+        if not ctx.needs_input_grad[1]:
+            return given.to(ctx.dtype), None, None, None, None, None, None
+        # the value moves with its scale as numbers * scale does; where gradients pass, x / scale moves against that
+        if ctx.ends:
+            moved = (grad - within).mul_(numbers)
+        else:
+            moved = (grad * numbers).addcmul_(within if slope is everywhere else given, steps, value=-1)
+        if size.dim() == 0:  # halves are summed in float32, and that sum of a sample rounded again
+            total = moved.sum(tuple(range(1, moved.dim()))).sum(dtype=torch.float32)
+        else:
+            total = moved.sum_to_size(size.shape)
+        signs = torch.where(size < 0, -ctx.gain, ctx.gain)
+        return given.to(ctx.dtype), total * signs, None, None, None, None, None
+
+
+def learned(x: Tensor, size: Tensor, spec: Spec, zero: int = 0, slope: Slope | None = None, gain: float = 1.0,
+            ends: bool = False) -> Tensor:
+    """``x`` on the grid of ``size``: see ``Learned``."""
+    made: Tensor = Learned.apply(x, size, spec, zero, slope, gain, ends)  # type: ignore[no-untyped-call]
+    return made
 
 
 class Quantizer(ABC):
     """One weight's, or one value's."""
 
-    def __init__(self, spec: Spec, scale: Tensor) -> None:
-        """scale: broadcastable to what is quantized; float32, positive."""
-        self.spec = spec
+    #: the kind of ``GRIDS`` that holds what it gives; None: the one that it was asked for
+    stored_as: str | None = None
+
+    def __init__(self, spec: Spec, scale: Tensor, zero: int = 0, values: bool = False) -> None:
+        """scale: broadcastable to what is quantized; positive. values: whether that is no weight."""
+        self.spec, self.zero, self.values = spec, zero, values
+        self.start = scale.detach().clone().float()
         self.own: list[Tensor] = []
-        self.start = scale.detach().clone()
+
+    def begin(self, x: Tensor) -> None:  # noqa: B027  (few need to know)
+        """Told the weight as it is when its grid is chosen."""
 
     @abstractmethod
     def __call__(self, x: Tensor) -> Tensor:
@@ -82,141 +108,104 @@ class Quantizer(ABC):
     def scale(self, x: Tensor) -> Tensor:
         """The scale of that grid, of the shape that was given at the start."""
 
+    def change(self, spec: Spec, scale: Tensor, zero: int = 0) -> None:
+        """Goes over to another grid, from this scale on."""
+        self.spec, self.zero = spec, zero
+        self.start.copy_(scale)
+
     def progress(self, done: float) -> None:  # noqa: B027  (few change with time)
         """Told how far the training is, 0..1."""
 
+    def after_backward(self) -> None:  # noqa: B027  (few add anything)
+        """May add to the gradients of its own parameters."""
+
 
 class Lsq(Quantizer):
-    """A learned scale: for weights one a channel, for values one. Where one bit is left, gradients pass everywhere for
-    weights, and around the step for values."""
+    """A learned scale: for weights one a channel, for values one. Its gradient is divided by sqrt(numbers that it
+    serves * highest) (Esser et al. 2020, section 2.2; of values, all in the batch are counted: with those of one sample
+    scales moved too fast, seen as a higher loss in short runs). Where one bit is left, gradients pass everywhere for
+    weights, and around the step for values, whose threshold moves with the scale."""
 
     def __init__(self, spec: Spec, scale: Tensor, zero: int = 0, values: bool = False) -> None:
-        super().__init__(spec, scale)
-        self.zero = zero
+        super().__init__(spec, scale, zero, values)
         self.size = self.start.clone().requires_grad_()
         self.own = [self.size]
-        middle, reach = (0.0, 1.0) if spec.odd else (0.5, 0.5)
-        self.slope = None if spec.bits > 1 else triangle(middle, reach) if values else everywhere
 
-    def positive(self) -> Tensor:
-        """The scale as it is used: it cannot cross zero."""
-        return self.size.abs().clamp(min=SMALLEST_SCALE)
+    def slope(self) -> Slope | None:
+        if self.spec.bits > 1:
+            return None
+        return triangle(*self.step()) if self.values else everywhere
 
-    def __call__(self, x: Tensor) -> Tensor:
-        scale = self.positive()
-        if x.dtype != scale.dtype and self.spec.bits <= 4:
-            scale = scale.to(x.dtype)
-        made: Tensor = Learned.apply(  # type: ignore[no-untyped-call]
-            x, scale, float(self.zero), self.spec, self.slope)
-        return made.to(x.dtype)
-
-    def scale(self, x: Tensor) -> Tensor:
-        return self.positive().detach()
-
-
-class Straight(Quantizer):
-    """The straight-through estimator with a scale that is chosen anew from the weights at every step: their largest, or
-    for one and two bits their mean magnitude (Rastegari et al. 2016, eq. 6; Li et al. 2016, eq. 6, with its 0.7)."""
+    def step(self) -> tuple[float, float]:
+        """The middle of the only step of a grid of one bit, and half its height; in units of the scale."""
+        return (self.spec.lowest + self.spec.highest) / 2 - self.zero, (self.spec.highest - self.spec.lowest) / 2
 
     def __call__(self, x: Tensor) -> Tensor:
-        made: Tensor = Learned.apply(  # type: ignore[no-untyped-call]
-            x, self.scale(x), 0.0, self.spec, everywhere)
-        return made
-
-    def scale(self, x: Tensor) -> Tensor:
-        size = x.detach().float().abs()
-        over = [d for d in range(x.dim()) if self.start.dim() == 0 or self.start.shape[d] == 1]
-        if self.spec.bits > 2:
-            found = size.amax(over, keepdim=True) / self.spec.highest
-        elif self.spec.odd:
-            found = size.mean(over, keepdim=True) * 2 / (self.spec.highest + 1)
-        else:
-            kept = size > 0.7 * size.mean(over, keepdim=True)
-            found = (size * kept).sum(over, keepdim=True) / kept.sum(over, keepdim=True).clamp(min=1)
-        return found.clamp(min=SMALLEST_SCALE).view(self.start.shape)
-
-
-class Dorefa(Quantizer):
-    """Weights bent by tanh, rounded to a grid that ends with the largest of them (Zhou et al. 2016, eq. 9, without its
-    division by that largest one, which batch norm would undo)."""
-
-    def __call__(self, x: Tensor) -> Tensor:
-        made: Tensor = Learned.apply(  # type: ignore[no-untyped-call]
-            torch.tanh(x), self.scale(x), 0.0, self.spec, everywhere)
-        return made
-
-    def scale(self, x: Tensor) -> Tensor:
-        return (torch.tanh(x.detach()).abs().amax() / self.spec.highest).clamp(min=SMALLEST_SCALE).expand(
-            self.start.shape)
-
-
-class Balanced(Quantizer):
-    """Signs of weights that are balanced and standardized per output channel, times a learned scale, with a gradient
-    that gets steeper towards the end (Qin et al. 2020, "Forward and backward information retention", eqs. 5-10)."""
-
-    def __init__(self, spec: Spec, scale: Tensor) -> None:
-        super().__init__(spec, scale)
-        self.size = self.start.clone().requires_grad_()
-        self.own = [self.size]
-        self.steepness = 0.1
-
-    def progress(self, done: float) -> None:
-        self.steepness = 0.1 * 100**done
-
-    def __call__(self, x: Tensor) -> Tensor:
-        over = list(range(1, x.dim()))
-        centred = x - x.mean(over, keepdim=True)
-        level = centred / centred.std(over, keepdim=True).clamp(min=SMALLEST_SCALE)
-        t = self.steepness
-        soft = torch.tanh(t * level) * max(1 / t, 1.0)
-        signs = soft + (torch.where(level >= 0, 1.0, -1.0) - soft).detach()
-        return signs * self.size.abs()
+        reach = max(self.spec.highest - self.zero, self.zero - self.spec.lowest)
+        gain = (max(x.numel() / self.size.numel(), 1.0) * reach) ** -0.5
+        return learned(x, self.size, self.spec, self.zero, self.slope(), gain)
 
     def scale(self, x: Tensor) -> Tensor:
         return self.size.detach().abs().clamp(min=SMALLEST_SCALE)
 
+    def change(self, spec: Spec, scale: Tensor, zero: int = 0) -> None:
+        super().change(spec, scale, zero)
+        with torch.no_grad():
+            self.size.copy_(scale)
+
+
+class Steepening(Lsq):
+    """``Lsq``, with a gradient of the step of one bit that narrows towards the end (Qin et al. 2020, eqs. 8-10)."""
+
+    steepness = 0.1
+
+    def progress(self, done: float) -> None:
+        self.steepness = 0.1 * 100**done
+
+    def slope(self) -> Slope | None:
+        return steepening(*self.step(), self.steepness) if self.spec.bits == 1 else None
+
 
 class Pact(Quantizer):
-    """Values cut off at a learned end (Choi et al. 2018, eqs. 1-3): its gradient comes from what is cut off alone."""
+    """Values cut off at a learned end (Choi et al. 2018, eqs. 1-3): its gradient comes from what is cut off alone, and
+    from the decay that the paper gives it."""
+
+    DECAY = 2e-4
 
     def __init__(self, spec: Spec, scale: Tensor, zero: int = 0, values: bool = True) -> None:
-        super().__init__(spec, scale)
-        self.zero = zero
-        self.end = (self.start * (spec.highest - zero)).requires_grad_()
+        super().__init__(spec, scale, zero, values)
+        self.end = (self.start * self.reach()).requires_grad_()
         self.own = [self.end]
 
+    def reach(self) -> int:
+        """Steps from zero to the end of the grid that lies farther off."""
+        return max(self.spec.highest - self.zero, self.zero - self.spec.lowest)
+
     def __call__(self, x: Tensor) -> Tensor:
-        end = self.end.abs().clamp(min=SMALLEST_SCALE).to(x.dtype)
-        low = end * ((self.spec.lowest - self.zero) / max(1, self.spec.highest - self.zero))
-        cut = torch.minimum(torch.maximum(x, low), end)
-        scale = (end / max(1, self.spec.highest - self.zero)).detach()
-        steps = cut / scale
-        return cut + (rounded(steps.detach(), self.spec) * scale - cut).detach()
+        return learned(x, self.end / self.reach(), self.spec, self.zero, ends=True)
 
     def scale(self, x: Tensor) -> Tensor:
-        return (self.end.detach().abs() / max(1, self.spec.highest - self.zero)).clamp(min=SMALLEST_SCALE)
+        return (self.end.detach() / self.reach()).abs().clamp(min=SMALLEST_SCALE)
+
+    def change(self, spec: Spec, scale: Tensor, zero: int = 0) -> None:
+        super().change(spec, scale, zero)
+        with torch.no_grad():
+            self.end.copy_(scale * self.reach())
+
+    def after_backward(self) -> None:
+        if self.end.grad is not None:
+            self.end.grad.add_(self.end.detach(), alpha=self.DECAY)
 
 
 class Fixed(Quantizer):
     """The grid that calibration chose, gradients straight through within its range."""
 
-    def __init__(self, spec: Spec, scale: Tensor, zero: int = 0, values: bool = True) -> None:
-        super().__init__(spec, scale)
-        self.zero = zero
-
     def __call__(self, x: Tensor) -> Tensor:
-        made: Tensor = Learned.apply(  # type: ignore[no-untyped-call]
-            x, self.start.to(x.dtype), float(self.zero), self.spec, None)
-        return made
+        return learned(x, self.start, self.spec, self.zero)
 
     def scale(self, x: Tensor) -> Tensor:
-        return self.start
+        return self.start.clamp(min=SMALLEST_SCALE)
 
 
-#: name -> (what quantizes weights, what quantizes values); add one of your own under a new name
-LEARNERS: dict[str, tuple[Callable[..., Quantizer], Callable[..., Quantizer]]] = {
-    "lsq": (Lsq, Lsq), "ste": (Straight, Fixed), "pact": (Straight, Pact), "dorefa": (Dorefa, Fixed),
-    "balanced": (Balanced, Lsq),
-}
-
-__all__ = ["LEARNERS", "Quantizer"]
+__all__ = ["Fixed", "Learned", "Lsq", "Pact", "Quantizer", "Slope", "Steepening", "everywhere", "learned", "steepening",
+           "triangle"]

@@ -2,10 +2,26 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import torch
 
 from featherweight.errors import RecipeError, did_you_mean
 from featherweight.numerics.grids import Spec
+
+#: Additive powers of two (Li et al. 2020, eq. 5): a magnitude is a sum of one power, or none, of each of these terms.
+#: A term of two bits has three powers; what is left over is a term of one bit.
+TERMS: dict[str, tuple[tuple[int, ...], ...]] = {
+    "apot3": ((1, 2, 4),),
+    "apot4": ((1, 4, 8), (2,)),
+    "apot5": ((1, 4, 16), (2, 8, 32)),
+}
+
+
+def sums(terms: tuple[tuple[int, ...], ...]) -> tuple[int, ...]:
+    """All sums of one number, or none, of each term."""
+    return tuple(sorted(sum(chosen) for chosen in product(*((0, *term) for term in terms))))
+
 
 #: Grids of stored weights. Narrow, with zero on them, so that pruned weights stay zero; of 2 and 1 bit with as many
 #: levels on both sides of zero as fit, and none on it.
@@ -14,6 +30,7 @@ GRIDS: dict[str, Spec] = {
     "ternary": Spec(2),
     "int2": Spec(2, odd=True),
     "binary": Spec(1, odd=True),
+    **{kind: Spec(int(kind[-1]), levels=sums(terms)) for kind, terms in TERMS.items()},
 }
 #: floats of two bytes: stored so, computed as float32
 HALVES: dict[str, torch.dtype] = {"fp16": torch.float16, "bf16": torch.bfloat16}

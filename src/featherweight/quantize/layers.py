@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatch
+from typing import Any
 
 import torch
 from torch.fx import Node
@@ -17,6 +18,11 @@ from featherweight.quantize.store import Stored
 from featherweight.steps import Skipped
 
 aten = torch.ops.aten
+
+
+#: recurrent calls, and which of their arguments lists the weights (matrices) and biases
+RECURRENT = {aten.lstm.input: 2, aten.gru.input: 2, aten.rnn_tanh.input: 2, aten.rnn_relu.input: 2}
+READABLE = (*WEIGHTED, aten.embedding.default, *RECURRENT)
 
 
 @dataclass(frozen=True)
@@ -63,9 +69,7 @@ def layers(network: Network, wish: Wish) -> tuple[list[Layer], list[Skipped]]:
     found: dict[str, list[Node]] = {}
     skipped: list[Skipped] = []
     first: dict[int, str] = {}
-    readable = (*WEIGHTED, aten.embedding.default)
-    for node in network.calls(*readable):
-        name = read_weight(node)
+    for node, name in [(n, w) for n in network.calls(*READABLE) for w in read_weights(network, n)]:
         if name is not None:
             name = first.setdefault(id(network.tensor(name)), name)
         reasons = list(_reasons(network, node, name, wish.ignore))
@@ -75,7 +79,7 @@ def layers(network: Network, wish: Wish) -> tuple[list[Layer], list[Skipped]]:
             found.setdefault(name, []).append(node)
     refused = {s.path for s in skipped}
     for pattern in (*wish.ignore, *wish.mixed):
-        if not any(matches(n, read_weight(n), (pattern,)) for n in network.calls(*readable)):
+        if not any(matches(n, w, (pattern,)) for n in network.calls(*READABLE) for w in read_weights(network, n)):
             where = "ignore" if pattern in wish.ignore else "mixed"
             skipped.append(Skipped(pattern, f"this {where} pattern matched no layer"))
     outer = ends(network)
@@ -104,6 +108,8 @@ def _layer(network: Network, name: str, nodes: list[Node], wish: Wish, outer: se
     lookup = nodes[0].target is aten.embedding.default
     if isinstance(wish.granularity, int) and kind in GRIDS:
         length = weight[0].numel()
+        if not lookup and nodes[0].target not in TRANSPOSED and length == wish.granularity:
+            return Layer(Stored(name, axis, kind), tuple(nodes), values), ""
         if not lookup and nodes[0].target not in TRANSPOSED and length % wish.granularity == 0:
             return Layer(Stored(name, axis, kind, wish.granularity), tuple(nodes), values), ""
         why = f"a scale per channel: its rows of {length} numbers are not whole groups of {wish.granularity}"
@@ -147,6 +153,15 @@ def read_weight(node: Node) -> str | None:
     return weight_name(node)
 
 
+def read_weights(network: Network, node: Node) -> list[str | None]:
+    """The names of the stored weights that a call reads: one, but of a recurrent call."""
+    if node.target not in RECURRENT:
+        return [read_weight(node)]
+    listed: Any = node.args[RECURRENT[node.target]]
+    stored = [str(n.target) if n.op == "get_attr" else None for n in listed]
+    return [name for name in stored if name is None or network.tensor(name).dim() == 2]
+
+
 def weight_axis(node: Node) -> int:
     """The axis of a call's weight along which every channel gets a scale of its own."""
     return 1 if node.target in TRANSPOSED else 0
@@ -165,7 +180,7 @@ def _reasons(network: Network, node: Node, name: str | None, ignore: tuple[str, 
         yield "its weight is empty or not finite"
     for reader in network.users_of(name):
         alike = (reader.target is aten.embedding.default) == (node.target is aten.embedding.default)
-        if not alike or read_weight(reader) not in network.tied_names(name):
+        if not alike or not set(network.tied_names(name)) & set(read_weights(network, reader)):
             yield f"its weight is read by {reader.target} too, which would read it back to float at every run"
         elif weight_axis(reader) != weight_axis(node):
             yield "its weight is read along different axes"
@@ -177,4 +192,4 @@ def matches(node: Node, name: str | None, patterns: tuple[str, ...]) -> bool:
     return any(fnmatch(k, pattern) for k in known for pattern in patterns)
 
 
-__all__ = ["Layer", "Wish", "ends", "layers", "matches", "read_weight", "split", "weight_axis"]
+__all__ = ["Layer", "Wish", "ends", "layers", "matches", "read_weight", "read_weights", "split", "weight_axis"]

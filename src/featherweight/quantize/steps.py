@@ -12,9 +12,10 @@ from featherweight.errors import PlanError, RecipeError
 from featherweight.network import Network, fold_batch_norm
 from featherweight.quantize import post, rounding
 from featherweight.quantize.biases import corrected
-from featherweight.quantize.fake import LEARNERS
+from featherweight.quantize.distilled import CALIBRATIONS, calibrated
 from featherweight.quantize.formats import ACTIVATIONS, weight_bits
 from featherweight.quantize.layers import Layer, Wish, layers
+from featherweight.quantize.learners import LEARNERS
 from featherweight.quantize.placement import Placement, place
 from featherweight.quantize.ranges import check_method
 from featherweight.quantize.rules import FEW_BITS, ONNX_RUNTIME, RULES, Rules
@@ -26,6 +27,21 @@ from featherweight.task import Task
 #: bytes of graph that a rounded value and a stored weight bring along, about, in the larger of the two files
 POINT_BYTES = 900
 WEIGHT_BYTES = 900
+#: bytes of a scale and its zero point
+SCALE_BYTES = 5
+
+
+@dataclass(frozen=True)
+class Rung:
+    """One attempt of a ``Ladder``: its name, the score with it, and whether it stayed. seconds are not compared."""
+
+    name: str
+    score: float
+    kept: bool
+    seconds: float = field(default=0.0, compare=False)
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.score:.4g}{'' if self.kept else ', dropped'} ({self.seconds:.1f} s)"
 
 
 @dataclass(frozen=True)
@@ -34,19 +50,29 @@ class QuantizePlan(Plan):
 
     changed: tensors of the network (batch norm folded) that get new values first, which lie in the plan's tensors under
     their names: equalized or rounded weights, corrected biases. Biases stay float: a target whose kernels want whole
-    ones rounds them to (input scale times weight scale) when it exports.
+    ones rounds them to (input scale times weight scale) when it exports. trail: what a ``Ladder`` tried, in order.
     """
 
     stored: tuple[Stored, ...]
     points: tuple[Point, ...]
     changed: tuple[str, ...] = ()
     fold_batch_norm: bool = True
+    trail: tuple[Rung, ...] = ()
 
     def summary(self) -> str:
         kinds = Counter(s.kind for s in self.stored)
         values = Counter(p.kind for p in self.points)
         parts = [f"{n} weights as {kind}" for kind, n in kinds.items()] or ["0 weights"]
-        return ", ".join([*parts, *(f"{n} values as {kind}" for kind, n in values.items())])
+        stayed = [r.name for r in self.trail if r.kept]
+        names = " + ".join(stayed[2:] or stayed[1:])
+        climbed = f"; {names}: {self.trail[0].score:.4g} -> {self._reached():.4g}" if stayed else ""
+        return ", ".join([*parts, *(f"{n} values as {kind}" for kind, n in values.items())]) + climbed
+
+    def _reached(self) -> float:
+        return [r.score for r in self.trail if r.kept][-1]
+
+    def __str__(self) -> str:
+        return "\n".join([super().__str__(), *(f"  {rung}" for rung in self.trail)])
 
     def apply(self, network: Network) -> Network:
         """A copy with batch norm folded, the named weights stored as whole numbers, the named values rounded."""
@@ -78,7 +104,8 @@ class Quantize(Rewrite):
     """Stores weights as whole numbers and rounds values to whole numbers between operators.
 
     weights: "int8" to "int3" (symmetric), "ternary", "int2" (four levels, none of them zero), "binary" (signs); a scale
-        per output channel. "fp16", "bf16": two bytes a weight, computed as float32.
+        per output channel. "apot3" to "apot5": additive powers of two. "fp16", "bf16": two
+        bytes a weight, computed as float32.
     activations: "uint8" to "uint1" (affine, a grid per value), "int8" to "int2" (symmetric, signed only where values
         lie below zero), or None: values stay float and weights are read back to float.
     ranges: how a value's grid is chosen from calibration data: "minmax", "mse" (least squared error), "percentile",
@@ -91,10 +118,15 @@ class Quantize(Rewrite):
         {"stem": "int8/float"}. The last pattern that fits holds.
     ends: the same for the calls that see the input or give the output, where fewer than 8 bits are asked for; None
         treats them like the others.
-    learn: how rounding is trained when the step is used during training, ``fake.LEARNERS``: "lsq" (learned scales),
-        "pact", "dorefa", "balanced" (signs), "ste".
+    learn: how rounding is trained when the step is used during training, ``learners.LEARNERS``: "lsq" (learned scales),
+        "ste", "pact", "dorefa"; "apot" for weights of "apot3" to "apot5"; "ttq" for weights="ternary"; "balanced" and
+        "react" for weights="binary".
+    progressive: forms that the training passes through, in equal shares of it, before it ends with the form above:
+        ("int8", "int6/uint6") are weights, and values as well. A layer keeps its own form where that is the finer one.
     ignore: patterns (``*`` and ``?``) of module paths, weight names or node names that stay float.
-    calibration_batches: at most so many batches of the calibration split; None takes all.
+    calibration: "data", the task's calibration split, or "distilled": inputs made from the network's batch-norm
+        statistics (``distilled_data``), so that no data is needed.
+    calibration_batches: at most so many batches of the calibration split; None takes all (4 where they are made).
     target: the runtime whose whole-number kernels decide where values are rounded (``rules.RULES``); None takes
         the job's, or "onnxruntime". The network runs in any runtime, if not always as fast.
 
@@ -118,7 +150,9 @@ class Quantize(Rewrite):
     mixed: Mapping[str, str] = field(default_factory=dict)
     ends: str | None = "int8/uint8"
     learn: str = "lsq"
+    progressive: tuple[str, ...] = ()
     ignore: tuple[str, ...] = ()
+    calibration: str = "data"
     calibration_batches: int | None = None
     target: str | None = None
 
@@ -127,19 +161,22 @@ class Quantize(Rewrite):
         data is needed and missing."""
         self.check()
         folded = fold_batch_norm(network).eval()
+        task, said = calibrated(self.calibration, network, task, self.calibration_batches)
         found, skipped = layers(folded, self.wish())
         placed = self.placed(folded, found)
         skipped = [*skipped, *placed.skipped, *self._left_float(found, placed)]
         values, more = post.prepared(self, folded, task)
+        even = folded.copy()  # what biases are corrected towards
         scales = post.weight_scales(folded, found, self.weight_ranges)
         points = post.points(self, folded, task, placed, found)
-        new, rest = rounding.rounded(self.rounding, folded, task, found, scales, points, self.calibration_batches)
+        new, points, rest = rounding.rounded(self.rounding, folded, task, found, scales, points,
+                                             self.calibration_batches)
         values |= new
         tensors = {scale_name(name): scale for name, scale in scales.items()} | values
         made = QuantizePlan(tuple(f.stored for f in found), points, tuple(sorted(values)), bool(found),
-                            skipped=tuple(dict.fromkeys([*skipped, *more, *rest])), tensors=tensors,
+                            skipped=tuple(dict.fromkeys([*skipped, *said, *more, *rest])), tensors=tensors,
                             grows=self.grows(folded, found, points))
-        return corrected(made, network, task, self.calibration_batches) if self.correct_bias else made
+        return corrected(made, network, task, self.calibration_batches, even) if self.correct_bias else made
 
     def check(self) -> None:
         """Raises RecipeError, or ExportError, for unknown options."""
@@ -150,6 +187,7 @@ class Quantize(Rewrite):
             check_method("weight_ranges", self.weight_ranges, ("minmax", "mse"))
         check_method("rounding", self.rounding, rounding.METHODS)
         check_method("learn", self.learn, LEARNERS)
+        check_method("calibration", self.calibration, CALIBRATIONS)
         if self.smooth is not None and not 0 <= self.smooth <= 1:
             raise RecipeError(f"smooth={self.smooth}; expected a number from 0 to 1, as in smooth=0.5")
         if self.target is not None:
@@ -159,7 +197,7 @@ class Quantize(Rewrite):
         """Used during training: weights and values are rounded in every step, gradients pass. Scales start where
         calibration puts them."""
         self.check()
-        return Training(self, network, task)
+        return Training(self, network, calibrated(self.calibration, network, task, self.calibration_batches)[0])
 
     def wish(self) -> Wish:
         return Wish(self.weights, self.activations, self.granularity, self.mixed, self.ends, self.ignore)
@@ -186,8 +224,10 @@ class Quantize(Rewrite):
 
     def grows(self, folded: Network, found: list[Layer], points: tuple[Point, ...]) -> tuple[str, ...]:
         """A very small network's file grows: the graph gets longer than the weights get shorter."""
-        saved = sum(folded.tensor(f.stored.weight).numel() * (4 - weight_bits(f.stored.kind) / 8) for f in found)
-        return ("bytes",) if saved < POINT_BYTES * len(points) + WEIGHT_BYTES * len(found) else ()
+        saved = sum(folded.tensor(f.stored.weight).numel() * (4 - weight_bits(f.stored.kind) / 8)
+                    - SCALE_BYTES * f.stored.scales(folded.tensor(f.stored.weight).shape) for f in found)
+        grouped = sum(f.stored.group is not None for f in found)
+        return ("bytes",) if saved < POINT_BYTES * len(points) + WEIGHT_BYTES * (len(found) + grouped) else ()
 
 
-__all__ = ["Quantize", "QuantizePlan"]
+__all__ = ["Quantize", "QuantizePlan", "Rung"]

@@ -87,6 +87,9 @@ def store_weight(network: Network, stored: Stored, scale: Tensor | None) -> None
         raise PlanError(f"the plan stores {name!r}, which is {weight.dtype} already; plan again for this network")
     if stored.kind in HALVES:
         nodes = _replaced(network, name, weight.to(HALVES[stored.kind]))
+        if _is_table(nodes):
+            _look_up(network, nodes, None)
+            return
         _read_through(network, nodes, lambda node, like: insert_call(
             network, aten.to.dtype, (node, weight.dtype), after=node, like=like))
         return
@@ -100,8 +103,8 @@ def store_weight(network: Network, stored: Stored, scale: Tensor | None) -> None
     spread = stored.spread(scale, weight.shape)
     numbers = grids.quantize(weight.double(), spread, torch.zeros((), dtype=torch.int32, device=scale.device), spec)
     nodes = _replaced(network, name, numbers)
-    if any(n.target is aten.embedding.default for node in nodes for n in node.users):
-        _look_up(network, nodes, name, scale)
+    if _is_table(nodes):
+        _look_up(network, nodes, _beside(network, nodes, scale_name(name), scale[:, None]))
     elif stored.axis is None and stored.group is None:
         grid = (float(scale), 0, spec.lowest, spec.highest, spec.dtype)
         _read_through(network, nodes, lambda node, like: insert_call(
@@ -157,18 +160,24 @@ def _per_channel(network: Network, nodes: list[Node], stored: Stored, scale: Ten
     _read_through(network, nodes, read)
 
 
-def _look_up(network: Network, nodes: list[Node], name: str, scale: Tensor) -> None:
-    """Embeddings look up numbers and scales: only the rows that are asked for are read back to float."""
-    scales = _beside(network, nodes, scale_name(name), scale[:, None])
+def _is_table(nodes: list[Node]) -> bool:
+    return any(n.target is aten.embedding.default for node in nodes for n in node.users)
+
+
+def _look_up(network: Network, nodes: list[Node], scales: Node | None) -> None:
+    """Embeddings look up numbers, and scales if there are any: only the rows asked for are read back to float. The node
+    that gives the value keeps its name, by which points know it."""
     for node in nodes:
         for reader in list(node.users):
             index = reader.args[1]
-            rows = insert_call(network, aten.embedding.default, (node, index), after=reader, like=reader)
-            steps = insert_call(network, aten.embedding.default, (scales, index), after=rows, like=reader)
-            plain = insert_call(network, aten.to.dtype, (rows, torch.float32), after=steps, like=reader)
-            value = insert_call(network, aten.mul.Tensor, (plain, steps), after=plain, like=reader)
-            reader.replace_all_uses_with(value)
-            network.graph.erase_node(reader)
+            rows = insert_call(network, aten.embedding.default, (node, index), before=reader, like=reader)
+            made: Any = aten.to.dtype
+            args: tuple[Any, ...] = (rows, torch.float32)
+            if scales is not None:
+                plain = insert_call(network, made, args, before=reader, like=reader)
+                steps = insert_call(network, aten.embedding.default, (scales, index), before=reader, like=reader)
+                made, args = aten.mul.Tensor, (plain, steps)
+            reader.target, reader.args, reader.kwargs = made, args, {}
 
 
 def round_value(network: Network, point: Point) -> None:

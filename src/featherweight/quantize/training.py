@@ -6,8 +6,8 @@ its factor, so that the numbers stay those that were trained. The first and last
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,13 +16,16 @@ from torch import Tensor
 from featherweight.errors import RecipeError
 from featherweight.network import Network, fold_batch_norm
 from featherweight.network.fold import along_output, norm_scale
-from featherweight.network.surgery import insert_call
-from featherweight.numerics.grids import SMALLEST_SCALE
+from featherweight.network.operators import schema_argument
+from featherweight.network.surgery import TRANSPOSED, insert_call
+from featherweight.numerics.grids import SMALLEST_SCALE, Spec
 from featherweight.quantize import post
-from featherweight.quantize.fake import LEARNERS, Quantizer
-from featherweight.quantize.formats import GRIDS
-from featherweight.quantize.layers import Layer, layers, weight_axis
-from featherweight.quantize.store import Point, Stored, scale_name
+from featherweight.quantize.fake import Quantizer
+from featherweight.quantize.formats import ACTIVATIONS, GRIDS
+from featherweight.quantize.layers import Layer, layers, split, weight_axis
+from featherweight.quantize.learners import LEARNERS, Learner
+from featherweight.quantize.placement import Placement
+from featherweight.quantize.store import Point, Stored, chosen_scale, scale_name
 from featherweight.seeds import generators_kept
 from featherweight.steps import Driver, Skipped
 from featherweight.task import Task
@@ -33,40 +36,90 @@ if TYPE_CHECKING:
 aten = torch.ops.aten
 
 
+@dataclass(frozen=True)
+class Phase:
+    """A share of the training. kinds: weight's name -> key of ``GRIDS``. points: the grids that calibration gave."""
+
+    kinds: Mapping[str, str]
+    points: Mapping[str, Point]
+
+
 class Training(Driver):
     """A ``Quantize`` at work in a Fit: taps on weights, and on copies of the values that kernels read."""
 
     def __init__(self, step: Quantize, network: Network, task: Task) -> None:
+        check_options(step)
         self.step, self.network = step, network
+        learner = LEARNERS[step.learn]
         with generators_kept(), torch.no_grad():
             folded = fold_batch_norm(network).eval()
             self.norms = folded_norms(network, folded)
-            found, self.skipped = layers(folded, step.wish())
-            self.found = [f for f in found if f.stored.kind in GRIDS]
-            self.skipped += [Skipped(f.stored.weight, f"{f.stored.kind} is not trained; write Quantize after Train")
-                             for f in found if f.stored.kind not in GRIDS]
+            self.found, self.skipped = self._found(folded, learner)
             placed = step.placed(folded, self.found)
             self.skipped += placed.skipped
-            self.points = post.points(step, folded, task, placed, self.found)
-            scales = post.weight_scales(network, self.found, step.weight_ranges)
+            self.phases = [self._phase(text, folded, task, placed) for text in (*step.progressive, None)]
+            self.phase = 0
+            first = self.phases[0]
+            self.weights = {f.stored.weight: self._weight(f, first, learner) for f in self.found}
         self.leaders = placed.points
-        make_weight, make_value = LEARNERS[step.learn]
-        self.weights = {f.stored.weight: self._weight(f, scales[f.stored.weight], make_weight) for f in self.found}
         self.values: dict[str, Quantizer] = {}
         self.taps: list[Callable[[], None]] = []
         for layer in self.found:
             self._hold(layer)
-        for point in self.points:
-            self._round(point, make_value)
+        for point in first.points.values():
+            self._round(point, learner)
         network.changed()
 
-    def _weight(self, layer: Layer, scale: Tensor, make: Callable[..., Quantizer]) -> Quantizer:
-        stored = layer.stored
-        weight = self.network.tensor(stored.weight)
-        if stored.group is not None:
-            raise RecipeError(f"granularity={stored.group} cannot be used during training; write granularity='channel' "
-                              "or 'tensor', or put Quantize after Train")
-        return make(GRIDS[stored.kind], stored.spread(scale, weight.shape).to(weight.device))
+    def _found(self, folded: Network, learner: Learner) -> tuple[list[Layer], list[Skipped]]:
+        """The layers that are trained, and what is left alone."""
+        found, skipped = layers(folded, self.step.wish())
+        kept = []
+        for layer in found:
+            stored = layer.stored
+            if stored.kind not in GRIDS:
+                skipped.append(Skipped(stored.weight, f"{stored.kind} is not trained; write Quantize after Train"))
+            elif self._mixes(layer):
+                skipped.append(Skipped(stored.weight, "a scale per channel cannot take the factors of the batch norm "
+                                       "after its groups; write Quantize after Train"))
+            else:
+                kept.append(layer)
+                if stored.group is not None:
+                    raise RecipeError(f"granularity={stored.group} cannot be used during training; write "
+                                      "granularity='channel' or 'tensor', or put Quantize after Train")
+        kinds = {f.stored.kind for f in kept}
+        if kept and not kinds & set(learner.kinds):
+            raise RecipeError(f"learn={self.step.learn!r} trains weights of {', '.join(map(repr, learner.kinds))}, and "
+                              f"these are {', '.join(map(repr, sorted(kinds)))}; write weights={learner.kinds[-1]!r}, "
+                              "or learn='lsq'")
+        return kept, skipped
+
+    def _mixes(self, layer: Layer) -> bool:
+        node = layer.nodes[0]
+        return node.target in TRANSPOSED and node.name in self.norms and int(schema_argument(node, "groups")) > 1
+
+    def _phase(self, text: str | None, folded: Network, task: Task, placed: Placement) -> Phase:
+        """The grids of a form that the training passes through (None: the one that it ends with)."""
+        step, found = self.step, self.found
+        if text is not None:
+            weights, values = split(text, step.activations)
+            found = [replace(f, stored=replace(f.stored, kind=str(finer(f.stored.kind, weights, GRIDS))),
+                             activations=finer(f.activations, values, ACTIVATIONS)) for f in found]
+            step = replace(step, activations=finer(step.activations, values, ACTIVATIONS))
+        points = post.points(step, folded, task, placed, found)
+        return Phase({f.stored.weight: f.stored.kind for f in found}, {p.node: p for p in points})
+
+    def _scale(self, layer: Layer, kind: str) -> Tensor:
+        """The scale of a weight as it is now, shaped to meet it."""
+        weight = self.network.tensor(layer.stored.weight).detach()
+        method = self.step.weight_ranges or ("minmax" if GRIDS[kind].bits == 8 else "mse")
+        stored = replace(layer.stored, kind=kind)
+        return stored.spread(chosen_scale(weight.cpu(), stored, method), weight.shape).to(weight.device)
+
+    def _weight(self, layer: Layer, phase: Phase, learner: Learner) -> Quantizer:
+        stored, kind = layer.stored, phase.kinds[layer.stored.weight]
+        made = learner.of_weight(stored.kind)(GRIDS[kind], self._scale(layer, kind))
+        made.begin(self.network.tensor(stored.weight).detach())
+        return made
 
     def _hold(self, layer: Layer) -> None:
         names = self.network.tied_names(layer.stored.weight)
@@ -75,15 +128,15 @@ class Training(Driver):
             if node.op == "get_attr" and node.target in names:
                 self.taps.append(self.network.add_tap(node.name, quantizer))
 
-    def _round(self, point: Point, make: Callable[..., Quantizer]) -> None:
+    def _round(self, point: Point, learner: Learner) -> None:
         """A copy of the point's value for its readers, tapped; points on one grid share one quantizer. In the training
         graph a batch norm gives what the call before it gives in the folded one."""
         node = self.network.node(self.norms.get(point.node, point.node))
         leader = self.leaders[point.node]
         if leader not in self.values:
             device = next(iter(self.network.tensors().values())).device
-            self.values[leader] = make(point.spec, torch.tensor(point.scale, device=device), point.zero_point,
-                                       values=True)
+            self.values[leader] = learner.values(point.spec, torch.tensor(point.scale, device=device),
+                                                 point.zero_point, values=True)
         copy = insert_call(self.network, aten.alias.default, (node,), after=node, like=node)
         for reader in point.readers:
             self.network.node(reader).replace_input_with(node, copy)
@@ -91,16 +144,61 @@ class Training(Driver):
 
     # ---- Driver
     def update(self, progress: float) -> None:
-        for quantizer in (*self.weights.values(), *self.values.values()):
+        phase = min(int(progress * len(self.phases)), len(self.phases) - 1)
+        if phase != self.phase:
+            self._enter(phase)
+        for quantizer in self._quantizers():
             quantizer.progress(progress)
 
+    def _quantizers(self) -> list[Quantizer]:
+        return [*self.weights.values(), *self.values.values()]
+
+    def _enter(self, index: int) -> None:
+        """Goes over to other grids. Scales of weights are chosen anew; those of values keep what training made of them,
+        as a factor on what calibration gave."""
+        old, new = self.phases[self.phase], self.phases[index]
+        self.phase = index
+        with torch.no_grad():
+            for layer in self.found:
+                name = layer.stored.weight
+                if old.kinds[name] != new.kinds[name]:
+                    self.weights[name].change(GRIDS[new.kinds[name]], self._scale(layer, new.kinds[name]))
+                    self.weights[name].begin(self.network.tensor(name).detach())
+            for leader, quantizer in self.values.items():
+                before, after = old.points[leader], new.points[leader]
+                if before != after:
+                    scale = quantizer.scale(torch.empty(0)) * (after.scale / before.scale)
+                    quantizer.change(after.spec, scale, after.zero_point)
+
+    def after_backward(self) -> None:
+        for quantizer in self._quantizers():
+            quantizer.after_backward()
+
     def parameters(self) -> list[Tensor]:
-        return [t for q in (*self.weights.values(), *self.values.values()) for t in q.own]
+        return [t for q in self._quantizers() for t in q.own]
+
+    def state(self) -> dict[str, Tensor]:
+        if len(self.phases) == 1:
+            return {}
+        return {"phase": torch.tensor(self.phase), **{f"start/{i}": q.start for i, q in enumerate(self._quantizers())}}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        if "phase" not in state:
+            return
+        self.phase = int(state["phase"])
+        now = self.phases[self.phase]
+        for name, quantizer in self.weights.items():
+            quantizer.spec = GRIDS[now.kinds[name]]
+        for leader, quantizer in self.values.items():
+            quantizer.spec, quantizer.zero = now.points[leader].spec, now.points[leader].zero_point
+        for index, quantizer in enumerate(self._quantizers()):
+            quantizer.start.copy_(state[f"start/{index}"])
 
     def finish(self) -> QuantizePlan:
         """The numbers that were trained, on the grids that were trained, with batch norm folded into the scales."""
         from featherweight.quantize.steps import QuantizePlan
 
+        self.update(1.0)
         for remove in self.taps:
             remove()
         tensors: dict[str, Tensor] = {}
@@ -111,14 +209,15 @@ class Training(Driver):
                 stored.append(made)
                 tensors |= {made.weight: value, scale_name(made.weight): scale}
         points = tuple(replace(p, scale=float(self.values[self.leaders[p.node]].scale(torch.empty(0))))
-                       for p in self.points)
-        return QuantizePlan(tuple(stored), points, tuple(sorted(s.weight for s in stored)),
+                       for p in self.phases[-1].points.values())
+        return QuantizePlan(tuple(stored), points, tuple(sorted(s.weight for s in stored)), bool(stored),
                             skipped=tuple(dict.fromkeys(self.skipped)), tensors=tensors,
                             grows=self.step.grows(self.network, self.found, points))
 
     def _settled(self, layer: Layer) -> tuple[Stored, Tensor, Tensor]:
         """How a weight is stored, its values and its scales, once batch norm is folded."""
-        stored, quantizer = layer.stored, self.weights[layer.stored.weight]
+        quantizer = self.weights[layer.stored.weight]
+        stored = replace(layer.stored, kind=quantizer.stored_as or layer.stored.kind)
         weight = self.network.tensor(stored.weight).detach()
         value, scale = quantizer(weight).double(), quantizer.scale(weight).double()
         norm = self.norms.get(layer.nodes[0].name)
@@ -138,3 +237,26 @@ def folded_norms(network: Network, folded: Network) -> dict[str, str]:
     """Call's name -> the batch norm that is folded into it."""
     left = {n.name for n in folded.calls(aten.batch_norm.default)}
     return {str(n.args[0]): n.name for n in network.calls(aten.batch_norm.default) if n.name not in left}
+
+
+def finer(kind: str | None, other: str | None, table: Mapping[str, Spec]) -> str | None:
+    """Whichever of two kinds has more bits; None where a value stays float."""
+    if kind is None or other is None or table[other].bits <= table[kind].bits:
+        return kind
+    return other
+
+
+def check_options(step: Quantize) -> None:
+    """Raises RecipeError for options that have no meaning during training."""
+    for name, given, plain in (("rounding", step.rounding, "nearest"), ("equalize", step.equalize, False),
+                               ("smooth", step.smooth, None), ("correct_bias", step.correct_bias, False)):
+        if given != plain:
+            raise RecipeError(f"{name}={given!r} is for networks that are trained no more; leave it out, or put "
+                              "Quantize after Train")
+    for text in step.progressive:
+        weights, values = split(text, step.activations)
+        if weights not in GRIDS or (values is not None and values not in ACTIVATIONS):
+            raise RecipeError(f"progressive={step.progressive!r}: {text!r} is no form to train; expected weights of "
+                              f"{', '.join(GRIDS)}, with values or without, as in ('int8/uint8', 'int6/uint6')")
+    if step.progressive and not LEARNERS[step.learn].progressive:
+        raise RecipeError(f"learn={step.learn!r} has no other number of bits to come from; leave out progressive")

@@ -1,0 +1,96 @@
+"""Running a graph in parts: a batch goes from call to call, and what is still needed of it is kept between them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+from torch.fx.node import map_arg
+
+from featherweight.network.network import Network
+from featherweight.network.program import Tap
+from featherweight.task import Inputs, call, move
+
+
+def run(nodes: Iterable[Node], values: dict[str, Any], tensor: Callable[[str], Tensor],
+        taps: Mapping[str, Tap]) -> None:
+    """Computes these calls, in order, out of ``values`` (by node name) and into them; ``tensor`` looks tensors up."""
+    def get(argument: Any) -> Any:
+        return map_arg(argument, lambda n: tensor(str(n.target)) if n.op == "get_attr" else values[n.name])
+
+    for node in nodes:
+        value = node.target(*get(node.args), **get(node.kwargs))  # type: ignore[operator]
+        if node.name in taps:
+            value = taps[node.name](value)
+        values[node.name] = value
+
+
+class Order:
+    """The calls of a graph by number, the last call that reads each value, and the size of each value in bytes."""
+
+    def __init__(self, network: Network) -> None:
+        self.calls = network.calls()
+        self.named = {n.name: n for n in self.calls}
+        self.number = {n.name: i for i, n in enumerate(self.calls)}
+        self.last = {used.name: i for i, node in enumerate(self.calls) for used in node.all_input_nodes}
+        args, kwargs = network.example_inputs()
+        samples = max(1, next((t.shape[0] for t in network.signature.leaves(args, kwargs) if t.dim()), 1))
+        self.size = {name: value.numel() * value.element_size() / samples
+                     for name, value in network.values().items() if isinstance(value, Tensor)}
+
+    def held(self, before: int) -> float:
+        """Bytes for one sample of the values that are held before call number ``before``."""
+        return sum(self.size.get(n.name, 0) for i, n in enumerate(self.calls[:before])
+                   if self.last.get(n.name, -1) >= before)
+
+
+@dataclass
+class Half:
+    """One batch on its way through one network: how many calls are done, and the values still needed.
+
+    taps: node name -> what its value passes through.
+    """
+
+    network: Network
+    order: Order
+    values: dict[str, Any]
+    done: int = 0
+    taps: Mapping[str, Tap] = field(default_factory=dict)
+
+    def get(self, argument: Any) -> Any:
+        return map_arg(argument, lambda n: self.network.tensor(str(n.target)) if n.op == "get_attr"
+                       else self.values[n.name])
+
+    def advance(self, until: int, wanted: set[str]) -> None:
+        """Runs the calls before number ``until``; values are dropped after their last use unless ``wanted``."""
+        for index in range(self.done, until):
+            node = self.order.calls[index]
+            run([node], self.values, self.network.tensor, self.taps)
+            for used in (*node.all_input_nodes, node):
+                if self.order.last.get(used.name, -1) <= index and used.name not in wanted:
+                    self.values.pop(used.name, None)
+        self.done = max(self.done, until)
+
+    def split(self) -> Half:
+        """A second one, at the same place."""
+        return Half(self.network, self.order, dict(self.values), self.done, self.taps)
+
+    def forget(self, name: str) -> None:
+        """A value that was wanted is so no more."""
+        if self.order.last.get(name, -1) < self.done:
+            self.values.pop(name, None)
+
+
+def input_values(network: Network, inputs: Inputs) -> dict[str, Tensor]:
+    """A batch's tensors by the names of the network's inputs, on its device."""
+    names = [n.name for n in network.graph.nodes if n.op == "placeholder"]
+    device = next((t.device for t in network.tensors().values()), torch.device("cpu"))
+    leaves = call(lambda *args, **kwargs: network.signature.leaves(args, kwargs), move(inputs, device))
+    return dict(zip(names, leaves, strict=True))
+
+
+__all__ = ["Half", "Order", "input_values", "run"]

@@ -1,0 +1,307 @@
+"""How much each layer matters: what changes when it alone is on a grid, and all others are whole."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+import torch.utils._pytree as pytree
+from torch import Tensor
+from torch.fx import Node
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from featherweight.errors import RecipeError, TaskError
+from featherweight.network import Network, fold_batch_norm
+from featherweight.network.surgery import insert_call
+from featherweight.numerics import grids
+from featherweight.numerics.hessian import traces
+from featherweight.quantize import post
+from featherweight.quantize.formats import ACTIVATIONS, GRIDS, HALVES, check_kinds, unsigned
+from featherweight.quantize.layers import Layer, Wish, layers, split
+from featherweight.quantize.ranges import Grid, activation_grids
+from featherweight.quantize.search import check_batches, check_known, check_split, data, scored
+from featherweight.quantize.steps import Quantize
+from featherweight.seeds import generators_kept, seed_all, seed_from
+from featherweight.task import Task, call
+
+aten = torch.ops.aten
+FLOAT = "float"  #: the kind of a layer that stays as it is
+#: weight's name -> kind -> the layer in that form
+Forms = Mapping[str, Mapping[str, Layer]]
+Measure = Callable[[], float]
+
+
+@dataclass(frozen=True)
+class Damage:
+    """What it does to a network that the weight ``layer`` (and what its calls read) is of this ``kind``."""
+
+    layer: str
+    kind: str
+    damage: float
+
+
+@dataclass(frozen=True)
+class Judge:
+    """How damage is measured: see ``sensitivity``."""
+
+    how: str = "output"
+    split: str = "calibration"
+    batches: int | None = 2
+    probes: int = 32
+    seed: int = 0
+
+    def check(self, name: str) -> None:
+        """Raises RecipeError for options that make no sense."""
+        check_known(name, "how", self.how, HOW)
+        check_split(name, self.split)
+        check_batches(name, self.batches)
+        if self.probes < 1:
+            raise RecipeError(f"{name} was given probes={self.probes}; expected a whole number from 1, as in probes=32")
+
+
+def sensitivity(network: Network, task: Task, kinds: Sequence[str] = ("int8", "int4"), how: str = "output",
+                step: Quantize | None = None, split: str = "calibration", batches: int | None = 2, probes: int = 32,
+                seed: int = 0) -> tuple[Damage, ...]:
+    """The damage of every layer in every kind, rounded to nearest: one pass over the batches for each of them.
+
+    kinds: as in ``Quantize(mixed=...)``: "int4", "int4/uint4" (with values), "int8/float"; "float" does no damage.
+    how: "output": |y' - y|^2 / |y|^2 over all floating-point outputs. "score": how many points the task's score falls.
+        "hessian": the mean trace of the loss's Hessian times |W - Q(W)|^2 (Dong et al. 2020, "HAWQ-V2", eq. 10), of
+        weights alone; a negative trace counts as none. It takes ``probes`` double backward passes a batch, for all
+        layers and kinds together. It forecasts small changes at a minimum of the loss: where the loss is near zero (on
+        images that were trained on) or two bits are left, trust "output" rather.
+    step: says the rest: activations where a kind names none, granularity, ranges, ignore, target.
+    split, batches: what is read. Raises RecipeError for unknown options, TaskError for what the task lacks.
+    """
+    step = step or Quantize()
+    judge = Judge(how, split, batches, probes, seed)
+    judge.check("sensitivity")
+    check_forms("kinds", kinds, step.activations)
+    with generators_kept():
+        folded = fold_batch_norm(network).eval()
+        found = damages(folded, task, forms(folded, step, kinds), step, judge)
+    return tuple(Damage(name, kind, d) for name, mine in found.items() for kind, d in mine.items())
+
+
+def check_forms(where: str, kinds: Sequence[str], activations: str | None) -> None:
+    for kind in kinds:
+        if kind != FLOAT:
+            check_kinds(where, *split(kind, activations))
+
+
+def forms(folded: Network, step: Quantize, kinds: Sequence[str]) -> dict[str, dict[str, Layer]]:
+    """The layers in each of the kinds that they can have, but "float", which all can; in graph order."""
+    found: dict[str, dict[str, Layer]] = {}
+    for kind in kinds:
+        if kind != FLOAT:
+            weights, values = split(kind, step.activations)
+            wish = Wish(weights, values, step.granularity, {}, None, step.ignore)
+            for layer in layers(folded, wish)[0]:
+                found.setdefault(layer.stored.weight, {})[kind] = layer
+    return found
+
+
+def damages(folded: Network, task: Task, choices: Forms, step: Quantize, judge: Judge) -> dict[str, dict[str, float]]:
+    """Weight's name -> kind -> damage. Random generators are the caller's to keep."""
+    seed_all(seed_from("quantize.sensitivity", judge.seed))
+    task.require(judge.split)
+    bench = _Bench(folded, task, choices, step, judge)
+    measure, forecast = HOW[judge.how]
+    return forecast(bench) if forecast is not None else bench.each(measure(bench))
+
+
+def together(folded: Network, task: Task, choices: Forms, step: Quantize, judge: Judge,
+             picks: Sequence[Mapping[str, str]]) -> list[float]:
+    """The damage of many layers at once, each in the kind that an entry of ``picks`` names ("float": as it is)."""
+    seed_all(seed_from("quantize.sensitivity", judge.seed))
+    bench = _Bench(folded, task, choices, step, judge)
+    measure, found = HOW[judge.how][0](bench), []
+    for pick in picks:
+        with ExitStack() as stack, torch.no_grad():
+            for name, kind in pick.items():
+                if kind != FLOAT:
+                    stack.enter_context(bench.put(choices[name][kind]))
+            found.append(measure())
+    return found
+
+
+class _Bench:
+    """A network whose layers are put into other forms one by one."""
+
+    def __init__(self, folded: Network, task: Task, choices: Forms, step: Quantize, judge: Judge) -> None:
+        self.task, self.choices, self.step, self.judge = task, choices, step, judge
+        self.network = folded.copy().eval()
+        self.weights = {name: [n.name for n in self.network.graph.nodes
+                               if n.op == "get_attr" and n.target in self.network.tied_names(name)] for name in choices}
+        self.grids = {} if judge.how == "hessian" else self._grids()
+        self.read = {name: self._copied(name) for name in dict.fromkeys(call for call, _ in self.grids)}
+
+    def data(self) -> list[Any]:
+        found = list(data(self.network, self.task, self.judge.split, self.judge.batches))
+        if not found:
+            raise TaskError(f"the {self.judge.split} split is empty; damage is measured on data: "
+                            f"Task({self.judge.split}=lambda: my_batches, ...)")
+        return found
+
+    def _grids(self) -> dict[tuple[str, str], Grid]:
+        """(call, kind of values) -> the grid of what the call reads."""
+        found: dict[tuple[str, str], Grid] = {}
+        rules = self.step.rules()
+        wanted: dict[str, list[Node]] = {}
+        for layer in (layer for mine in self.choices.values() for layer in mine.values()):
+            if layer.activations is not None:
+                wanted.setdefault(layer.activations, []).extend(n for n in layer.nodes if rules.multiplies(n))
+        for kind, nodes in wanted.items():
+            inputs = {n.name: str(n.args[0]) for n in nodes}
+            names = dict.fromkeys(inputs.values())
+            method = self.step.ranges or ("minmax" if ACTIVATIONS[kind].bits == 8 else "mse")
+            made = activation_grids(self.network, self.task, {n: [n] for n in names},
+                                    dict.fromkeys(names, ACTIVATIONS[kind]), method, self.step.calibration_batches)
+            found |= {(name, kind): made[given] for name, given in inputs.items()}
+        return found
+
+    def _copied(self, name: str) -> str:
+        """A copy of what a call reads, for this call alone, so that it can be tapped."""
+        node = self.network.node(name)
+        given = node.args[0]
+        assert isinstance(given, Node)
+        copy = insert_call(self.network, aten.alias.default, (given,), before=node, like=node)
+        node.args = (copy, *node.args[1:])
+        self.network.changed()
+        return copy.name
+
+    def rounded(self, layer: Layer) -> Tensor:
+        """The layer's weight on its grid."""
+        stored = layer.stored
+        weight = self.network.tensor(stored.weight).detach()
+        if stored.kind in HALVES:
+            return weight.to(HALVES[stored.kind]).to(weight.dtype)
+        scale = post.weight_scales(self.network, [layer], self.step.weight_ranges)[stored.weight].to(weight.device)
+        spread = stored.spread(scale, weight.shape)
+        zero = torch.zeros((), dtype=torch.int32, device=weight.device)
+        return grids.fake_quantize(weight.double(), spread, zero, GRIDS[stored.kind]).to(weight.dtype)
+
+    @contextmanager
+    def put(self, layer: Layer) -> Iterator[None]:
+        """For a while, the layer alone is in its other form."""
+        made = self.rounded(layer)
+        taps: dict[str, Callable[[Any], Any]] = {n: lambda w: made for n in self.weights[layer.stored.weight]}
+        for node in layer.nodes:
+            grid = self.grids.get((node.name, str(layer.activations)))
+            if grid is not None:
+                taps[self.read[node.name]] = partial(_on_grid, grid, str(layer.activations))
+        with self.network.taps(taps):
+            yield
+
+    def each(self, measure: Measure) -> dict[str, dict[str, float]]:
+        found: dict[str, dict[str, float]] = {}
+        for name, mine in self.choices.items():
+            for kind, layer in mine.items():
+                with self.put(layer), torch.no_grad():
+                    found.setdefault(name, {})[kind] = measure()
+        return found
+
+
+def _on_grid(grid: Grid, kind: str, x: Tensor) -> Tensor:
+    spec = ACTIVATIONS[kind]
+    spec = unsigned(spec) if spec.symmetric and not grid.signed else spec
+    scale, zero = torch.tensor(grid.scale), torch.tensor(grid.zero_point, dtype=torch.int32)
+    return grids.fake_quantize(x, scale.to(x.device), zero.to(x.device), spec)
+
+
+# ---- how damage is measured
+
+def by_output(bench: _Bench) -> Measure:
+    """How far the outputs move, of their own squared length."""
+    batches = bench.data()
+    with torch.no_grad():
+        whole = [_floats(call(bench.network, x)) for x, _ in batches]
+
+    def moved() -> float:
+        total = 0.0
+        for (x, _), before in zip(batches, whole, strict=True):
+            after = _floats(call(bench.network, x))
+            away = sum(float((a - b).double().square().sum()) for a, b in zip(after, before, strict=True))
+            total += away / max(sum(float(b.double().square().sum()) for b in before), 1e-30)
+        return total / len(batches)
+
+    return moved
+
+
+def _floats(output: Any) -> list[Tensor]:
+    return [v for v in pytree.tree_leaves(output) if isinstance(v, Tensor) and v.is_floating_point()]
+
+
+def by_score(bench: _Bench) -> Measure:
+    """By how many points the score falls; negative where it rises."""
+    judge = bench.judge
+    score = partial(scored, bench.network, bench.task, judge.split, judge.batches)
+    whole = score()
+    return lambda: whole - score()
+
+
+def by_loss(bench: _Bench) -> Measure:
+    """By how much the loss rises."""
+    bench.task.require("loss")
+    assert bench.task.loss is not None
+    loss, batches = bench.task.loss, bench.data()
+
+    def mean() -> float:
+        return sum(float(loss(call(bench.network, x), y)) for x, y in batches) / len(batches)
+
+    with torch.no_grad():
+        whole = mean()
+    return lambda: mean() - whole
+
+
+def by_hessian(bench: _Bench) -> dict[str, dict[str, float]]:
+    """The mean trace of the Hessian over a weight times the squared distance of its rounding."""
+    for mine in bench.choices.values():
+        if len({layer.activations for layer in mine.values()}) > 1:
+            raise RecipeError(f'how="hessian" judges weights alone, and {", ".join(mine)} round values differently; '
+                              'write how="output"')
+    found = mean_traces(bench)
+
+    def away(layer: Layer) -> float:
+        moved = bench.rounded(layer) - bench.network.tensor(layer.stored.weight).detach()
+        return float(moved.double().square().sum())
+
+    return {name: {kind: found[name] * away(layer) for kind, layer in mine.items()}
+            for name, mine in bench.choices.items()}
+
+
+def mean_traces(bench: _Bench) -> dict[str, float]:
+    """Weight's name -> the trace of the loss's Hessian over it, over its number of elements; at least 0."""
+    bench.task.require("loss")
+    assert bench.task.loss is not None
+    leaves = {n: bench.network.tensor(n).detach().clone().requires_grad_() for n in bench.choices}
+    taps = {node: partial(_instead, leaves[n]) for n, nodes in bench.weights.items() for node in nodes}
+    generator = torch.Generator().manual_seed(seed_from("hutchinson", bench.judge.seed))
+    total, batches = dict.fromkeys(leaves, 0.0), bench.data()
+    with bench.network.taps(taps), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
+        for x, y in batches:
+            try:
+                loss = bench.task.loss(call(bench.network, x), y)
+                made = traces(loss, list(leaves.values()), generator, bench.judge.probes)
+            except RuntimeError as error:
+                raise RecipeError(f"the loss cannot be differentiated twice ({error}); "
+                                  'write how="output", which needs no derivative') from error
+            for name, trace in zip(leaves, made, strict=True):
+                total[name] += trace / len(batches)
+    return {n: max(t, 0.0) / max(1, leaves[n].numel()) for n, t in total.items()}
+
+
+def _instead(leaf: Tensor, weight: Tensor) -> Tensor:
+    return leaf
+
+
+#: name -> what measures the damage of the layers that are in another form, and what forecasts that of every layer by
+#: itself (None: it is measured so)
+HOW: dict[str, tuple[Callable[[_Bench], Measure], Callable[[_Bench], dict[str, dict[str, float]]] | None]] = {
+    "output": (by_output, None), "score": (by_score, None), "hessian": (by_loss, by_hessian)}
+
+__all__ = ["FLOAT", "Damage", "Forms", "Judge", "check_forms", "damages", "forms", "sensitivity", "together"]

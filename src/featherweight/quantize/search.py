@@ -1,0 +1,68 @@
+"""What those who choose a ``Quantize`` have in common: the split they judge on, and the step they choose."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterator
+from dataclasses import fields
+from typing import Any
+
+import torch
+
+from featherweight.errors import RecipeError, did_you_mean
+from featherweight.network import Network
+from featherweight.quantize.steps import Quantize
+from featherweight.seeds import generators_kept, seed_all, seed_from
+from featherweight.task import Batch, Task, move
+
+#: splits that a choice may be made on
+SPLITS = ("validation", "calibration", "train")
+
+
+def plain(step: Quantize, **changes: Any) -> Quantize:
+    """The ``Quantize`` with the options of ``step``, which may have more of them, and with ``changes``."""
+    return Quantize(**{f.name: getattr(step, f.name) for f in fields(Quantize)} | changes)
+
+
+def device_of(network: Network) -> torch.device:
+    return next((t.device for t in network.tensors().values()), torch.device("cpu"))
+
+
+def data(network: Network, task: Task, split: str, batches: int | None) -> Iterator[Batch]:
+    """A pass over a split, on the network's device."""
+    device = device_of(network)
+    return ((move(x, device), move(y, device)) for x, y in task.batches(split, batches))
+
+
+def scored(network: Network, task: Task, split: str, batches: int | None) -> float:
+    """The task's score of ``network``, which is in evaluation mode; minus infinity where it is not a number.
+
+    What the split draws at random it draws alike each time."""
+    task.require("score")
+    assert task.score is not None
+    with generators_kept(), torch.no_grad():
+        seed_all(seed_from("quantize", split))
+        found = float(task.score(network, data(network, task, split, batches)))
+    return -math.inf if math.isnan(found) else found
+
+
+def check_split(name: str, split: str) -> None:
+    if split == "test":
+        raise RecipeError(f'{name} was given split="test", which chooses nothing; write split="validation"')
+    check_known(name, "split", split, SPLITS)
+
+
+def check_known(name: str, option: str, given: str, known: Collection[str]) -> None:
+    """Raises RecipeError where an option is none of ``known``."""
+    if given not in known:
+        raise RecipeError(f"{name} has no {option} {given!r}; {did_you_mean(str(given), known)}; write "
+                          f'{option}="{next(iter(known))}"')
+
+
+def check_batches(name: str, batches: int | None) -> None:
+    if batches is not None and batches < 1:
+        raise RecipeError(f"{name} was given batches={batches}; expected a whole number from 1, as in batches=4, or "
+                          "None for all")
+
+
+__all__ = ["SPLITS", "check_batches", "check_known", "check_split", "data", "device_of", "plain", "scored"]
