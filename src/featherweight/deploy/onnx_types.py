@@ -1,9 +1,9 @@
 """Numbers of an ONNX file in the narrowest type that holds them.
 
 What a weight is, is seen from its numbers, so nothing is lost: whole numbers of -8..7 become INT4 (opset 21), of -2..1
-INT2 (opset 25, where the installed ONNX Runtime takes it); others that are evenly spaced, such as -3, -1, 1, 3,
-unsigned ones that are multiplied and moved; floats that all are halves FLOAT16 or BFLOAT16. A Cast reads them back. ONNX
-Runtime computes what depends on no input when it loads a file, so the Cast costs nothing in a call.
+INT2 (opset 25, where the installed ONNX Runtime takes it); up to 16 others, such as -3, -1, 1, 3, places in a list of
+them; floats that all are halves FLOAT16 or BFLOAT16. A Cast reads them back, or a Gather. ONNX Runtime computes what
+depends on no input when it loads a file, so they cost nothing in a call.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ OPSETS = {"INT4": 21, "UINT4": 21, "INT2": 25, "UINT2": 25}
 IR_VERSIONS = {21: 10, 25: 13}
 #: operators whose meaning changed between the exporter's opset and those; with one of these the opset stays
 CHANGED = ("GroupNormalization",)
+#: marks nodes that were put first
+EARLY = "featherweight_early"
 
 
 def narrow(model: Any, narrowest: int, straight: Callable[[Any], bool]) -> int:
@@ -44,31 +46,33 @@ def narrow(model: Any, narrowest: int, straight: Callable[[Any], bool]) -> int:
     return opset
 
 
-def kind_of(array: Any, narrowest: int) -> tuple[str, int, int] | None:
-    """(type, step, lowest): the narrowest type that holds whole numbers. A signed one holds them as they are (1, 0); an
-    unsigned one holds (number - lowest) / step."""
-    low, high = int(array.min()), int(array.max())
-    step = max(1, int(np.gcd.reduce(np.unique(array).astype(np.int16) - low)))
+def kind_of(array: Any, narrowest: int) -> tuple[str, Any] | None:
+    """(type, list): the narrowest type that holds whole numbers. A signed one holds them as they are and needs no list,
+    an unsigned one holds their places in it."""
+    listed = np.unique(array)
     for bits in (b for b in (2, 4) if b >= narrowest):
         half = 1 << (bits - 1)
-        if -half <= low and high < half:
-            return f"INT{bits}", 1, 0
-        if step > 1 and (high - low) // step < 2 * half:
-            return f"UINT{bits}", step, low
+        if -half <= listed[0] and listed[-1] < half:
+            return f"INT{bits}", None
+        if len(listed) <= 2 * half:
+            return f"UINT{bits}", listed
     return None
 
 
-def _as_few(graph: Any, value: Any, array: Any, how: tuple[str, int, int], straight: Callable[[Any], bool]) -> int:
+def _as_few(graph: Any, value: Any, array: Any, how: tuple[str, Any], straight: Callable[[Any], bool]) -> int:
     """The initializer in few bits; its readers read it as INT8, or as INT4 where they all want it so. Gives the opset
     needed."""
-    (kind, step, low), name = how, value.name
+    (kind, listed), name = how, value.name
     readers = [user for user, _ in value.uses()]
     four = array.min() >= -8 and array.max() <= 7 and bool(readers) and all(map(straight, readers))
     wanted = "INT4" if four else "INT8"
     value.name = f"{name}_int8"
-    kept = constant(graph, name, (array.astype(np.int16) - low) // step, kind)
-    moves = [("Cast", "INT32"), ("Mul", step), ("Add", low)] if step > 1 else []
-    given = _chain(graph, kept, [*moves, *([("Cast", wanted)] if kind != wanted else [])], name)
+    if listed is None:
+        given = _cast(graph, constant(graph, name, array, kind), *([wanted] if kind != wanted else []))
+    else:
+        given = _cast(graph, constant(graph, name, np.searchsorted(listed, array), kind), "INT32")
+        given = _insert(graph, "Gather", [constant(graph, f"{name}_list", listed), given], {}, name)
+        given = _cast(graph, given, *(["INT4"] if four else []))
     given.shape = value.shape
     value.replace_all_uses_with(given)
     if four:  # the zero points are of the numbers' type
@@ -79,20 +83,24 @@ def _as_few(graph: Any, value: Any, array: Any, how: tuple[str, int, int], strai
     return max(OPSETS[kind], OPSETS["INT4"] if four else 0)
 
 
-def _chain(graph: Any, value: Any, steps: list[tuple[str, Any]], name: str) -> Any:
-    """``value`` cast to types and moved by whole numbers, at the head of the graph."""
+def _cast(graph: Any, value: Any, *kinds: str) -> Any:
+    """``value`` cast to one type after the other."""
     import onnx_ir as ir
 
-    first = graph[0]
-    for index, (kind, what) in enumerate(steps):
-        if kind == "Cast":
-            node = ir.node(kind, [value], {"to": int(ir.DataType[what])}, name=f"{name}_step_{index}")
-        else:
-            by = constant(graph, f"{name}_by_{index}", np.array(what, np.int32))
-            node = ir.node(kind, [value, by], name=f"{name}_step_{index}")
-        graph.insert_before(first, [node])
-        value = node.outputs[0]
+    for kind in kinds:
+        value = _insert(graph, "Cast", [value], {"to": int(ir.DataType[kind])}, value.name)
     return value
+
+
+def _insert(graph: Any, kind: str, inputs: list[Any], attributes: dict[str, Any], name: str) -> Any:
+    """The value of a new node on constants, which comes before all nodes that compute."""
+    import onnx_ir as ir
+
+    node = ir.node(kind, inputs, attributes, name=f"{name}_{kind.lower()}")
+    place = next(n for n in graph if n.metadata_props.get(EARLY) is None)
+    node.metadata_props[EARLY] = "1"
+    graph.insert_before(place, [node])
+    return node.outputs[0]
 
 
 def _as_halves(graph: Any, value: Any, array: Any) -> None:
@@ -100,7 +108,7 @@ def _as_halves(graph: Any, value: Any, array: Any) -> None:
     if kind is not None:
         name = value.name
         value.name = f"{name}_float"
-        given = _chain(graph, constant(graph, name, array, kind), [("Cast", "FLOAT")], name)
+        given = _cast(graph, constant(graph, name, array, kind), "FLOAT")
         given.shape = value.shape
         value.replace_all_uses_with(given)
 

@@ -27,8 +27,8 @@ class Schedule:
     """
 
     iterations: int = 1000
-    rate: float = 1e-2
-    pull: float = 0.3
+    rate: float = 3e-2
+    pull: float = 0.5
     warm: float = 0.2
     beta: tuple[float, float] = (20.0, 2.0)
 
@@ -52,10 +52,8 @@ def numbers(spec: Spec) -> Tensor:
 class Soft:
     """Weights between the two levels of their grids that lie around them: lower + step * h(v), h in 0..1 (eq. 22)."""
 
-    def __init__(self, weight: Tensor, scale: Tensor, spec: Spec, kept: Tensor | None = None,
-                 lean: float = 0.0) -> None:
-        """weight: any shape; scale: broadcastable to it; kept: bool, weights that are not stay zero (None: all are).
-        lean: how far h starts on its way from where ``weight`` lies to the nearer level, 0..1."""
+    def __init__(self, weight: Tensor, scale: Tensor, spec: Spec, kept: Tensor | None = None) -> None:
+        """weight: any shape; scale: broadcastable to it; kept: bool, weights that are not stay zero (None: all are)."""
         levels = numbers(spec).to(weight.device)
         ratio = weight.double() / scale.double()
         above = torch.bucketize(ratio, levels, right=True).clamp(1, len(levels) - 1)
@@ -63,7 +61,6 @@ class Soft:
         self.step = upper - self.lower
         self.scale, self.kept = scale.float(), kept
         share = ((ratio - self.lower) / self.step).clamp(0, 1).float()
-        share += lean * ((share >= 0.5).float() - share)
         self.v = (-torch.log((ZETA - GAMMA) / (share - GAMMA) - 1)).requires_grad_()
 
     def share(self) -> Tensor:
@@ -109,15 +106,15 @@ def decide(softs: list[Soft], error: Callable[[list[Tensor]], Tensor], schedule:
 
 
 def adaround(weight: Tensor, scale: Tensor, spec: Spec, x: Tensor, y: Tensor, finish: Callable[[Tensor], Tensor],
-             generator: torch.Generator, *, kept: Tensor | None = None, lean: float = 0.0,
-             schedule: Schedule | None = None, rows: int = 1024) -> Tensor:
+             generator: torch.Generator, *, kept: Tensor | None = None, schedule: Schedule | None = None,
+             rows: int = 1024) -> Tensor:
     """``weight`` [g, o, i] on the grids of ``scale`` (one per weight), float32: each is rounded down or up.
 
     x [g, n, i]: rows of the layer's inputs, as they are when what comes before is rounded; y [g, n, o]: what the layer
     and its activation gave before. finish: adds the bias to [g, n, o] and applies the activation. ``rows`` of them,
     drawn from ``generator``, make a step. Never worse on all rows than rounding to nearest.
     """
-    soft = Soft(weight, scale, spec, kept, lean)
+    soft = Soft(weight, scale, spec, kept)
     start = soft.nearest()
 
     def away(value: Tensor, inputs: Tensor, wanted: Tensor) -> Tensor:

@@ -123,7 +123,7 @@ class Quantizer(ABC):
 class Lsq(Quantizer):
     """A learned scale: for weights one a channel, for values one. Its gradient is divided by sqrt(numbers that it
     serves * highest) (Esser et al. 2020, section 2.2; of values, all in the batch are counted: with those of one sample
-    scales moved too fast, seen as a higher loss in short runs). Where one bit is left, gradients pass everywhere for
+    scales move faster, which in short runs was no better). Where one bit is left, gradients pass everywhere for
     weights, and around the step for values, whose threshold moves with the scale."""
 
     def __init__(self, spec: Spec, scale: Tensor, zero: int = 0, values: bool = False) -> None:

@@ -21,7 +21,7 @@ from featherweight.seeds import seed_from
 ROWS = 1 << 17  #: inputs of a layer that are looked at: places of calibration samples, chosen at random
 ELEMENTS = 1 << 25  #: numbers of such inputs that are held at once
 CHUNK = 1 << 24  #: numbers of them that are unfolded at once
-PASSES = 2  #: of coordinate descent after the sweep of "gptq"
+PASSES = {1: 2, 2: 2}  #: bits -> passes of coordinate descent after the sweep; with more bits they gained nothing
 SCHEDULE = ada.Schedule()  #: of "adaround"
 
 
@@ -75,9 +75,10 @@ def swept(site: Site, x: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
     gram, cross, grid = (x.mT @ x).double(), (x.mT @ z).double(), site.grid
     matrix = sweeps.towards(site.matrix, gram, cross)
     found, aims = sweeps.gptq(matrix, gram, grid.scale, grid.spec, kept=grid.kept)
-    if PASSES:
-        return sweeps.descend(found, matrix, gram, grid.scale, grid.spec, kept=grid.kept, passes=PASSES)
-    return found, aims
+    passes = PASSES.get(grid.spec.bits, 0)
+    if not passes:
+        return found, aims
+    return sweeps.descend(found, matrix, gram, grid.scale, grid.spec, kept=grid.kept, passes=passes)
 
 
 def gptq(walk: Walk) -> dict[str, Tensor]:

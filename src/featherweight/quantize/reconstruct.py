@@ -4,11 +4,12 @@ Li et al. 2021, "BRECQ: pushing the limit of post-training quantization by block
 of AdaRound, for the squared error at the end of a residual block. Wei et al. 2022, "QDrop: randomly dropping
 quantization for extremely low-bit post-training quantization": while values have few bits, the rounding of every number
 is left out at random, and step sizes of values are learned along (Esser et al. 2020). Here the two levels that a weight
-chooses from are those around where GPTQ rounded it, and rounding starts near to what GPTQ chose.
+chooses from are those around what it was to be when GPTQ rounded it.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -24,8 +25,7 @@ from featherweight.quantize.layerwise import Site, pool, swept
 from featherweight.quantize.regions import Region, blocks
 from featherweight.seeds import seed_from
 
-SCHEDULE = Schedule()
-LEAN = 0.5  #: how far rounding starts from undecided towards what GPTQ found
+SCHEDULE = Schedule(iterations=800)
 SAMPLES = 32  #: of a step
 DROP = 0.5  #: share of the numbers whose rounding is left out in a step
 VALUE_RATE = 1e-3  #: step size of the scales of values, relative to them
@@ -42,19 +42,16 @@ class Block:
         for whole, _ in walk.states:
             whole.advance(walk.order.number[region.end.name] + 1, wanted | {region.end.name})
         self.wanted = torch.cat([whole.values[region.end.name] for whole, _ in walk.states])
-        self.softs = {name: Soft(aim, walk.grids[name].scale, walk.grids[name].spec, walk.grids[name].kept, LEAN)
+        self.softs = {name: Soft(aim, walk.grids[name].scale, walk.grids[name].spec, walk.grids[name].kept)
                       for name, aim in aims.items()}
         self.generator = torch.Generator().manual_seed(seed_from("blocks", *aims))
-        self.learned: dict[str, Lsq] = {}
-        inside = [n.name for n in region.nodes if n.name in walk.points]
-        self.drops = any(walk.points[n].spec.bits < 8 for n in inside)
-        for name in inside if self.drops else ():
-            point = walk.points[name]
-            same = [n for n, p in walk.points.items()
-                    if (p.scale, p.zero_point, p.kind) == (point.scale, point.zero_point, point.kind)]
-            if same == [name]:  # those that share a grid keep it
-                self.learned[name] = Lsq(point.spec, torch.tensor(point.scale, device=self.wanted.device),
-                                         point.zero_point, values=True)
+        inside = {n.name: walk.points[n.name] for n in region.nodes if n.name in walk.points}
+        self.rounds = {name: Lsq(p.spec, torch.tensor(p.scale, device=self.wanted.device), p.zero_point, values=True)
+                       for name, p in inside.items()}
+        self.drops = any(p.spec.bits < 8 for p in inside.values())
+        grids = Counter((p.scale, p.zero_point, p.kind) for p in walk.points.values())
+        self.learned = {name: self.rounds[name] for name, p in inside.items()
+                        if self.drops and grids[p.scale, p.zero_point, p.kind] == 1}  # those that share a grid keep it
 
     def made(self, values: dict[str, Any], weights: Mapping[str, Tensor],
              taps: Mapping[str, Callable[[Any], Any]]) -> Tensor:
@@ -71,12 +68,11 @@ class Block:
         return torch.where(drawn, other, kept)
 
     def dropped(self) -> dict[str, Callable[[Any], Any]]:
-        """What points do during a step."""
-        def tap(name: str) -> Callable[[Any], Any]:
-            rounds = self.learned.get(name, self.walk.taps[name])
+        """What points do during a step: gradients pass the rounding of their values."""
+        def tap(rounds: Lsq) -> Callable[[Any], Any]:
             return (lambda value: self.mixed(rounds(value), value)) if self.drops else rounds
 
-        return {n.name: tap(n.name) for n in self.region.nodes if n.name in self.walk.points}
+        return {name: tap(rounds) for name, rounds in self.rounds.items()}
 
     def whole_error(self, weights: Mapping[str, Tensor], taps: Mapping[str, Callable[[Any], Any]]) -> float:
         """Mean squared error at the end, over all samples."""

@@ -7,6 +7,10 @@
 - CLAMPS: activations that saturation does for free when the value before them is not rounded but the one after is.
 - UNARY: functions of one value that some runtimes compute within the kernel before they round its value.
 - RULES: deployment target -> what its kernels want.
+
+Products of two computed values (attention) are in no table and stay float: with both sides rounded, ONNX Runtime 1.32
+takes 0.39 instead of 0.44 ms (8 heads, 197 x 64 x 197, one thread), and the softmax between needs floats anyway.
+Recurrent calls compute in float in every runtime here; their weights are stored all the same (``layers.RECURRENT``).
 """
 
 from __future__ import annotations
