@@ -67,11 +67,11 @@ def photographs(batch: int, size: int, seed: int) -> tuple[Any, ...]:
 def _named(name: str) -> Callable[[], nn.Module]:
     def make() -> nn.Module:
         options: dict[str, Any] = {"weights": None}
-        if any(k in name for k in ("fcn", "deeplab", "lraspp", "retinanet", "rcnn", "ssd")):
+        if any(k in name for k in ("fcn", "deeplab", "lraspp", "retinanet", "rcnn", "fcos", "ssd")):
             options["weights_backbone"] = None
         if name in ("googlenet", "inception_v3"):
             options["init_weights"] = True
-        if name.startswith("retinanet"):
+        if "_resnet50_fpn" in name:
             options |= {"min_size": 256, "max_size": 512}
         return torchvision.models.get_model(name, **options)
 

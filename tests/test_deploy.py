@@ -154,6 +154,36 @@ def test_integer_inputs_and_attention(tmp_path):
     assert deploy.verify(network, runner, (tokens,)).ok
 
 
+class Levels(nn.Module):
+    """A part that is shared by values of several sizes, in a model that is captured in parts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = SharedHead()
+
+    def forward(self, x):
+        return self.head([x, x[..., ::2, ::2], x[..., ::3, ::3]]) if float(x.sum()) < 1e9 else x
+
+
+class SharedHead(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Conv2d(4, 5, 1)
+
+    def forward(self, levels):
+        return [self.a(x.relu()).sigmoid().mean((2, 3)) for x in levels]
+
+
+def test_sizes_that_differ_have_names_that_differ(tmp_path):
+    head = fw.capture(Levels().eval(), torch.randn(2, 4, 12, 12)).parts["head"]
+    runner, path = deployed(head, tmp_path)
+    for sizes in ((12, 6, 4), (7, 8, 9)):
+        assert deploy.verify(head, runner, ([torch.randn(3, 4, s, s) for s in sizes],), {}).ok
+    shapes = [[d.dim_param for d in i.type.tensor_type.shape.dim] for i in onnx.load(path).graph.input]
+    assert [s[0] for s in shapes] == ["batch"] * 3
+    assert len({n for s in shapes for n in s[2:]}) == 6
+
+
 def test_fixed_batch_stays_fixed(tmp_path):
     class Fixed(nn.Module):
         def forward(self, x):

@@ -54,6 +54,10 @@ def images() -> Tensor:
     return torch.randn(2, 3, 6, 6)
 
 
+def many_channels() -> Tensor:
+    return torch.randn(2, 8, 6, 6)
+
+
 def halves(axes: AxisGroups, seed: int) -> dict[str, list[int]]:
     rng = np.random.default_rng(seed)
     return {g.name: sorted(rng.permutation(len(g))[: max(1, len(g) // 2)].tolist()) for g in axes.groups}
@@ -223,6 +227,10 @@ CASES: dict[str, Built] = {
     "written root mean square": (lambda: Lambda(root_mean_square, stem=nn.Linear(12, 8), gate=nn.Linear(8, 20),
                                                 up=nn.Linear(8, 20), down=nn.Linear(20, 8), head=nn.Linear(8, 4),
                                                 first=p(8), last=p(8)), rows, [8, 20]),
+    "depthwise on an input": (lambda: nn.Sequential(nn.Conv2d(8, 16, 3, padding=1, groups=8), nn.BatchNorm2d(16),
+                                                    nn.ReLU6(), nn.Conv2d(16, 4, 1)), many_channels, [8]),
+    "groups transposed on an input": (lambda: nn.Sequential(nn.ConvTranspose2d(8, 12, 2, 2, groups=4), nn.ReLU(),
+                                                            nn.Conv2d(12, 4, 1)), many_channels, [4]),
     "efficient channel gate": (lambda: Lambda(efficient_gate, a=nn.Conv2d(3, 10, 1), g=gate(), b=nn.Conv2d(10, 4, 1)),
                                images, [10]),
     "squeeze and layer scale": (lambda: Lambda(squeeze, a=nn.Conv2d(3, 10, 1), down=nn.Conv2d(10, 6, 1),

@@ -127,15 +127,20 @@ def _name_values(model: Any, inputs: list[str], outputs: list[str]) -> None:
                 value.name = f"{value.name}_inner"
     for value in [*graph.inputs, *graph.outputs]:
         value.name = f"__{wanted[id(value)]}"  # first out of one another's way
+    named: dict[str, str] = {}
     for value in [*graph.inputs, *graph.outputs]:
         value.name = wanted[id(value)]
         if value.shape is not None:
-            value.shape = onnx_ir.Shape([_axis_name(i, d) for i, d in enumerate(value.shape)])
+            value.shape = onnx_ir.Shape([_axis_name(i, d, named) for i, d in enumerate(value.shape)])
 
 
-def _axis_name(axis: int, size: Any) -> Any:
-    """A free size of the batch axis is called so, of another by its place; fixed sizes stay."""
-    return size if isinstance(size, int) else "batch" if axis == 0 else f"size_{axis}"
+def _axis_name(axis: int, size: Any, named: dict[str, str]) -> Any:
+    """A free size of the batch axis is called so, of another by its place, and a number where several sizes have that
+    place: a runtime takes sizes of one name for equal. ``named`` holds the names given so far; fixed sizes stay."""
+    if isinstance(size, int) or axis == 0:
+        return size if isinstance(size, int) else "batch"
+    others = sum(name.startswith(f"size_{axis}") for name in named.values())
+    return named.setdefault(str(size), f"size_{axis}_{others + 1}" if others else f"size_{axis}")
 
 
 @contextlib.contextmanager

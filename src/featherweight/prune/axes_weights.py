@@ -69,7 +69,7 @@ def _convolution(trace: Trace, node: Node, transposed: bool) -> Value:
     out = int(transposed and groups == 1)
     trace.role(node.args[1], "weight", node, out=out)
     a, b = trace.axis(w, 0, node), trace.axis(w, 1, node)
-    read = trace.axis(x, channel, node)
+    read = trace.fresh(x.shape[channel]) if picks(x, channel, groups) else trace.axis(x, channel, node)
     window = [d for d in range(len(x.shape)) if d not in (0, channel)]
     slides = [d for d in window if not (over_channels(node, x, w) or _one_wide(node, d - len(x.shape), x, w, shape))]
     trace.untouchable(x, slides, node, "it is convolved over")
@@ -108,6 +108,12 @@ def over_channels(node: Node, x: Labels, w: Labels) -> bool:
 def whole_groups(channels: int, groups: int) -> bool:
     """Whether a grouped convolution loses whole groups; else every group loses the same positions."""
     return groups >= channels // groups
+
+
+def picks(x: Labels, channel: int, groups: int) -> bool:
+    """Whether a grouped convolution reads a value without any channels (the network's input): whole groups go all the
+    same, and it picks those that it still reads (``mend.convolution``)."""
+    return not x.fields and groups > 1 and whole_groups(x.shape[channel], groups)
 
 
 def _grouped(trace: Trace, node: Node, read: Ints | None, weight: tuple[Ints | None, Ints | None],

@@ -12,11 +12,12 @@ from torch.fx import Node
 from featherweight.network import Network
 from featherweight.network.operators import schema_argument as argument
 from featherweight.network.operators import set_schema_argument
+from featherweight.network.surgery import insert_call
 from featherweight.prune.axes import AxisGroups
 from featherweight.prune.axes_rules import operators
 from featherweight.prune.axes_shuffles import channel_order
 from featherweight.prune.axes_views import pad_widths
-from featherweight.prune.axes_weights import whole_groups
+from featherweight.prune.axes_weights import picks, whole_groups
 from featherweight.prune.labels import Ints, Labels
 
 aten = torch.ops.aten
@@ -116,12 +117,17 @@ def sliced(cut: Cut, node: Node) -> None:
 
 def _take(cut: Cut, node: Node, dim: int, index: Ints) -> None:
     """A slice with a step becomes a choice by a stored index."""
-    name = f"{node.name}_index"
-    cut.network.add_tensor(name, torch.from_numpy(index.copy()), buffer=True)
-    with cut.network.graph.inserting_before(node):
-        stored = cut.network.graph.create_node("get_attr", name)
+    node.args, node.kwargs = (node.args[0], dim, stored(cut, node, "index", index)), {}
     node.target = aten.index_select.default
-    node.args, node.kwargs = (node.args[0], dim, stored), {}
+
+
+def stored(cut: Cut, node: Node, what: str, index: np.ndarray) -> Node:
+    """A new stored tensor, read before ``node``."""
+    name = f"{node.name}_{what}"
+    cut.network.add_tensor(name, torch.from_numpy(np.ascontiguousarray(index)), buffer=True)
+    with cut.network.graph.inserting_before(node):
+        made: Node = cut.network.graph.create_node("get_attr", name)
+    return made
 
 
 @mend("channel_shuffle", "native_channel_shuffle")
@@ -177,11 +183,16 @@ def padded(cut: Cut, node: Node) -> None:
 @mend(*(f"conv{n}d.{o}" for n in (1, 2, 3) for o in ("default", "padding")), "conv_transpose1d",
       "conv_transpose2d.input", "conv_transpose3d.input")
 def convolution(cut: Cut, node: Node) -> None:
-    """A grouped convolution that lost whole groups has fewer."""
+    """A grouped convolution that lost whole groups has fewer; from an axis that is never cut it picks theirs."""
     x, w, groups = cut.labels(node.args[0]), cut.labels(node.args[1]), int(argument(node, "groups"))
     channel = len(x.shape) - len(w.shape) + 1
     if groups > 1 and whole_groups(x.shape[channel], groups):
-        set_schema_argument(node, "groups", cut.size(x, channel) // (x.shape[channel] // groups))
+        left = cut.stays(w, 0).reshape(groups, -1).any(axis=1)
+        set_schema_argument(node, "groups", int(left.sum()))
+        if picks(x, channel, groups) and not left.all():
+            index = stored(cut, node, "picked", np.flatnonzero(left.repeat(x.shape[channel] // groups)))
+            call = (node.args[0], channel, index)
+            node.update_arg(0, insert_call(cut.network, aten.index_select.default, call, before=node))
 
 
 @mend("group_norm")

@@ -70,18 +70,10 @@ def convolution(cut: Cut, node: Node) -> None:
     stays = cut.stays(x, 2)
     if stays.all():
         return
-    back = _stored(cut, node, "spread", np.where(stays, np.cumsum(stays) - 1, stays.sum()))
+    back = mend.stored(cut, node, "spread", np.where(stays, np.cumsum(stays) - 1, stays.sum()))
     padded = insert_call(cut.network, aten.constant_pad_nd.default, (node.args[0], [0, 1], 0), before=node)
     node.update_arg(0, insert_call(cut.network, aten.index_select.default, (padded, 2, back), before=node))
-    index, users = _stored(cut, node, "kept", np.flatnonzero(stays)), list(node.users)
+    index, users = mend.stored(cut, node, "kept", np.flatnonzero(stays)), list(node.users)
     chosen = insert_call(cut.network, aten.index_select.default, (node, 2, index), after=node)
     for user in users:
         user.replace_input_with(node, chosen)
-
-
-def _stored(cut: Cut, node: Node, what: str, index: np.ndarray) -> Node:
-    name = f"{node.name}_{what}"
-    cut.network.add_tensor(name, torch.from_numpy(np.ascontiguousarray(index)), buffer=True)
-    with cut.network.graph.inserting_before(node):
-        made: Node = cut.network.graph.create_node("get_attr", name)
-    return made

@@ -40,5 +40,12 @@ def resolve_grids(parent: Ints, grids: Sequence[Ints]) -> Ints:
         first = roots
         for axis in (i for i in range(grid.ndim) if i != cut):
             first = first.take([0], axis=axis)
-        parent = solve(parent, [(roots.ravel(), np.broadcast_to(first, roots.shape).ravel())])
+        parent = solve(parent, [_distinct(roots.ravel(), np.broadcast_to(first, roots.shape).ravel(), len(parent))])
     return parent
+
+
+def _distinct(a: Ints, b: Ints, count: int) -> tuple[Ints, Ints]:
+    """The pairs of different atoms below ``count``, each once: a grid over space says the same at every place."""
+    differ = a != b
+    pairs = np.unique(a[differ] * count + b[differ])
+    return pairs // count, pairs % count
