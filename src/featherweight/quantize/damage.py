@@ -9,30 +9,27 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.utils._pytree as pytree
 from torch import Tensor
 from torch.fx import Node
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from featherweight.errors import RecipeError, TaskError
 from featherweight.network import Network, fold_batch_norm
 from featherweight.network.surgery import insert_call
 from featherweight.numerics import grids
-from featherweight.numerics.hessian import traces
 from featherweight.quantize import post
 from featherweight.quantize.formats import ACTIVATIONS, GRIDS, HALVES, check_kinds, unsigned
+from featherweight.quantize.judging import HOW, Measure
 from featherweight.quantize.layers import Layer, Wish, layers, split
 from featherweight.quantize.ranges import Grid, activation_grids
-from featherweight.quantize.search import check_batches, check_known, check_split, data, scored
+from featherweight.quantize.search import check_batches, check_known, check_split, data
 from featherweight.quantize.steps import Quantize
 from featherweight.seeds import generators_kept, seed_all, seed_from
-from featherweight.task import Task, call
+from featherweight.task import Task
 
 aten = torch.ops.aten
 FLOAT = "float"  #: the kind of a layer that stays as it is
 #: weight's name -> kind -> the layer in that form
 Forms = Mapping[str, Mapping[str, Layer]]
-Measure = Callable[[], float]
 
 
 @dataclass(frozen=True)
@@ -109,7 +106,7 @@ def damages(folded: Network, task: Task, choices: Forms, step: Quantize, judge: 
     """Weight's name -> kind -> damage. Random generators are the caller's to keep."""
     seed_all(seed_from("quantize.sensitivity", judge.seed))
     task.require(judge.split)
-    bench = _Bench(folded, task, choices, step, judge)
+    bench = Bench(folded, task, choices, step, judge)
     measure, forecast = HOW[judge.how]
     return forecast(bench) if forecast is not None else bench.each(measure(bench))
 
@@ -118,7 +115,7 @@ def together(folded: Network, task: Task, choices: Forms, step: Quantize, judge:
              picks: Sequence[Mapping[str, str]]) -> list[float]:
     """The damage of many layers at once, each in the kind that an entry of ``picks`` names ("float": as it is)."""
     seed_all(seed_from("quantize.sensitivity", judge.seed))
-    bench = _Bench(folded, task, choices, step, judge)
+    bench = Bench(folded, task, choices, step, judge)
     measure, found = HOW[judge.how][0](bench), []
     for pick in picks:
         with ExitStack() as stack, torch.no_grad():
@@ -129,7 +126,7 @@ def together(folded: Network, task: Task, choices: Forms, step: Quantize, judge:
     return found
 
 
-class _Bench:
+class Bench:
     """A network whose layers are put into other forms one by one."""
 
     def __init__(self, folded: Network, task: Task, choices: Forms, step: Quantize, judge: Judge) -> None:
@@ -213,95 +210,4 @@ def _on_grid(grid: Grid, kind: str, x: Tensor) -> Tensor:
     return grids.fake_quantize(x, scale.to(x.device), zero.to(x.device), spec)
 
 
-# ---- how damage is measured
-
-def by_output(bench: _Bench) -> Measure:
-    """How far the outputs move, of their own squared length."""
-    batches = bench.data()
-    with torch.no_grad():
-        whole = [_floats(call(bench.network, x)) for x, _ in batches]
-
-    def moved() -> float:
-        total = 0.0
-        for (x, _), before in zip(batches, whole, strict=True):
-            after = _floats(call(bench.network, x))
-            away = sum(float((a - b).double().square().sum()) for a, b in zip(after, before, strict=True))
-            total += away / max(sum(float(b.double().square().sum()) for b in before), 1e-30)
-        return total / len(batches)
-
-    return moved
-
-
-def _floats(output: Any) -> list[Tensor]:
-    return [v for v in pytree.tree_leaves(output) if isinstance(v, Tensor) and v.is_floating_point()]
-
-
-def by_score(bench: _Bench) -> Measure:
-    """By how many points the score falls; negative where it rises."""
-    judge = bench.judge
-    score = partial(scored, bench.network, bench.task, judge.split, judge.batches)
-    whole = score()
-    return lambda: whole - score()
-
-
-def by_loss(bench: _Bench) -> Measure:
-    """By how much the loss rises."""
-    bench.task.require("loss")
-    assert bench.task.loss is not None
-    loss, batches = bench.task.loss, bench.data()
-
-    def mean() -> float:
-        return sum(float(loss(call(bench.network, x), y)) for x, y in batches) / len(batches)
-
-    with torch.no_grad():
-        whole = mean()
-    return lambda: mean() - whole
-
-
-def by_hessian(bench: _Bench) -> dict[str, dict[str, float]]:
-    """The mean trace of the Hessian over a weight times the squared distance of its rounding."""
-    for mine in bench.choices.values():
-        if len({layer.activations for layer in mine.values()}) > 1:
-            raise RecipeError(f'how="hessian" judges weights alone, and {", ".join(mine)} round values differently; '
-                              'write how="output"')
-    found = mean_traces(bench)
-
-    def away(layer: Layer) -> float:
-        moved = bench.rounded(layer) - bench.network.tensor(layer.stored.weight).detach()
-        return float(moved.double().square().sum())
-
-    return {name: {kind: found[name] * away(layer) for kind, layer in mine.items()}
-            for name, mine in bench.choices.items()}
-
-
-def mean_traces(bench: _Bench) -> dict[str, float]:
-    """Weight's name -> the trace of the loss's Hessian over it, over its number of elements; at least 0."""
-    bench.task.require("loss")
-    assert bench.task.loss is not None
-    leaves = {n: bench.network.tensor(n).detach().clone().requires_grad_() for n in bench.choices}
-    taps = {node: partial(_instead, leaves[n]) for n, nodes in bench.weights.items() for node in nodes}
-    generator = torch.Generator().manual_seed(seed_from("hutchinson", bench.judge.seed))
-    total, batches = dict.fromkeys(leaves, 0.0), bench.data()
-    with bench.network.taps(taps), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
-        for x, y in batches:
-            try:
-                loss = bench.task.loss(call(bench.network, x), y)
-                made = traces(loss, list(leaves.values()), generator, bench.judge.probes)
-            except RuntimeError as error:
-                raise RecipeError(f"the loss cannot be differentiated twice ({error}); "
-                                  'write how="output", which needs no derivative') from error
-            for name, trace in zip(leaves, made, strict=True):
-                total[name] += trace / len(batches)
-    return {n: max(t, 0.0) / max(1, leaves[n].numel()) for n, t in total.items()}
-
-
-def _instead(leaf: Tensor, weight: Tensor) -> Tensor:
-    return leaf
-
-
-#: name -> what measures the damage of the layers that are in another form, and what forecasts that of every layer by
-#: itself (None: it is measured so)
-HOW: dict[str, tuple[Callable[[_Bench], Measure], Callable[[_Bench], dict[str, dict[str, float]]] | None]] = {
-    "output": (by_output, None), "score": (by_score, None), "hessian": (by_loss, by_hessian)}
-
-__all__ = ["FLOAT", "Damage", "Forms", "Judge", "check_forms", "damages", "forms", "sensitivity", "together"]
+__all__ = ["FLOAT", "Bench", "Damage", "Forms", "Judge", "check_forms", "damages", "forms", "sensitivity", "together"]
