@@ -129,6 +129,31 @@ def sparse(data: dict[str, Any]) -> list[str]:
             *table(["", "zeros", "weights left", "test error", "archive (kB)", "seed", "how"], lines)]
 
 
+def post_training(data: dict[str, Any]) -> list[str]:
+    lines = [[name, f"{r['top1']:.2f}", f"{r.get('file_bytes', r.get('network_bytes', 0)) / 1e3:.0f}",
+              f"{r['processor_s']:.0f}"] for name, r in sorted(data["rows"].items())]
+    return ["## Quantized after training: ResNet-20 and ResNet-56", "",
+            "`python benchmarks/post_training.py --checkpoints FOLDER`. Test top-1 in %; 1,024 training images to "
+            "calibrate on. 8 bits: the file, run by ONNX Runtime (NNCF's by OpenVINO); fewer: weights/values, "
+            "simulated exactly, bytes of the `.fw` file; seconds of one core to quantize.",
+            *table(["", "top-1", "kB", "seconds"], lines)]
+
+
+def low_bits(data: dict[str, Any]) -> list[str]:
+    lines = [[name, f"{r['top1']:.2f}", f"{r['wanted']:.1f}", f"{r['network_bytes'] / 1e3:.0f}"]
+             for name, r in sorted(data["rows"].items())]
+    return ["## Trained in few bits", "", "`python benchmarks/low_bit_training.py --checkpoints FOLDER resnet20 "
+            "lenet5`. Test top-1 in % of the network as it is stored.", *table(["", "top-1", "asked for", ".fw (kB)"], lines)]
+
+
+def wrecked(data: dict[str, Any]) -> list[str]:
+    lines = [[name, f"{r['top1']:.2f}", f"{r['file_bytes'] / 1e3:.0f}"] for name, r in data["rows"].items()]
+    plan = data["rows"].get("ladder", {}).get("plan", [])
+    climb = ["```", *plan[:20], "```", ""] if plan else []
+    return ["## A network that plain W8A8 wrecks", "", "`python benchmarks/ladder.py`. Test top-1 in % of the file in "
+            "ONNX Runtime.", *table(["", "top-1", "file (kB)"], lines), *climb]
+
+
 def pruned_zoo(data: dict[str, Any]) -> list[str]:
     rows, missed = [], []
     for name, m in data["models"].items():
@@ -146,15 +171,30 @@ def pruned_zoo(data: dict[str, Any]) -> list[str]:
     head = ["", "holds", "nodes", "MACs left", "capture (s)", "groups (s)", "plan (s)", "apply (s)", "export (s)",
             "cut against zeroed", "frozen layers"]
     growth, versions = data["growth"], ", ".join(f"{k} {v}" for k, v in data["versions"].items())
+    within = [f"{family} " + ", ".join(f"{n} in {s:.2f} s" for n, s in found)
+              for family, found in within_families(data["models"]).items()]
     linear = [f"The processor's seconds to find the groups grow as nodes to the power {growth['exponent']} "
               f"({growth['networks']} networks, {growth['seconds_per_1000_nodes']} s for 1,000 nodes, "
-              f"r squared {growth['r_squared']}).", ""]
+              f"r squared {growth['r_squared']}). Within a family, nodes and seconds: " + "; ".join(within) + ".", ""]
     return ["## Every model pruned at half of its channels", "", "`make zoo`. Random weights; uniform, by L1 norm. A "
             "row holds if the cut network gives what the network with the same channels zero gives (double precision, "
             f"{data['tolerance']} relative), takes a training step, and its ONNX file agrees in ONNX Runtime (0.001). "
             f"{data['threads']} thread; seconds of the processor. {versions}.", "", *(linear if growth else []),
             *table(head, rows),
             *(["More than 40 % of the MACs are left, and what holds them:", "", *missed, ""] if missed else [])]
+
+
+#: architectures that differ in depth alone
+FAMILIES = {"ResNet": ("resnet34", "resnet50", "resnet101", "resnet152"),
+            "DenseNet": ("densenet121", "densenet169", "densenet201"),
+            "EfficientNet": ("efficientnet_b0", "efficientnet_b3", "efficientnet_b5", "efficientnet_b7"),
+            "Swin": ("swin_t", "swin_s"), "ViT": ("vit_b_32", "vit_l_32", "vit_h_14")}
+
+
+def within_families(models: dict[str, Any]) -> dict[str, list[tuple[int, float]]]:
+    """Family -> (nodes, processor's seconds to find the groups) of its members."""
+    return {family: [(models[n]["nodes"], models[n]["processor_seconds"]["groups"]) for n in names
+                     if "processor_seconds" in models.get(n, {})] for family, names in FAMILIES.items()}
 
 
 def frozen_reasons(frozen: list[list[str]]) -> str:
@@ -170,7 +210,8 @@ def frozen_reasons(frozen: list[list[str]]) -> str:
 def main() -> None:
     lines = ["# Measured", "", "Made by `python benchmarks/tables.py` from the files in `benchmarks/results/`.", ""]
     sections = {"cifar_resnets": cifar, "all_families": families, "int8_speed": speed, "zoo_capture": zoo,
-                "beside_torch_pruning": beside, "depth": depth, "sparse_weights": sparse, "zoo": pruned_zoo}
+                "beside_torch_pruning": beside, "depth": depth, "sparse_weights": sparse,
+                "post_training": post_training, "low_bit_training": low_bits, "ladder": wrecked, "zoo": pruned_zoo}
     for name, make in sections.items():
         file = RESULTS / f"{name}.json"
         if file.exists():
