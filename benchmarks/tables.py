@@ -143,7 +143,8 @@ def low_bits(data: dict[str, Any]) -> list[str]:
     lines = [[name, f"{r['top1']:.2f}", f"{r['wanted']:.1f}", f"{r['network_bytes'] / 1e3:.0f}"]
              for name, r in sorted(data["rows"].items())]
     return ["## Trained in few bits", "", "`python benchmarks/low_bit_training.py --checkpoints FOLDER resnet20 "
-            "lenet5`. Test top-1 in % of the network as it is stored.", *table(["", "top-1", "asked for", ".fw (kB)"], lines)]
+            "lenet5`. Test top-1 in % of the network as it is stored.",
+            *table(["", "top-1", "asked for", ".fw (kB)"], lines)]
 
 
 def wrecked(data: dict[str, Any]) -> list[str]:
