@@ -1,6 +1,6 @@
 """ResNet-20 and ResNet-56 on CIFAR-10 quantized after training to 8, 4 and 3 bits, beside the runtimes' own quantizers.
 
-    python benchmarks/post_training.py --checkpoints FOLDER [PART ...] [--depths 20 56]
+    python benchmarks/post_training.py --checkpoints FOLDER [PART ...] [--depths 20 56] [--methods gptq ...]
 
 eight: int8 weights, uint8 values, the file that ONNX Runtime runs. peers: ONNX Runtime's ``quantize_static`` (per
 channel, QDQ) and NNCF's ``quantize`` (default, and accuracy-controlled on the validation split) from the same float
@@ -44,6 +44,8 @@ METHODS: dict[str, dict[str, Any]] = {
     "nearest": {},
     "nearest, bias corrected": {"correct_bias": True},
     "gptq": {"rounding": "gptq"},
+    "gptq, first and last too": {"rounding": "gptq", "ends": None},
+    "gptq, groups of 16": {"rounding": "gptq", "granularity": 16},
     "adaround": {"rounding": "adaround"},
     "blocks": {"rounding": "blocks"},
 }
@@ -51,8 +53,8 @@ Predict = Callable[[Tensor], Tensor]
 
 
 class Bench:
-    def __init__(self, checkpoints: Path, depths: list[int]) -> None:
-        self.checkpoints, self.depths = checkpoints, depths
+    def __init__(self, checkpoints: Path, depths: list[int], methods: list[str]) -> None:
+        self.checkpoints, self.depths, self.methods = checkpoints, depths, methods
         self.task = cifar10.task(calibration_images=IMAGES)
         self.rows = Rows("post_training.json")
 
@@ -93,14 +95,9 @@ class Bench:
         for depth in self.depths:
             base = self.network(depth)
             for form in WANTED:
-                for name, more in METHODS.items():
-                    if form.endswith("float") and name == "nearest, bias corrected":
-                        continue
-                    self.add(f"resnet{depth} {form} {name}", lambda b=base, f=form, m=more: self.simulated(b, f, m))
-            self.add(f"resnet{depth} int4/float gptq, groups of 16",
-                     lambda b=base: self.simulated(b, "int4/float", {"rounding": "gptq", "granularity": 16}))
-            self.add(f"resnet{depth} int4/uint4 blocks, first and last too",
-                     lambda b=base: self.simulated(b, "int4/uint4", {"rounding": "blocks", "ends": None}))
+                for name in self.methods:
+                    self.add(f"resnet{depth} {form} {name}",
+                             lambda b=base, f=form, m=METHODS[name]: self.simulated(b, f, m))
 
     def simulated(self, base: fw.Network, form: str, more: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         weights, _, values = form.partition("/")
@@ -180,9 +177,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoints", type=Path, required=True)
     parser.add_argument("--depths", type=int, nargs="+", default=list(FILES))
+    parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
     parser.add_argument("parts", nargs="*", help="all of them if none is named")
     given = parser.parse_args()
-    bench = Bench(given.checkpoints, given.depths)
+    bench = Bench(given.checkpoints, given.depths, given.methods)
     parts = {"eight": bench.eight, "peers": bench.peers, "few": bench.few, "ladder": bench.ladder}
     for part in given.parts or parts:
         parts[part]()
