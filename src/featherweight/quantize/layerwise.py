@@ -21,6 +21,7 @@ from featherweight.seeds import seed_from
 ROWS = 1 << 17  #: inputs of a layer that are looked at: places of calibration samples, chosen at random
 ELEMENTS = 1 << 25  #: numbers of such inputs that are held at once
 CHUNK = 1 << 24  #: numbers of them that are unfolded at once
+ENOUGH = 4  #: rows for each input of a layer, below which weights are not refit before they are rounded
 PASSES = {1: 2, 2: 2}  #: bits -> passes of coordinate descent after the sweep; with more bits they gained nothing
 SCHEDULE = ada.Schedule()  #: of "adaround"
 
@@ -73,7 +74,9 @@ def swept(site: Site, x: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
     """The layer's matrix on its grid by GPTQ and some coordinate descent; and what each weight was to be before it was
     rounded for the last time."""
     gram, cross, grid = (x.mT @ x).double(), (x.mT @ z).double(), site.grid
-    matrix = sweeps.towards(site.matrix, gram, cross)
+    matrix = site.matrix.double()
+    if x.shape[1] >= ENOUGH * x.shape[2]:
+        matrix = sweeps.towards(matrix, gram, cross)
     found, aims = sweeps.gptq(matrix, gram, grid.scale, grid.spec, kept=grid.kept)
     passes = PASSES.get(grid.spec.bits, 0)
     if not passes:

@@ -4,7 +4,7 @@ Li et al. 2021, "BRECQ: pushing the limit of post-training quantization by block
 of AdaRound, for the squared error at the end of a residual block. Wei et al. 2022, "QDrop: randomly dropping
 quantization for extremely low-bit post-training quantization": while values have few bits, the rounding of every number
 is left out at random, and step sizes of values are learned along (Esser et al. 2020). Here the two levels that a weight
-chooses from are those around what it was to be when GPTQ rounded it.
+chooses from are those around what it was to be when GPTQ rounded it, and it starts near to what GPTQ chose.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ from featherweight.quantize.layerwise import Site, pool, swept
 from featherweight.quantize.regions import Region, blocks
 from featherweight.seeds import seed_from
 
-SCHEDULE = Schedule(iterations=800)
+SCHEDULE = Schedule(iterations=500)
+LEAN = 0.7  #: how far rounding starts from undecided towards what GPTQ found
 SAMPLES = 32  #: of a step
 DROP = 0.5  #: share of the numbers whose rounding is left out in a step
 VALUE_RATE = 1e-3  #: step size of the scales of values, relative to them
@@ -42,7 +43,7 @@ class Block:
         for whole, _ in walk.states:
             whole.advance(walk.order.number[region.end.name] + 1, wanted | {region.end.name})
         self.wanted = torch.cat([whole.values[region.end.name] for whole, _ in walk.states])
-        self.softs = {name: Soft(aim, walk.grids[name].scale, walk.grids[name].spec, walk.grids[name].kept)
+        self.softs = {name: Soft(aim, walk.grids[name].scale, walk.grids[name].spec, walk.grids[name].kept, LEAN)
                       for name, aim in aims.items()}
         self.generator = torch.Generator().manual_seed(seed_from("blocks", *aims))
         inside = {n.name: walk.points[n.name] for n in region.nodes if n.name in walk.points}
