@@ -6,7 +6,7 @@ ZOO_VENV := .venv-zoo
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check fix zoo bench-cifar bench-int8 bench-runtimes clean
+.PHONY: help setup demo test check fix zoo bench-bits bench-cifar bench-int8 bench-runtimes clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | expand -t 16
@@ -47,6 +47,12 @@ bench-int8: $(ZOO_VENV)/.ready ## our int8 files against ONNX Runtime's own quan
 bench-runtimes: $(ZOO_VENV)/.ready ## float and int8 in ONNX Runtime and OpenVINO, beside their own quantizers
 	$(ZOO_VENV)/bin/python -m pip install --quiet openvino nncf scikit-learn
 	$(ZOO_VENV)/bin/python benchmarks/int8_runtimes.py
+
+bench-bits: $(ZOO_VENV)/.ready ## few bits, after and in training, beside the runtimes' quantizers (CHECKPOINTS=folder)
+	$(ZOO_VENV)/bin/python -m pip install --quiet openvino nncf scikit-learn
+	$(ZOO_VENV)/bin/python benchmarks/post_training.py --checkpoints $(CHECKPOINTS)
+	$(ZOO_VENV)/bin/python benchmarks/ladder.py
+	$(ZOO_VENV)/bin/python benchmarks/low_bit_training.py --checkpoints $(CHECKPOINTS) lenet5 resnet20
 
 bench-cifar: $(READY) ## the trained CIFAR-10 ResNets (CHECKPOINTS=folder with the weights)
 	$(BIN)/python benchmarks/cifar_resnets.py --checkpoints $(CHECKPOINTS)
