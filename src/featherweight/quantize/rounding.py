@@ -3,10 +3,9 @@
 The values that are found lie exactly on the grids, so that storing them rounds nothing any more.
 
 Measured on ResNet-20 and CIFAR-10, three-bit weights and eight-bit values, 1,024 images to round by, one core: the
-divergence of the outputs from the float ones, on training images that were not used, is 0.845 after rounding to nearest,
-0.0107 after "gptq" (40 s), 0.0081 after "adaround" (110 s), 0.0076 after "blocks" (160 s). On the test images the last
-three give the same accuracy within 0.1 points: "gptq" is what to take first. Layer by layer neither it nor "adaround"
-always wins (tests/test_quantize_rounding.py).
+divergence of the outputs from the float ones, on training images that were not used, is 0.845 after rounding to
+nearest, 0.0107 after "gptq" (40 s), 0.0081 after "adaround" (110 s), 0.0076 after "blocks" (160 s). Layer by layer
+neither "gptq" nor "adaround" always wins (tests/test_quantize_rounding.py).
 """
 
 from __future__ import annotations
