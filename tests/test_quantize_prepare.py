@@ -13,7 +13,7 @@ import featherweight as fw
 from featherweight import quantize
 from featherweight.cli import digits
 from featherweight.errors import RecipeError, TaskError
-from featherweight.network import fold_batch_norm
+from featherweight.network import fold_batch_norm, walk
 from featherweight.quantize import Quantize
 from featherweight.quantize.biases import corrected
 from featherweight.quantize.equalize import equalized
@@ -317,6 +317,19 @@ def test_calls_without_a_bias_are_named_and_data_is_asked_for():
 
 
 # ---- data made from the network
+
+@pytest.mark.parametrize(("step", "what"), [
+    (Quantize(correct_bias=True), "biases are corrected"), (Quantize(rounding="gptq"), "weights are rounded")])
+def test_data_left_out_for_want_of_memory_is_named(trained, monkeypatch, step, what):
+    network, task = trained
+    (x, y), *_ = task.batches("calibration")
+    task = replace(task, calibration=lambda: [(x[:16], y[:16]), (x[16:32], y[16:32])])
+    assert not [s for s in step.plan(network, task).skipped if s.path == "calibration"]
+    monkeypatch.setattr(walk, "BUDGET", 1)
+    reasons = [s.reason for s in step.plan(network, task).skipped if s.path == "calibration"]
+    assert len(reasons) == 1
+    assert reasons[0].startswith(f"{what} by a part of it: only the first 16 samples were read")
+
 
 def test_distilled_data_stands_in_for_real_data(trained):
     network, task = trained

@@ -388,7 +388,7 @@ def killer(at):
     def loss(output, target):
         calls[0] += 1
         if calls[0] == at:
-            raise Killed
+            raise Killed("now")
         return F.cross_entropy(output, target)
 
     return loss
@@ -406,7 +406,7 @@ def test_killed_and_resumed_equals_uninterrupted_bit_for_bit(step, tmp_path):
                   checkpoint_every=0.0)
     whole = train.fit(network, task, Context(workdir=tmp_path / "whole"))
     assert all(torch.equal(before[k], v) for k, v in network.tensors().items())
-    with pytest.raises(Killed):
+    with pytest.raises(Killed, match="now"):
         train.fit(network, dataclasses.replace(task, loss=killer(6)), Context(workdir=tmp_path / "killed"))
     told = []
     resumed = train.fit(network, task, Context(workdir=tmp_path / "killed", progress=lambda *a: told.append(a)))

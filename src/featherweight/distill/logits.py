@@ -12,7 +12,7 @@ from torch.nn.functional import kl_div, log_softmax
 
 from featherweight.errors import RecipeError, did_you_mean
 from featherweight.network import Network, load
-from featherweight.network.devices import placed
+from featherweight.network.devices import device_of, placed
 from featherweight.network.trees import flatten
 from featherweight.steps import Context, Criterion
 from featherweight.task import Inputs, call
@@ -52,7 +52,7 @@ class Logits:
         if not isinstance(teacher, Network):
             raise RecipeError("distill.Logits has no teacher: the context holds no original; write "
                               "Logits(teacher=network), or run the step by fw.compress, which gives the original")
-        device = next((t.device for t in network.tensors().values()), torch.device("cpu"))
+        device = device_of(network)
         return _Response(self, placed(teacher, device).eval())
 
 

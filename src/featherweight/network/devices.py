@@ -10,6 +10,11 @@ from torch.fx.node import map_aggregate
 from featherweight.network.network import Network
 
 
+def device_of(network: Network) -> torch.device:
+    """Where the network's tensors lie; the CPU if it has none."""
+    return next((t.device for t in network.tensors().values()), torch.device("cpu"))
+
+
 def placed(network: Network, device: torch.device | str) -> Network:
     """A copy of ``network`` that runs on ``device``.
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
+from featherweight.network.devices import device_of
 from featherweight.network.network import Network
 from featherweight.network.operators import schema_argument
 from featherweight.network.surgery import CONVOLUTIONS, TRANSPOSED, WEIGHTED, weight_name
@@ -85,7 +86,7 @@ def inputs_of(network: Network, batch: Batch, nodes: Sequence[Node]) -> dict[str
         if name == last:
             raise _Enough
 
-    device = next((t.device for t in network.tensors().values()), torch.device("cpu"))
+    device = device_of(network)
     with torch.no_grad(), network.taps({name: partial(keep, name) for name in wanted}), suppress(_Enough):
         call(network, move(batch[0], device))
     return {n.name: seen[str(n.args[0])] for n in nodes}

@@ -6,14 +6,31 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.fx import Node
 from torch.fx.node import map_arg
 
+from featherweight.network.devices import device_of
 from featherweight.network.network import Network
 from featherweight.network.program import Tap
-from featherweight.task import Inputs, call, move
+from featherweight.task import Batch, Inputs, batch_size, call, move
+
+BUDGET = 2 << 30  #: bytes of values kept between calls
+
+
+def fitting(batches: Iterable[Batch], sample_bytes: float) -> tuple[list[Inputs], str]:
+    """The inputs of the first batches, at least one, whose values may be held at once; and what is to be said of
+    those left out ("": all fit). sample_bytes: what is held of one sample."""
+    room = BUDGET / max(1.0, sample_bytes)
+    kept: list[Inputs] = []
+    samples = 0
+    for inputs, _ in batches:
+        if kept and samples + batch_size(inputs) > room:
+            return kept, (f"only the first {samples} samples were read: the values of more would take over "
+                          f"{BUDGET / 2**30:.3g} GiB")
+        kept.append(inputs)
+        samples += batch_size(inputs)
+    return kept, ""
 
 
 def run(nodes: Iterable[Node], values: dict[str, Any], tensor: Callable[[str], Tensor],
@@ -88,9 +105,9 @@ class Half:
 def input_values(network: Network, inputs: Inputs) -> dict[str, Tensor]:
     """A batch's tensors by the names of the network's inputs, on its device."""
     names = [n.name for n in network.graph.nodes if n.op == "placeholder"]
-    device = next((t.device for t in network.tensors().values()), torch.device("cpu"))
+    device = device_of(network)
     leaves = call(lambda *args, **kwargs: network.signature.leaves(args, kwargs), move(inputs, device))
     return dict(zip(names, leaves, strict=True))
 
 
-__all__ = ["Half", "Order", "input_values", "run"]
+__all__ = ["BUDGET", "Half", "Order", "fitting", "input_values", "run"]

@@ -12,6 +12,7 @@ import torch.utils._pytree as pytree
 from torch import Tensor
 
 from featherweight.network import Network
+from featherweight.network.devices import device_of
 from featherweight.network.surgery import weight_name
 from featherweight.prune.blocks import Block, Blocks
 from featherweight.task import Task, call, move
@@ -89,7 +90,7 @@ def _bypassed(case: Case, asked: Sequence[Block]) -> Iterator[tuple[Any, Iterato
     if not asked:
         return
     original, work = case.original.copy().eval(), case.network.copy().eval()
-    device = next((t.device for t in work.tensors().values()), torch.device("cpu"))
+    device = device_of(work)
     for inputs, target in case.task.batches("calibration", case.batches):
         moved = move(inputs, device)
 

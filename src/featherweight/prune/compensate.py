@@ -17,7 +17,7 @@ from torch import Tensor
 
 from featherweight.errors import RecipeError, did_you_mean
 from featherweight.network import Network
-from featherweight.network.walk import Half, Order, input_values
+from featherweight.network.walk import BUDGET, Half, Order, input_values
 from featherweight.numerics.least_squares import Moments, factor, refit
 from featherweight.prune.axes import AxisGroups
 from featherweight.prune.sites import Site, find_sites
@@ -29,7 +29,6 @@ ROWS = 50_000  #: observations of a fit at most: places of calibration samples, 
 ELEMENTS = 1 << 27  #: observations times inputs of a fit at most
 RIDGE = 1e-4  #: pull towards the old weights, relative to the mean square of an input
 ROUNDS = 4  #: further fits where a ReLU follows, whose targets know of it
-BUDGET = 2 << 30  #: bytes of values kept between calls; samples wait until that is enough
 
 #: batch by batch: X [g, r, p], Y [g, r, o], and level [g, r, o] or None where nothing flat follows. Where the level is
 #: a number, all that lies beyond it on Y's side is as good as Y.

@@ -12,6 +12,7 @@ import torch.utils._pytree as pytree
 from torch import Tensor
 
 from featherweight.network import Network
+from featherweight.network.devices import device_of
 from featherweight.network.moments import as_matrix, inputs_of
 from featherweight.prune.axes import AxisGroup
 from featherweight.prune.readers import Reader, readers
@@ -35,7 +36,7 @@ def taylor(network: Network, task: Task, groups: Sequence[AxisGroup], seed: int)
     task.require("calibration", "loss")
     assert task.loss is not None
     loss = task.loss
-    return _squared_slopes(network, task, groups, lambda output, target: loss(output, move(target, _device(network))))
+    return _squared_slopes(network, task, groups, lambda output, target: loss(output, move(target, device_of(network))))
 
 
 def fisher(network: Network, task: Task, groups: Sequence[AxisGroup], seed: int) -> Scores:
@@ -75,7 +76,7 @@ def _changes(work: Network, task: Task, nodes: set[str], objective: Objective) -
     for inputs, target in task.batches("calibration", BATCHES):
         values: dict[str, Tensor] = {}
         with torch.enable_grad(), work.taps({n: partial(values.__setitem__, n) for n in nodes}):
-            goal = objective(call(work, move(inputs, _device(work))), target)
+            goal = objective(call(work, move(inputs, device_of(work))), target)
             values = {n: v for n, v in values.items() if v.requires_grad}
             slopes = torch.autograd.grad(goal, list(values.values()), allow_unused=True) if values else ()
         yield {n: (x * s).detach() for (n, x), s in zip(values.items(), slopes, strict=True) if s is not None}
@@ -134,7 +135,3 @@ def unread(network: Network, task: Task, groups: Sequence[AxisGroup], scores: Sc
     squares = norm(2)(network, task, groups, 0)
     return [q * level / max(float(q.mean()), 1e-30) if none else s
             for s, q, none in zip(scores, squares, silent, strict=True)]
-
-
-def _device(network: Network) -> torch.device:
-    return next((t.device for t in network.tensors().values()), torch.device("cpu"))

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from featherweight.errors import RecipeError, did_you_mean
 from featherweight.network import Network
+from featherweight.network.devices import device_of
 from featherweight.prune.axes import AxisGroup, AxisGroups
 from featherweight.task import Batch, Task, call, move
 
@@ -55,7 +56,7 @@ def sensitivity(network: Network, task: Task, axes: AxisGroups, groups: Sequence
         raise RecipeError(f"sensitivity was given kind={kind!r}; {did_you_mean(kind, KINDS)}; write kind=\"output\"")
     task.require("calibration", *(["loss"] if kind == "loss" else []))
     work = network.copy().eval()
-    device = next((t.device for t in work.tensors().values()), torch.device("cpu"))
+    device = device_of(work)
     data = [(move(x, device), move(y, device)) for x, y in task.batches("calibration", batches)]
     found = []
     with torch.no_grad():

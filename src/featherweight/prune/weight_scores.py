@@ -11,6 +11,7 @@ from torch.fx import Node
 from torch.utils._pytree import tree_map_only
 
 from featherweight.network import Network
+from featherweight.network.devices import device_of
 from featherweight.network.moments import as_matrix, input_norms, second_moments
 from featherweight.numerics.obs import inverse_factor
 from featherweight.task import Batch, Task, batch_size, call, move
@@ -114,7 +115,7 @@ def _gradients(network: Network, task: Task, calls: Calls, batches: Iterator[Bat
     for parameter in work.parameters():
         parameter.requires_grad_(False)
     weights = [work.tensor(n).requires_grad_(True) for n in calls]
-    device = next((t.device for t in work.tensors().values()), torch.device("cpu"))
+    device = device_of(work)
     for inputs, target in batches:
         with torch.enable_grad():
             loss = task.loss(call(work, move(inputs, device)), move(target, device))

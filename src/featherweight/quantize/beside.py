@@ -7,7 +7,7 @@ up for.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -16,17 +16,15 @@ from torch import Tensor
 from featherweight.errors import TaskError
 from featherweight.network import Network
 from featherweight.network.surgery import WEIGHTED, insert_call
-from featherweight.network.walk import Half, Order, input_values
+from featherweight.network.walk import Half, Order, fitting, input_values
 from featherweight.numerics.grids import Spec, fake_quantize
 from featherweight.quantize.formats import GRIDS, HALVES
 from featherweight.quantize.layers import Layer
-from featherweight.quantize.store import Point
+from featherweight.quantize.store import Point, rounder
 from featherweight.steps import Skipped
-from featherweight.task import Task, batch_size
+from featherweight.task import Task
 
 aten = torch.ops.aten
-
-BUDGET = 2 << 30  #: bytes of values kept between layers; samples beyond it are left out
 
 
 @dataclass(frozen=True)
@@ -81,7 +79,7 @@ class Walk:
         if len(layer.nodes) > 1:
             return "several calls read it"
         if layer.nodes[0].target not in WEIGHTED:
-            return f"{layer.nodes[0].target} multiplies nothing with it"
+            return f"{layer.nodes[0].target} is no linear or convolution call"
         return None
 
     def _nearest(self, layer: Layer) -> Tensor:
@@ -103,13 +101,12 @@ class Walk:
     def start(self, task: Task, limit: int | None) -> None:
         """All batches at the beginning, as many as there is room for."""
         needed = max(self.order.held(index) for index in range(1, len(self.order.calls) + 1))
-        room = BUDGET / max(1.0, 3 * needed)  # in both networks, and once more for what is wanted in between
-        samples = 0
-        for inputs, _ in task.batches("calibration", limit):
+        # in both networks, and once more for what is wanted in between
+        batches, said = fitting(task.batches("calibration", limit), 3 * needed)
+        if said:
+            self.skipped.append(Skipped("calibration", f"weights are rounded by a part of it: {said}"))
+        for inputs in batches:
             values = input_values(self.whole, inputs)
-            if self.states and samples + batch_size(inputs) > room:
-                break
-            samples += batch_size(inputs)
             self.states.append((Half(self.whole, self.order, dict(values)),
                                 Half(self.short, self.order, dict(values), taps=self.taps)))
         if not self.states:
@@ -134,9 +131,3 @@ def _copy(network: Network, point: Point) -> str:
     for reader in point.readers:
         network.node(reader).replace_input_with(node, copy)
     return copy.name
-
-
-def rounder(point: Point) -> Callable[[Tensor], Tensor]:
-    """Rounds a value to a point's grid."""
-    scale, zero = torch.tensor(point.scale), torch.tensor(point.zero_point, dtype=torch.int32)
-    return lambda value: fake_quantize(value, scale.to(value.device), zero.to(value.device), point.spec)

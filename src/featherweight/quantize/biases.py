@@ -13,14 +13,12 @@ from torch.fx import Node
 from featherweight.errors import TaskError
 from featherweight.network import Network, fold_batch_norm
 from featherweight.network.surgery import WEIGHTED, bias_name
-from featherweight.network.walk import Half, Order, input_values
+from featherweight.network.walk import Half, Order, fitting, input_values
 from featherweight.steps import Skipped
-from featherweight.task import Task, batch_size
+from featherweight.task import Task
 
 if TYPE_CHECKING:
     from featherweight.quantize.steps import QuantizePlan
-
-BUDGET = 2 << 30  #: bytes of values kept between calls; batches beyond that are left out
 
 
 def corrected(plan: QuantizePlan, network: Network, task: Task, batches: int | None,
@@ -30,7 +28,7 @@ def corrected(plan: QuantizePlan, network: Network, task: Task, batches: int | N
     Nagel et al. 2019, section 4.2, with means taken from calibration data (appendix D): b += E[y] - E[y_quantized],
     call by call in graph order, each seeing what the corrected calls before it give. whole: the float network to
     compare with (equalized or smoothed as the plan's is); None takes ``network`` with batch norm folded. Both networks
-    walk side by side over all batches, as many as fit in ``BUDGET``: a bias's shift is added to what its call gave,
+    walk side by side over all batches, as many as fit in memory: a bias's shift is added to what its call gave,
     and nothing is computed twice. Calls without a bias are named. Raises TaskError where calibration data is missing.
     """
     if not plan.stored and not plan.points:
@@ -41,6 +39,8 @@ def corrected(plan: QuantizePlan, network: Network, task: Task, batches: int | N
     found: dict[str, Tensor] = {}
     with torch.no_grad():
         walk = _Walk(whole, rounded, task, batches) if sites else None
+        if walk is not None and walk.said:
+            skipped.append(Skipped("calibration", f"biases are corrected by a part of it: {walk.said}"))
         for site in sites:
             assert walk is not None
             bias = rounded.tensor(site.bias).detach()
@@ -87,13 +87,9 @@ class _Walk:
 
     def __init__(self, whole: Network, rounded: Network, task: Task, batches: int | None) -> None:
         self.orders = Order(whole), Order(rounded)
-        room = BUDGET / max(1.0, self._load())
-        samples = 0
+        inputs_kept, self.said = fitting(task.batches("calibration", batches), self._load())
         self.states: list[tuple[Half, Half]] = []
-        for inputs, _ in task.batches("calibration", batches):
-            samples += batch_size(inputs)
-            if self.states and samples > room:
-                break
+        for inputs in inputs_kept:
             halves = [Half(n, o, dict(input_values(n, inputs))) for n, o in zip((whole, rounded), self.orders,
                                                                                  strict=True)]
             self.states.append((halves[0], halves[1]))

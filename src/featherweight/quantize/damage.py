@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -17,12 +16,13 @@ from featherweight.network import Network, fold_batch_norm
 from featherweight.network.surgery import insert_call
 from featherweight.numerics import grids
 from featherweight.quantize import post
-from featherweight.quantize.formats import ACTIVATIONS, GRIDS, HALVES, check_kinds, unsigned
+from featherweight.quantize.formats import ACTIVATIONS, GRIDS, HALVES, check_kinds
 from featherweight.quantize.judging import HOW, Measure
 from featherweight.quantize.layers import Layer, Wish, layers, split
-from featherweight.quantize.ranges import Grid, activation_grids
+from featherweight.quantize.ranges import Grid, activation_grids, usual_method
 from featherweight.quantize.search import check_batches, check_known, check_split, data
 from featherweight.quantize.steps import Quantize
+from featherweight.quantize.store import Point, rounder
 from featherweight.seeds import generators_kept, seed_all, seed_from
 from featherweight.task import Task
 
@@ -155,7 +155,7 @@ class Bench:
         for kind, nodes in wanted.items():
             inputs = {n.name: str(n.args[0]) for n in nodes}
             names = dict.fromkeys(inputs.values())
-            method = self.step.ranges or ("minmax" if ACTIVATIONS[kind].bits == 8 else "mse")
+            method = self.step.ranges or usual_method(ACTIVATIONS[kind].bits)
             made = activation_grids(self.network, self.task, {n: [n] for n in names},
                                     dict.fromkeys(names, ACTIVATIONS[kind]), method, self.step.calibration_batches)
             found |= {(name, kind): made[given] for name, given in inputs.items()}
@@ -190,7 +190,8 @@ class Bench:
         for node in layer.nodes:
             grid = self.grids.get((node.name, str(layer.activations)))
             if grid is not None:
-                taps[self.read[node.name]] = partial(_on_grid, grid, str(layer.activations))
+                taps[self.read[node.name]] = rounder(Point(node.name, grid.scale, grid.zero_point, (),
+                                                           str(layer.activations), grid.signed))
         with self.network.taps(taps):
             yield
 
@@ -201,13 +202,6 @@ class Bench:
                 with self.put(layer), torch.no_grad():
                     found.setdefault(name, {})[kind] = measure()
         return found
-
-
-def _on_grid(grid: Grid, kind: str, x: Tensor) -> Tensor:
-    spec = ACTIVATIONS[kind]
-    spec = unsigned(spec) if spec.symmetric and not grid.signed else spec
-    scale, zero = torch.tensor(grid.scale), torch.tensor(grid.zero_point, dtype=torch.int32)
-    return grids.fake_quantize(x, scale.to(x.device), zero.to(x.device), spec)
 
 
 __all__ = ["FLOAT", "Bench", "Damage", "Forms", "Judge", "check_forms", "damages", "forms", "sensitivity", "together"]

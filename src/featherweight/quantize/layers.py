@@ -19,7 +19,6 @@ from featherweight.steps import Skipped
 
 aten = torch.ops.aten
 
-
 #: recurrent calls, and which of their arguments lists the weights (matrices) and biases
 RECURRENT = {aten.lstm.input: 2, aten.gru.input: 2, aten.rnn_tanh.input: 2, aten.rnn_relu.input: 2}
 READABLE = (*WEIGHTED, aten.embedding.default, *RECURRENT)
@@ -108,10 +107,9 @@ def _layer(network: Network, name: str, nodes: list[Node], wish: Wish, outer: se
     lookup = nodes[0].target is aten.embedding.default
     if isinstance(wish.granularity, int) and kind in GRIDS:
         length = weight[0].numel()
-        if not lookup and nodes[0].target not in TRANSPOSED and length == wish.granularity:
-            return Layer(Stored(name, axis, kind), tuple(nodes), values), ""
         if not lookup and nodes[0].target not in TRANSPOSED and length % wish.granularity == 0:
-            return Layer(Stored(name, axis, kind, wish.granularity), tuple(nodes), values), ""
+            group = None if length == wish.granularity else wish.granularity  # a whole row is a channel
+            return Layer(Stored(name, axis, kind, group), tuple(nodes), values), ""
         why = f"a scale per channel: its rows of {length} numbers are not whole groups of {wish.granularity}"
         return Layer(Stored(name, axis, kind), tuple(nodes), values), why
     whole = wish.granularity == "tensor" and not lookup

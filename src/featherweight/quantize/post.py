@@ -12,7 +12,7 @@ from featherweight.quantize.equalize import equalized
 from featherweight.quantize.formats import ACTIVATIONS, GRIDS
 from featherweight.quantize.layers import Layer
 from featherweight.quantize.placement import Placement
-from featherweight.quantize.ranges import activation_grids
+from featherweight.quantize.ranges import activation_grids, usual_method
 from featherweight.quantize.smooth import smoothed
 from featherweight.quantize.store import Point, chosen_scale
 from featherweight.steps import Skipped
@@ -44,7 +44,7 @@ def weight_scales(folded: Network, found: list[Layer], method: str | None) -> Va
         kind = layer.stored.kind
         if kind in GRIDS:
             weight = folded.tensor(layer.stored.weight).detach().cpu()
-            chosen = chosen_scale(weight, layer.stored, method or ("minmax" if GRIDS[kind].bits == 8 else "mse"))
+            chosen = chosen_scale(weight, layer.stored, method or usual_method(GRIDS[kind].bits))
             scales[layer.stored.weight] = chosen
     return scales
 
@@ -67,7 +67,7 @@ def points(step: Quantize, folded: Network, task: Task, placed: Placement, found
         asked = asked or [step.activations or max(wanted.values(), key=bits)]
         kinds[leader] = max(asked, key=bits)
     specs = {g: ACTIVATIONS[k] for g, k in kinds.items()}
-    method = step.ranges or ("minmax" if all(s.bits == 8 for s in specs.values()) else "mse")
+    method = step.ranges or usual_method(min(s.bits for s in specs.values()))
     chosen = activation_grids(folded, task, groups, specs, method, step.calibration_batches)
     return tuple(Point(name, chosen[leader].scale, chosen[leader].zero_point, placed.readers[name], kinds[leader],
                        chosen[leader].signed) for name, leader in placed.points.items())

@@ -10,10 +10,12 @@ from torch import Tensor
 
 from featherweight.errors import RecipeError, TaskError
 from featherweight.network import Network
+from featherweight.network.devices import device_of
+from featherweight.network.program import Tap
 from featherweight.numerics import ranges
 from featherweight.numerics.grids import Spec, from_range, least_squares
 from featherweight.quantize.formats import unsigned
-from featherweight.task import Task, call
+from featherweight.task import Task, call, move
 
 BINS = 2048  #: of the histogram that all methods but "minmax" look at
 Search = Callable[[Tensor, Spec, Tensor], tuple[Tensor, Tensor]]
@@ -34,6 +36,11 @@ SEARCHES: dict[str, Search] = {
     "mse": least_squares, "percentile": ranges.percentile, "kl": ranges.kullback_leibler,
 }
 METHODS = ("minmax", *SEARCHES)
+
+
+def usual_method(bits: int) -> str:
+    """How ranges are chosen where nobody says: of few bits, cutting off what is rare pays."""
+    return "minmax" if bits >= 8 else "mse"
 
 
 def activation_grids(network: Network, task: Task, groups: Mapping[str, list[str]], specs: Mapping[str, Spec],
@@ -61,21 +68,22 @@ def activation_grids(network: Network, task: Task, groups: Mapping[str, list[str
     return grids
 
 
-def _run(network: Network, task: Task, taps: dict[str, object], batches: int | None) -> int:
-    seen = 0
-    mode = network.training
+def watched(network: Network, task: Task, taps: Mapping[str, Tap], batches: int | None,
+            wanting: str = "quantized values need") -> None:
+    """Runs the calibration data through the network, as it evaluates, with ``taps``. Raises TaskError without data,
+    which says who is ``wanting`` it."""
+    seen, device, mode = 0, device_of(network), network.training
     network.eval()
     try:
-        with network.taps(taps), torch.no_grad():  # type: ignore[arg-type]
+        with network.taps(taps), torch.no_grad():
             for inputs, _ in task.batches("calibration", batches):
-                call(network, inputs)
+                call(network, move(inputs, device))
                 seen += 1
     finally:
         network.train(mode)
     if not seen:
-        raise TaskError("the calibration split is empty; quantized values need calibration data: "
+        raise TaskError(f"the calibration split is empty; {wanting} calibration data: "
                         "Task(calibration=lambda: my_batches, ...)")
-    return seen
 
 
 def _extremes(network: Network, task: Task, leaders: dict[str, str],
@@ -83,7 +91,7 @@ def _extremes(network: Network, task: Task, leaders: dict[str, str],
     lows: dict[str, Tensor] = {}
     highs: dict[str, Tensor] = {}
 
-    def watch(name: str) -> object:
+    def watch(name: str) -> Tap:
         def tap(value: Tensor) -> None:
             low, high = value.detach().aminmax()
             leader = leaders[name]
@@ -92,7 +100,7 @@ def _extremes(network: Network, task: Task, leaders: dict[str, str],
 
         return tap
 
-    _run(network, task, {name: watch(name) for name in leaders}, batches)
+    watched(network, task, {name: watch(name) for name in leaders}, batches)
     for leader in lows:
         if not (torch.isfinite(lows[leader]) and torch.isfinite(highs[leader])):
             raise TaskError(f"the value of node {leader!r} is not finite on the calibration data; look at that data, "
@@ -105,7 +113,7 @@ def _histograms(network: Network, task: Task, leaders: dict[str, str], lows: dic
     """Leader -> how many values fell into each of BINS. Exact zeros are left out: they stand exactly on every grid."""
     counts = {leader: torch.zeros(BINS, dtype=torch.float64) for leader in lows if highs[leader] > lows[leader]}
 
-    def watch(leader: str) -> object:
+    def watch(leader: str) -> Tap:
         low, high = float(lows[leader]), float(highs[leader])
         zero = torch.histc(torch.zeros(1), BINS, low, high).double()  # the bin of zero (none: zero is out of range)
 
@@ -115,7 +123,7 @@ def _histograms(network: Network, task: Task, leaders: dict[str, str], lows: dic
 
         return tap
 
-    _run(network, task, {name: watch(leader) for name, leader in leaders.items() if leader in counts}, batches)
+    watched(network, task, {name: watch(leader) for name, leader in leaders.items() if leader in counts}, batches)
     return {leader: found for leader, found in counts.items() if found.any()}
 
 

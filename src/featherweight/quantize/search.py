@@ -11,6 +11,7 @@ import torch
 
 from featherweight.errors import RecipeError, did_you_mean
 from featherweight.network import Network
+from featherweight.network.devices import device_of
 from featherweight.quantize.steps import Quantize
 from featherweight.seeds import generators_kept, seed_all, seed_from
 from featherweight.task import Batch, Task, move
@@ -22,10 +23,6 @@ SPLITS = ("validation", "calibration", "train")
 def plain(step: Quantize, **changes: Any) -> Quantize:
     """The ``Quantize`` with the options of ``step``, which may have more of them, and with ``changes``."""
     return Quantize(**{f.name: getattr(step, f.name) for f in fields(Quantize)} | changes)
-
-
-def device_of(network: Network) -> torch.device:
-    return next((t.device for t in network.tensors().values()), torch.device("cpu"))
 
 
 def data(network: Network, task: Task, split: str, batches: int | None) -> Iterator[Batch]:
@@ -65,4 +62,4 @@ def check_batches(name: str, batches: int | None) -> None:
                           "None for all")
 
 
-__all__ = ["SPLITS", "check_batches", "check_known", "check_split", "data", "device_of", "plain", "scored"]
+__all__ = ["SPLITS", "check_batches", "check_known", "check_split", "data", "plain", "scored"]

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from featherweight.errors import TaskError
 from featherweight.network import Network
+from featherweight.network.devices import device_of
 from featherweight.network.surgery import WEIGHTED, bias_name, weight_name
 from featherweight.numerics.balance import smoothing
 from featherweight.quantize.channels import (
@@ -26,8 +26,9 @@ from featherweight.quantize.channels import (
     unfit,
     widest,
 )
+from featherweight.quantize.ranges import watched
 from featherweight.steps import Skipped
-from featherweight.task import Task, call, move
+from featherweight.task import Task
 
 aten = torch.ops.aten
 
@@ -96,7 +97,7 @@ def find_sites(network: Network) -> tuple[list[Site], list[Skipped]]:
             stopped[node] = why
             continue
         paths = follower.follow(node, channel_axis(network, node) if node.target in WEIGHTED else -1)
-        device = next(iter(network.tensors().values())).device
+        device = device_of(network)
         site = Site(node, tuple(Reader(r.node, r.labels.to(device)) for r in paths.readers), paths.free.to(device))
         if site.linears and site.free.any():
             sites.append(site)
@@ -179,18 +180,8 @@ def _largest_inputs(network: Network, task: Task, wanted: dict[str, str], batche
 
         return tap
 
-    device = next((t.device for t in network.tensors().values()), torch.device("cpu"))
-    mode = network.training
-    network.eval()
-    try:
-        with network.taps({value: watch(value) for value in set(wanted.values())}), torch.no_grad():
-            for inputs, _ in task.batches("calibration", batches) if wanted else ():
-                call(network, move(inputs, device))
-    finally:
-        network.train(mode)
-    if wanted and not found:
-        raise TaskError("the calibration split is empty; smoothing needs calibration data: "
-                        "Task(calibration=lambda: my_batches, ...)")
+    if wanted:
+        watched(network, task, {value: watch(value) for value in set(wanted.values())}, batches, "smoothing needs")
     return {name: found[value] for name, value in wanted.items()}
 
 

@@ -104,8 +104,8 @@ class Quantize(Rewrite):
     """Stores weights as whole numbers and rounds values to whole numbers between operators.
 
     weights: "int8" to "int3" (symmetric), "ternary", "int2" (four levels, none of them zero), "binary" (signs); a scale
-        per output channel. "apot3" to "apot5": additive powers of two. "fp16", "bf16": two
-        bytes a weight, computed as float32.
+        per output channel. "apot3" to "apot5": additive powers of two. "fp16", "bf16": two bytes a weight, computed as
+        float32.
     activations: "uint8" to "uint1" (affine, a grid per value), "int8" to "int2" (symmetric, signed only where values
         lie below zero), or None: values stay float and weights are read back to float.
     ranges: how a value's grid is chosen from calibration data: "minmax", "mse" (least squared error), "percentile",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -199,6 +200,12 @@ def round_value(network: Network, point: Point) -> None:
         reader.replace_input_with(node, back)
 
 
+def rounder(point: Point) -> Callable[[Tensor], Tensor]:
+    """Rounds a value to a point's grid."""
+    scale, zero = torch.tensor(point.scale), torch.tensor(point.zero_point, dtype=torch.int32)
+    return lambda value: grids.fake_quantize(value, scale.to(value.device), zero.to(value.device), point.spec)
+
+
 def chosen_scale(weight: Tensor, stored: Stored, method: str) -> Tensor:
     """The scales of a weight's grid, "minmax" or "mse": [] or [channels] or [rows * groups]."""
     choose = grids.least_squares if method == "mse" else grids.minmax
@@ -207,4 +214,4 @@ def chosen_scale(weight: Tensor, stored: Stored, method: str) -> Tensor:
     return choose(values, replace(GRIDS[stored.kind], axis=axis))[0]
 
 
-__all__ = ["Point", "Stored", "chosen_scale", "round_value", "scale_name", "store_weight", "zero_name"]
+__all__ = ["Point", "Stored", "chosen_scale", "round_value", "rounder", "scale_name", "store_weight", "zero_name"]

@@ -25,6 +25,7 @@ from featherweight.quantize.formats import ACTIVATIONS, GRIDS
 from featherweight.quantize.layers import Layer, layers, split, weight_axis
 from featherweight.quantize.learners import LEARNERS, Learner
 from featherweight.quantize.placement import Placement
+from featherweight.quantize.ranges import usual_method
 from featherweight.quantize.store import Point, Stored, chosen_scale, scale_name
 from featherweight.seeds import generators_kept
 from featherweight.steps import Driver, Skipped
@@ -111,7 +112,7 @@ class Training(Driver):
     def _scale(self, layer: Layer, kind: str) -> Tensor:
         """The scale of a weight as it is now, shaped to meet it."""
         weight = self.network.tensor(layer.stored.weight).detach()
-        method = self.step.weight_ranges or ("minmax" if GRIDS[kind].bits == 8 else "mse")
+        method = self.step.weight_ranges or usual_method(GRIDS[kind].bits)
         stored = replace(layer.stored, kind=kind)
         return stored.spread(chosen_scale(weight.cpu(), stored, method), weight.shape).to(weight.device)
 
