@@ -46,6 +46,7 @@ STEPS: dict[str, Callable[[], Rewrite]] = {
     "quantize.Quantize prepared": lambda: fw.quantize.Quantize(equalize=True, smooth=0.5, correct_bias=True,
                                                                granularity="tensor", ranges="percentile"),
     "quantize.Quantize few bits": lambda: fw.quantize.Quantize("ternary", "uint3", ends="int4/int6", ranges="kl"),
+    "quantize.Quantize dynamic": lambda: fw.quantize.Quantize(activations="dynamic"),
     "quantize.Quantize halves": lambda: fw.quantize.Quantize("fp16", None),
     "quantize.Ladder": lambda: fw.quantize.Ladder(score_drop=5.0, rungs=("mse",)),
     "quantize.Mixed": lambda: fw.quantize.Mixed(bits=5, kinds=("int8", "int4"), batches=1),

@@ -26,7 +26,8 @@ from featherweight.steps import Context, Plan
 from test_quantize import SHAPES, Attention, Concat, Mobile, Residual, prepared, relative_error
 
 FORMS = [("int8", "uint8"), ("int4", "uint4"), ("int3", "uint3"), ("int2", "uint2"), ("ternary", "uint2"),
-         ("binary", None), ("binary", "uint1"), ("int4", "int4"), ("apot3", "uint3"), ("apot4", "uint4")]
+         ("binary", None), ("binary", "uint1"), ("int4", "int4"), ("apot3", "uint3"), ("apot4", "uint4"),
+         ("int8", "dynamic")]
 
 
 # ---- gradients: the same written with plain autograd

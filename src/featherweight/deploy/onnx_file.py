@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
+from featherweight.deploy.onnx_dynamic import TRANSLATIONS
 from featherweight.deploy.onnx_passes import Passes, suit
 from featherweight.deploy.ready import cut_off, four_axes, slices_of_batch
 from featherweight.errors import ExportError
@@ -97,7 +98,8 @@ def to_onnx(network: Network, passes: Passes, store: Callable[[Any], None]) -> t
         with _quiet(), torch.no_grad():
             program = torch.export.export(flat, tensors, dynamic_shapes=(shapes,), strict=False)
             outputs = told[-1]
-            onnx_program = torch.onnx.export(program, dynamo=True, verbose=False, optimize=True)
+            onnx_program = torch.onnx.export(program, dynamo=True, verbose=False, optimize=True,
+                                             custom_translation_table=TRANSLATIONS)
     except ExportError:
         raise
     except Exception as error:

@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 
+from featherweight.deploy.onnx_dynamic import multiply_whole_numbers
 from featherweight.deploy.onnx_edit import constant, constant_value, replace, sweep
 from featherweight.deploy.onnx_weights import quantizers, whole
 
@@ -204,6 +205,7 @@ def _clamp_floats(graph: Any, node: Any) -> None:
 
 
 ONNX_RUNTIME: Passes = {"ReduceMean": (_pool_globally,), "Max": (_clamp_by_relu,), "Pad": (_pad_whole_numbers,),
-                        "Conv": (_align_channels, _round_bias), "Gemm": (_round_bias,)}
+                        "Conv": (_align_channels, _round_bias), "Gemm": (multiply_whole_numbers, _round_bias),
+                        "MatMul": (multiply_whole_numbers,)}
 #: OpenVINO adds float biases within its whole-number kernels and takes any number of channels
 OPENVINO: Passes = {"Max": (_clamp_by_relu,), "Clip": (_clamp_floats,), "Pad": (_pad_whole_numbers,)}

@@ -85,17 +85,26 @@ def columns(node: Any) -> tuple[Any, Any, Any, int] | None:
     matrix product on floats."""
     if node.op_type not in ("MatMul", "Gemm") or len(node.inputs) < 2 or whole(node):
         return None
+    found = matrix(node)
+    if found is None:
+        return None
+    kept, numbers, scales = found
+    size = _block_size(scales)
+    rounded = node.inputs[0].producer() is not None and node.inputs[0].producer().op_type == "DequantizeLinear"
+    if rounded and kind_of(kept.const_value.numpy(), 4) is None:
+        return None  # ONNX Runtime 1.32 takes it for a weight with a scale per column, and fails
+    return None if size is None else (kept, numbers, scales, size)
+
+
+def matrix(node: Any) -> tuple[Any, Any, Any] | None:
+    """(initializer, numbers [in, out], scales [in, out]) of the dequantized weight of a MatMul, or Gemm."""
     found = _matrix(node.inputs[1])
     if found is None or (node.op_type == "Gemm" and not _plain_gemm(node)):
         return None
     kept, numbers, scales = found
     if node.op_type == "Gemm" and "transB" in node.attributes and node.attributes["transB"].as_int():
         numbers, scales = numbers.T, scales.T
-    size = _block_size(scales)
-    rounded = node.inputs[0].producer() is not None and node.inputs[0].producer().op_type == "DequantizeLinear"
-    if rounded and kind_of(kept.const_value.numpy(), 4) is None:
-        return None  # ONNX Runtime 1.32 takes it for a weight with a scale per column, and fails
-    return None if size is None else (kept, numbers, scales, size)
+    return kept, numbers, scales
 
 
 def products(graph: Any, node: Any) -> bool:
@@ -266,4 +275,4 @@ def for_openvino(model: Any) -> None:
     _stored(model, ((("MatMul", "Gemm"), groups),), 8)
 
 
-__all__ = ["for_onnx_runtime", "for_openvino", "quantizers", "whole"]
+__all__ = ["for_onnx_runtime", "for_openvino", "matrix", "quantizers", "whole"]

@@ -25,6 +25,7 @@ from featherweight.deploy.onnx_file import METADATA, to_onnx, write
 from featherweight.deploy.onnx_passes import OPENVINO
 from featherweight.deploy.onnx_weights import for_openvino
 from featherweight.deploy.openvino_weights import narrow
+from featherweight.deploy.ready import unrounded
 from featherweight.deploy.target import register
 from featherweight.errors import ExportError, InputError
 from featherweight.network import Network, Signature, fold_batch_norm
@@ -59,7 +60,9 @@ class OpenVino:
         if whole.suffix != self.suffix:
             raise ExportError(f"{whole} is to be an OpenVINO graph, which ends with .xml (its weights lie beside it, "
                               f"ending with .bin); write {whole.with_suffix(self.suffix)}")
-        model, outputs = to_onnx(fold_batch_norm(network).eval(), OPENVINO, for_openvino)
+        folded = fold_batch_norm(network).eval()
+        unrounded(folded)
+        model, outputs = to_onnx(folded, OPENVINO, for_openvino)
         with tempfile.TemporaryDirectory(dir=whole.parent) as folder:
             source, graph = Path(folder, "network.onnx"), Path(folder, whole.name)
             write(model, None, source)

@@ -6,6 +6,7 @@ import operator
 from typing import Any
 
 import torch
+from torch.fx import Node
 
 from featherweight.network import Network
 from featherweight.network.operators import schema_argument
@@ -28,6 +29,16 @@ def cut_off(network: Network) -> None:
         cut = insert_call(network, aten.clamp.default, (node, low, high), after=node, like=node)
         for reader in readers:
             reader.replace_input_with(node, cut)
+    network.changed()
+
+
+def unrounded(network: Network) -> None:
+    """What is rounded when the network runs is not: for a runtime that does so by itself."""
+    for node in network.calls(decomposed.dequantize_per_tensor.tensor):
+        whole = node.args[0]
+        assert isinstance(whole, Node)
+        node.replace_all_uses_with(whole.args[0])  # type: ignore[arg-type]
+    network.graph.eliminate_dead_code()
     network.changed()
 
 
@@ -69,4 +80,4 @@ def slices_of_batch(network: Network) -> None:
     network.changed()
 
 
-__all__ = ["cut_off", "four_axes", "slices_of_batch"]
+__all__ = ["cut_off", "four_axes", "slices_of_batch", "unrounded"]

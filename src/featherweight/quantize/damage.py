@@ -16,7 +16,7 @@ from featherweight.network import Network, fold_batch_norm
 from featherweight.network.surgery import insert_call
 from featherweight.numerics import grids
 from featherweight.quantize import post
-from featherweight.quantize.formats import ACTIVATIONS, GRIDS, HALVES, check_kinds
+from featherweight.quantize.formats import ACTIVATIONS, DYNAMIC, GRIDS, HALVES, check_kinds
 from featherweight.quantize.judging import HOW, Measure
 from featherweight.quantize.layers import Layer, Wish, layers, split
 from featherweight.quantize.ranges import Grid, activation_grids, usual_method
@@ -151,7 +151,9 @@ class Bench:
         wanted: dict[str, list[Node]] = {}
         for layer in (layer for mine in self.choices.values() for layer in mine.values()):
             if layer.activations is not None:
-                wanted.setdefault(layer.activations, []).extend(n for n in layer.nodes if rules.multiplies(n))
+                wanted.setdefault(layer.activations, []).extend(
+                    n for n in layer.nodes if rules.takes(n, layer.activations))
+        found |= {(n.name, DYNAMIC): Grid(1.0, 0, False) for n in wanted.pop(DYNAMIC, [])}
         for kind, nodes in wanted.items():
             inputs = {n.name: str(n.args[0]) for n in nodes}
             names = dict.fromkeys(inputs.values())

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from featherweight.numerics.grids import SMALLEST_SCALE, Spec, nearest
+from featherweight.numerics.grids import SMALLEST_SCALE, Spec, minmax, nearest
 
 Slope = Callable[[Tensor], Tensor]
 #: of values in bfloat16, numbers of more bits are found in float32
@@ -207,5 +207,13 @@ class Fixed(Quantizer):
         return self.start.clamp(min=SMALLEST_SCALE)
 
 
-__all__ = ["Fixed", "Learned", "Lsq", "Pact", "Quantizer", "Slope", "Steepening", "everywhere", "learned", "steepening",
-           "triangle"]
+class Dynamic(Fixed):
+    """The grid over the whole range of each value, chosen anew every time."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        scale, zero = minmax(x.detach(), self.spec)
+        return learned(x, scale, self.spec, int(zero))
+
+
+__all__ = ["Dynamic", "Fixed", "Learned", "Lsq", "Pact", "Quantizer", "Slope", "Steepening", "everywhere", "learned",
+           "steepening", "triangle"]

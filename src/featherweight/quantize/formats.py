@@ -44,6 +44,11 @@ ACTIVATIONS: dict[str, Spec] = {
 }
 
 
+#: Values that linear calls round when they run, all of a call's input to the grid over its range; no data is needed.
+DYNAMIC = "dynamic"
+DYNAMIC_SPEC = ACTIVATIONS["uint8"]
+
+
 def unsigned(spec: Spec) -> Spec:
     """The grid of as many bits from zero up."""
     return Spec(spec.bits, signed=False, symmetric=True, axis=spec.axis)
@@ -54,13 +59,21 @@ def weight_bits(kind: str) -> int:
     return GRIDS[kind].bits if kind in GRIDS else 8 * HALVES[kind].itemsize
 
 
+def value_bits(kind: str | None) -> int:
+    """Bits of one value of this kind; None: a float."""
+    if kind is None:
+        return 32
+    return (DYNAMIC_SPEC if kind == DYNAMIC else ACTIVATIONS[kind]).bits
+
+
 def check_kinds(where: str, weights: str, activations: str | None) -> None:
     """Raises RecipeError for a name that is not in the tables."""
     if weights not in WEIGHTS:
         raise RecipeError(f"{where}={weights!r} is not known; {did_you_mean(str(weights), WEIGHTS)}")
-    if activations is not None and activations not in ACTIVATIONS:
-        raise RecipeError(f"activations={activations!r} is not known; {did_you_mean(str(activations), ACTIVATIONS)}, "
-                          "or None")
+    known = (*ACTIVATIONS, DYNAMIC)
+    if activations is not None and activations not in known:
+        raise RecipeError(f"activations={activations!r} is not known; {did_you_mean(str(activations), known)}, or None")
 
 
-__all__ = ["ACTIVATIONS", "GRIDS", "HALVES", "WEIGHTS", "check_kinds", "unsigned", "weight_bits"]
+__all__ = ["ACTIVATIONS", "DYNAMIC", "DYNAMIC_SPEC", "GRIDS", "HALVES", "WEIGHTS", "check_kinds", "unsigned",
+           "value_bits", "weight_bits"]

@@ -12,7 +12,7 @@ import torch
 from featherweight.errors import RecipeError, did_you_mean
 from featherweight.network import Network, fold_batch_norm
 from featherweight.quantize.damage import Judge, damages
-from featherweight.quantize.formats import ACTIVATIONS, weight_bits
+from featherweight.quantize.formats import value_bits, weight_bits
 from featherweight.quantize.layers import Layer, layers
 from featherweight.quantize.search import check_batches, check_split, plain, scored
 from featherweight.quantize.steps import Quantize, QuantizePlan, Rung
@@ -207,12 +207,12 @@ def _same(a: QuantizePlan, b: QuantizePlan) -> bool:
 
 
 def _bits(layer: Layer) -> int:
-    values = ACTIVATIONS[layer.activations].bits if layer.activations is not None else 8
-    return min(weight_bits(layer.stored.kind), values)
+    return min(weight_bits(layer.stored.kind), value_bits(layer.activations))
 
 
 def _eight(step: Quantize, chosen: Sequence[Layer]) -> Quantize:
-    kinds = {layer.stored.weight: "int8/float" if layer.activations is None else "int8/uint8" for layer in chosen}
+    kinds = {layer.stored.weight: f"int8/{'uint8' if layer.on_grid else layer.activations or 'float'}"
+             for layer in chosen}
     return replace(step, mixed={**step.mixed, **kinds})
 
 

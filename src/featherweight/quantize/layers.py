@@ -13,7 +13,7 @@ from torch.fx import Node
 from featherweight.errors import RecipeError
 from featherweight.network import Network
 from featherweight.network.surgery import TRANSPOSED, WEIGHTED, weight_name
-from featherweight.quantize.formats import ACTIVATIONS, GRIDS, check_kinds
+from featherweight.quantize.formats import ACTIVATIONS, GRIDS, check_kinds, value_bits, weight_bits
 from featherweight.quantize.store import Stored
 from featherweight.steps import Skipped
 
@@ -31,6 +31,11 @@ class Layer:
     stored: Stored
     nodes: tuple[Node, ...]
     activations: str | None
+
+    @property
+    def on_grid(self) -> bool:
+        """Whether what the calls read is rounded to a grid that is chosen beforehand."""
+        return self.activations in ACTIVATIONS
 
 
 @dataclass(frozen=True)
@@ -61,6 +66,13 @@ def split(text: str, activations: str | None) -> tuple[str, str | None]:
     """"int4/uint8" as (weights, activations); "int8" keeps the step's ``activations``, "int8/float" has none."""
     weights, slash, values = text.partition("/")
     return weights, (None if values == "float" else values) if slash else activations
+
+
+def of_ends(ends: str, activations: str | None) -> tuple[str, str | None]:
+    """What ``ends`` asks for where the other layers have these ``activations``: values are rounded only where theirs
+    are, and at run time where theirs are."""
+    weights, values = split(ends, activations)
+    return weights, values if activations in ACTIVATIONS else activations
 
 
 def layers(network: Network, wish: Wish) -> tuple[list[Layer], list[Skipped]]:
@@ -96,8 +108,7 @@ def _layer(network: Network, name: str, nodes: list[Node], wish: Wish, outer: se
     """The layer, and what could not be had of it; None where nothing could."""
     kind, values = wish.weights, wish.activations
     if wish.ends is not None and outer & set(nodes) and _few(kind, values):
-        kind, given = split(wish.ends, wish.activations)
-        values = given if wish.activations is not None else None
+        kind, values = of_ends(wish.ends, wish.activations)
     for pattern, text in wish.mixed.items():
         if any(matches(n, name, (pattern,)) for n in nodes):
             kind, values = split(text, wish.activations)
@@ -118,8 +129,7 @@ def _layer(network: Network, name: str, nodes: list[Node], wish: Wish, outer: se
 
 def _few(weights: str, activations: str | None) -> bool:
     """Whether fewer than 8 bits are asked for."""
-    return (weights in GRIDS and GRIDS[weights].bits < 8) or (
-        activations is not None and ACTIVATIONS[activations].bits < 8)
+    return min(weight_bits(weights), value_bits(activations)) < 8
 
 
 def ends(network: Network) -> set[Node]:
@@ -190,4 +200,5 @@ def matches(node: Node, name: str | None, patterns: tuple[str, ...]) -> bool:
     return any(fnmatch(k, pattern) for k in known for pattern in patterns)
 
 
-__all__ = ["Layer", "Wish", "ends", "layers", "matches", "read_weight", "read_weights", "split", "weight_axis"]
+__all__ = ["Layer", "Wish", "ends", "layers", "matches", "of_ends", "read_weight", "read_weights", "split",
+           "weight_axis"]

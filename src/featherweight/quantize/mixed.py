@@ -14,7 +14,7 @@ from featherweight.numerics.budget import choose
 from featherweight.quantize.damage import FLOAT, Judge, check_forms, damages, forms, together
 from featherweight.quantize.formats import HALVES, weight_bits
 from featherweight.quantize.latency import seconds
-from featherweight.quantize.layers import Layer, ends, layers, matches, split
+from featherweight.quantize.layers import Layer, ends, layers, matches, of_ends
 from featherweight.quantize.search import plain
 from featherweight.quantize.steps import SCALE_BYTES, Quantize, QuantizePlan
 from featherweight.quantize.training import Training
@@ -119,7 +119,8 @@ class Mixed(Quantize):
             name = layer.stored.weight
             fit = [kind for p, kind in self.mixed.items() if any(matches(n, name, (p,)) for n in layer.nodes)]
             if self.ends is not None and outer & set(layer.nodes):
-                fit = fit or [self.ends if self.activations is not None else f"{split(self.ends, None)[0]}/float"]
+                weights, values = of_ends(self.ends, self.activations)
+                fit = fit or [f"{weights}/{values or FLOAT}"]
             found |= {name: fit[-1]} if fit else {}
         return found
 

@@ -7,8 +7,8 @@ computes in float, and is named with the reason "no whole-number kernel".
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -39,12 +39,23 @@ class Placement:
     readers: node name -> names of the calls that read the rounded value instead of the float one.
     kernels: names of the calls that are to run on whole numbers with a stored weight.
     skipped: what stays float, and why.
+    dynamic: node name -> names of the calls that read its value rounded when they run.
     """
 
     points: Mapping[str, str] = field(default_factory=dict)
     readers: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     kernels: tuple[str, ...] = ()
     skipped: tuple[Skipped, ...] = ()
+    dynamic: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def at_run_time(self, calls: Sequence[Node]) -> Placement:
+        """This, and ``calls`` that round what they read when they run; what has a grid already is read from that."""
+        readers, dynamic = dict(self.readers), dict(self.dynamic)
+        for node in calls:
+            given = str(node.args[0])
+            found = readers if given in readers else dynamic
+            found[given] = tuple(dict.fromkeys((*found.get(given, ()), node.name)))
+        return replace(self, readers=readers, dynamic=dynamic, kernels=(*self.kernels, *(n.name for n in calls)))
 
 
 def place(network: Network, kernels: set[str], rules: Rules = ONNX_RUNTIME) -> Placement:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from featherweight.network import Network
 from featherweight.quantize.equalize import equalized
-from featherweight.quantize.formats import ACTIVATIONS, GRIDS
+from featherweight.quantize.formats import ACTIVATIONS, DYNAMIC, GRIDS
 from featherweight.quantize.layers import Layer
 from featherweight.quantize.placement import Placement
 from featherweight.quantize.ranges import activation_grids, usual_method
@@ -51,8 +51,9 @@ def weight_scales(folded: Network, found: list[Layer], method: str | None) -> Va
 
 def points(step: Quantize, folded: Network, task: Task, placed: Placement, found: list[Layer]) -> tuple[Point, ...]:
     """The grids of the values: those that share one take the widest kind that a reader of theirs wants."""
+    dynamic = tuple(Point(name, 1.0, 0, readers, DYNAMIC) for name, readers in placed.dynamic.items())
     if not placed.points:
-        return ()
+        return dynamic
     groups: dict[str, list[str]] = {}
     for name, leader in placed.points.items():
         groups.setdefault(leader, []).append(name)
@@ -60,14 +61,14 @@ def points(step: Quantize, folded: Network, task: Task, placed: Placement, found
     def bits(kind: str) -> int:
         return ACTIVATIONS[kind].bits
 
-    wanted = {n.name: str(layer.activations) for layer in found for n in layer.nodes if layer.activations is not None}
+    wanted = {n.name: str(layer.activations) for layer in found for n in layer.nodes if layer.on_grid}
     kinds = {}
     for leader, names in groups.items():
         asked = [wanted[r] for name in names for r in placed.readers[name] if r in wanted]
-        asked = asked or [step.activations or max(wanted.values(), key=bits)]
+        asked = asked or [str(step.activations) if step.activations in ACTIVATIONS else max(wanted.values(), key=bits)]
         kinds[leader] = max(asked, key=bits)
     specs = {g: ACTIVATIONS[k] for g, k in kinds.items()}
     method = step.ranges or usual_method(min(s.bits for s in specs.values()))
     chosen = activation_grids(folded, task, groups, specs, method, step.calibration_batches)
     return tuple(Point(name, chosen[leader].scale, chosen[leader].zero_point, placed.readers[name], kinds[leader],
-                       chosen[leader].signed) for name, leader in placed.points.items())
+                       chosen[leader].signed) for name, leader in placed.points.items()) + dynamic

@@ -24,11 +24,15 @@ from torch.fx import Node
 
 from featherweight.network.operators import schema_argument
 from featherweight.network.surgery import TRANSPOSED, WEIGHTED
+from featherweight.quantize.formats import DYNAMIC
 
 aten = torch.ops.aten
 
 #: operators that multiply whole numbers where their weight is stored as such
 KERNELS: set[Any] = {target for target in WEIGHTED if target not in TRANSPOSED}
+
+#: those of them that can round what they read when they run
+AT_RUN_TIME: set[Any] = {aten.linear.default}
 
 
 def _first(node: Node) -> list[Any]:
@@ -136,6 +140,12 @@ class Rules:
         """Whether this call multiplies whole numbers where its weight is stored as such."""
         whole = self.transposed and node.target in TRANSPOSED and schema_argument_or(node, "groups", 1) == 1
         return node.target in KERNELS or whole
+
+    def takes(self, node: Node, activations: str | None) -> bool:
+        """Whether this call multiplies whole numbers where what it reads is of this kind."""
+        if activations == DYNAMIC:
+            return node.target in AT_RUN_TIME
+        return activations is not None and self.multiplies(node)
 
     def must_round(self, target: Any) -> bool:
         return self.conv_rounds and "conv" in str(target)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,8 +16,8 @@ from featherweight.errors import PlanError
 from featherweight.network import Network
 from featherweight.network.surgery import insert_call, node_name
 from featherweight.numerics import grids
-from featherweight.numerics.grids import Spec
-from featherweight.quantize.formats import ACTIVATIONS, GRIDS, HALVES, unsigned
+from featherweight.numerics.grids import SMALLEST_SCALE, Spec
+from featherweight.quantize.formats import ACTIVATIONS, DYNAMIC, DYNAMIC_SPEC, GRIDS, HALVES, unsigned
 
 aten = torch.ops.aten
 decomposed = torch.ops.quantized_decomposed
@@ -26,7 +27,8 @@ decomposed = torch.ops.quantized_decomposed
 class Point:
     """A value rounded to a grid: ``node`` gives it, ``readers`` (calls) take the rounded one.
 
-    kind: a key of ``ACTIVATIONS``. signed: whether a symmetric grid goes below zero.
+    kind: a key of ``ACTIVATIONS``, or DYNAMIC: scale and zero point are those of each value. signed: whether a
+    symmetric grid goes below zero.
     """
 
     node: str
@@ -38,6 +40,8 @@ class Point:
 
     @property
     def spec(self) -> Spec:
+        if self.kind == DYNAMIC:
+            return DYNAMIC_SPEC
         spec = ACTIVATIONS[self.kind]
         return spec if self.signed or not spec.signed else unsigned(spec)
 
@@ -189,10 +193,7 @@ def round_value(network: Network, point: Point) -> None:
     except KeyError as error:
         raise PlanError(f"the plan names a node that the network has not ({error.args[0]}); "
                         "plan again for this network") from error
-    spec = point.spec
-    grid: tuple[Any, ...] = (point.scale, point.zero_point, spec.lowest, spec.highest, spec.dtype)
-    whole = insert_call(network, decomposed.quantize_per_tensor.default, (node, *grid), after=node, like=node)
-    back = insert_call(network, decomposed.dequantize_per_tensor.default, (whole, *grid), after=whole, like=node)
+    back = _rounded(network, node, point)
     for reader in readers:
         if node not in reader.all_input_nodes:
             raise PlanError(f"the plan says that {reader.name!r} reads {node.name!r}, which it does not; "
@@ -200,8 +201,27 @@ def round_value(network: Network, point: Point) -> None:
         reader.replace_input_with(node, back)
 
 
+def _rounded(network: Network, node: Node, point: Point) -> Node:
+    """The value of ``node`` as it is read back from a point's grid."""
+    spec, chosen = point.spec, node
+    scale: Any = point.scale
+    zero: Any = point.zero_point
+    quantize, dequantize = decomposed.quantize_per_tensor.default, decomposed.dequantize_per_tensor.default
+    if point.kind == DYNAMIC:
+        chosen = insert_call(network, decomposed.choose_qparams.tensor,
+                             (node, spec.lowest, spec.highest, SMALLEST_SCALE, spec.dtype), after=node, like=node)
+        scale, zero = (insert_call(network, operator.getitem, (chosen, i), after=chosen, like=node) for i in (0, 1))
+        quantize, dequantize = decomposed.quantize_per_tensor.tensor, decomposed.dequantize_per_tensor.tensor
+    grid = (scale, zero, spec.lowest, spec.highest, spec.dtype)
+    last = node if chosen is node else scale
+    whole = insert_call(network, quantize, (node, *grid), after=last, like=node)
+    return insert_call(network, dequantize, (whole, *grid), after=whole, like=node)
+
+
 def rounder(point: Point) -> Callable[[Tensor], Tensor]:
     """Rounds a value to a point's grid."""
+    if point.kind == DYNAMIC:
+        return lambda value: grids.fake_quantize(value, *grids.minmax(value, point.spec), point.spec)
     scale, zero = torch.tensor(point.scale), torch.tensor(point.zero_point, dtype=torch.int32)
     return lambda value: grids.fake_quantize(value, scale.to(value.device), zero.to(value.device), point.spec)
 

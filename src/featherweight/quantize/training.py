@@ -20,8 +20,8 @@ from featherweight.network.operators import schema_argument
 from featherweight.network.surgery import TRANSPOSED, insert_call
 from featherweight.numerics.grids import SMALLEST_SCALE, Spec
 from featherweight.quantize import post
-from featherweight.quantize.fake import Quantizer
-from featherweight.quantize.formats import ACTIVATIONS, GRIDS
+from featherweight.quantize.fake import Dynamic, Quantizer
+from featherweight.quantize.formats import ACTIVATIONS, DYNAMIC, GRIDS
 from featherweight.quantize.layers import Layer, layers, split, weight_axis
 from featherweight.quantize.learners import LEARNERS, Learner
 from featherweight.quantize.placement import Placement
@@ -62,7 +62,7 @@ class Training(Driver):
             self.phase = 0
             first = self.phases[0]
             self.weights = {f.stored.weight: self._weight(f, first, learner) for f in self.found}
-        self.leaders = placed.points
+        self.leaders = {**placed.points, **{name: name for name in placed.dynamic}}
         self.values: dict[str, Quantizer] = {}
         self.taps: list[Callable[[], None]] = []
         for layer in self.found:
@@ -136,8 +136,9 @@ class Training(Driver):
         leader = self.leaders[point.node]
         if leader not in self.values:
             device = next(iter(self.network.tensors().values())).device
-            self.values[leader] = learner.values(point.spec, torch.tensor(point.scale, device=device),
-                                                 point.zero_point, values=True)
+            made = Dynamic if point.kind == DYNAMIC else learner.values
+            self.values[leader] = made(point.spec, torch.tensor(point.scale, device=device), point.zero_point,
+                                       values=True)
         copy = insert_call(self.network, aten.alias.default, (node,), after=node, like=node)
         for reader in point.readers:
             self.network.node(reader).replace_input_with(node, copy)
@@ -241,10 +242,9 @@ def folded_norms(network: Network, folded: Network) -> dict[str, str]:
 
 
 def finer(kind: str | None, other: str | None, table: Mapping[str, Spec]) -> str | None:
-    """Whichever of two kinds has more bits; None where a value stays float."""
-    if kind is None or other is None or table[other].bits <= table[kind].bits:
-        return kind
-    return other
+    """Whichever of two kinds has more bits; ``kind`` itself where one is no grid of the table."""
+    one, two = table.get(str(kind)), table.get(str(other))
+    return other if one is not None and two is not None and two.bits > one.bits else kind
 
 
 def check_options(step: Quantize) -> None:
