@@ -17,9 +17,7 @@ is there is not run again, and a training that was stopped goes on from its chec
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import platform
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -30,10 +28,10 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from rows import Rows
 from torch import Tensor, nn
 
 import featherweight as fw
-from featherweight.files import written_whole
 from featherweight.measure import measure
 from featherweight.network.moments import calls_of
 from featherweight.steps import Context
@@ -42,39 +40,26 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent / "examples/cifar10_resnet56"))
 import cifar10  # noqa: E402
 
-RESULTS = HERE / "results/sparse_weights.json"
 WORK = HERE.parent / "out/sparse_weights"
 VALIDATION = 5_000
 Make = Callable[[], fw.Network]
 Weights = fw.prune.Weights
 
 
-class Rows:
-    """The result file: rows by name, read again before each is written."""
-
-    def read(self) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"rows": {}}
-        return found
-
-    def add(self, name: str, make: Make, task: fw.Task, seed: int, **about: Any) -> None:
-        """Measures ``make()`` on the test split; ``about`` says how it was made."""
-        if name in self.read()["rows"]:
-            return
-        network = make()
-        weights = [network.tensor(n) for n in calls_of(network)]
-        zeros, total = (sum(int(f(w)) for w in weights) for f in (lambda w: (w == 0).sum(), Tensor.numel))
-        found = measure(network, task, split="test", step=name, archive=True, seconds=0.2)
-        row = {"error": round(100 - (found.score or 0.0), 4), "zeros": zeros, "weights": total,
-               "sparsity": zeros / total, "params": found.params, "file_bytes": found.file_bytes,
-               "archive_bytes": found.archive_bytes, **about, "seed": seed,
-               "threads": torch.get_num_threads(), "torch": torch.__version__,
-               "machine": platform.processor() or platform.machine()}
-        data = self.read()
-        data["rows"][name] = row
-        with written_whole(RESULTS) as part:
-            part.write_text(json.dumps(data, indent=1))
-        print(f"{name:52s} error {row['error']:5.2f} %  zeros {row['sparsity']:.2%}  archive "
-              f"{found.archive_bytes} B", flush=True)
+def add(rows: Rows, name: str, make: Make, task: fw.Task, seed: int, **about: Any) -> None:
+    """Measures ``make()`` on the test split; ``about`` says how it was made."""
+    if name in rows:
+        return
+    network = make()
+    weights = [network.tensor(n) for n in calls_of(network)]
+    zeros, total = (sum(int(f(w)) for w in weights) for f in (lambda w: (w == 0).sum(), Tensor.numel))
+    found = measure(network, task, split="test", step=name, archive=True, seconds=0.2)
+    row = {"error": round(100 - (found.score or 0.0), 4), "zeros": zeros, "weights": total, "sparsity": zeros / total,
+           "params": found.params, "file_bytes": found.file_bytes, "archive_bytes": found.archive_bytes, **about,
+           "seed": seed}
+    rows.add(name, row)
+    print(f"{name:52s} error {row['error']:5.2f} %  zeros {row['sparsity']:.2%}  archive {found.archive_bytes} B",
+          flush=True)
 
 
 def context(name: str, original: fw.Network | None, seed: int) -> Context:
@@ -174,13 +159,13 @@ def lenet(name: str, rows: Rows, seed: int) -> None:
     row, task, run = LENETS[name], mnist(), f"{name} seed {seed}"
     half = ", bf16" if row.more else ""
     parent = kept(f"{run} dense", lambda: dense(row, task, context(f"{run} dense", None, seed)))
-    rows.add(f"{run} dense", lambda: parent, task, seed, validation_error=validation_error(parent, task),
+    add(rows, f"{run} dense", lambda: parent, task, seed, validation_error=validation_error(parent, task),
              how=f"{row.dense_epochs} epochs, cosine from 0.05, shifts{half}")
     step = fw.recover.Train(epochs=row.epochs, lr=row.lr, weight_decay=row.weight_decay, during=(row.masks,),
                             distill=fw.distill.Logits(temperature=2.0, weight=0.7), **row.more)
     title = f"{run} {row.masks.sparsity:.1%} zeros"
     pruned = kept(title, lambda: step.fit(parent, task, context(title, parent, seed)))
-    rows.add(title, lambda: pruned, task, seed, validation_error=validation_error(pruned, task),
+    add(rows, title, lambda: pruned, task, seed, validation_error=validation_error(pruned, task),
              how=f"{row.epochs} epochs, cosine from {row.lr}, shifts{half}, dense network as teacher, magnitude over "
                  f"all layers, {row.how}")
 
@@ -212,9 +197,9 @@ def resnet(checkpoints: Path) -> fw.Network:
 
 def oneshot(rows: Rows, checkpoints: Path) -> None:
     task, base = cifar10.task(), resnet(checkpoints)
-    rows.add("resnet20 dense", lambda: base, task, 0)
+    add(rows, "resnet20 dense", lambda: base, task, 0)
     for name, step in ONESHOT.items():
-        rows.add(f"resnet20 50 %, no retraining: {name}", lambda s=step: s.plan(base, task).apply(base), task, 0,
+        add(rows, f"resnet20 50 %, no retraining: {name}", lambda s=step: s.plan(base, task).apply(base), task, 0,
                  how="1,024 calibration images")
 
 
@@ -235,7 +220,7 @@ def resnet20(rows: Rows, checkpoints: Path, seed: int) -> None:
             context(f"resnet20 obs {seed}", base, seed)),
     }
     for name, make in ways.items():
-        rows.add(f"resnet20 80 %, 10 epochs, {name}, seed {seed}", make, task, seed,
+        add(rows, f"resnet20 80 %, 10 epochs, {name}, seed {seed}", make, task, seed,
                  how="one cycle to 0.05, bf16, dense network as teacher, flips and shifts")
 
 
@@ -245,7 +230,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="*", default=[0])
     parser.add_argument("what", nargs="+", choices=["lenet300", "lenet5", "oneshot", "resnet20"])
     given = parser.parse_args()
-    rows = Rows()
+    rows = Rows("sparse_weights.json")
     for what in given.what:
         if what not in LENETS and given.checkpoints is None:
             parser.error(f"{what} needs --checkpoints FOLDER")

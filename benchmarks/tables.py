@@ -122,7 +122,8 @@ def sparse(data: dict[str, Any]) -> list[str]:
     rows = data["rows"]
     lines = [[name, f"{r['sparsity']:.2%}", f"{r['weights'] - r['zeros']:,}", f"{r['error']:.2f}",
               f"{r['archive_bytes'] / 1e3:.1f}", str(r["seed"]), r.get("how", "")] for name, r in rows.items()]
-    about = {f"{r['machine']}, torch {r['torch']}, {r['threads']} thread" for r in rows.values()}
+    machines = [r["machine"] for r in rows.values()]
+    about = {f"{m['processor']}, torch {m['torch']}, {m['threads']} thread" for m in machines}
     return ["## Single weights", "", "`python benchmarks/sparse_weights.py --checkpoints FOLDER lenet300 lenet5 "
             "oneshot resnet20`. Zeros among the weights of convolutions and linear layers; error on the test split in "
             f"% of the file that ONNX Runtime runs; archive: float32, entropy-coded. {'; '.join(sorted(about))}.",

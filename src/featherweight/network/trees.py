@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 import torch.utils._pytree as pytree
+from torch import Tensor
 
 from featherweight.errors import FileError
 
@@ -22,6 +23,11 @@ def flatten(value: Any) -> tuple[list[Any], Spec]:
 
 def unflatten(leaves: Iterable[Any], spec: Spec) -> Any:
     return pytree.tree_unflatten(list(leaves), spec)
+
+
+def floats(value: Any) -> list[Tensor]:
+    """The floating-point tensors of a nest."""
+    return [v for v in pytree.tree_leaves(value) if isinstance(v, Tensor) and v.is_floating_point()]
 
 
 def register_dataclasses(value: Any) -> None:

@@ -8,12 +8,11 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.utils._pytree as pytree
-from torch import Tensor
 
-from featherweight.network import Network
+from featherweight.network import Network, trees
 from featherweight.network.devices import device_of
 from featherweight.network.surgery import weight_name
+from featherweight.numerics.change import relative_change
 from featherweight.prune.blocks import Block, Blocks
 from featherweight.task import Task, call, move
 
@@ -57,10 +56,7 @@ def output(case: Case, asked: Sequence[Block]) -> list[float]:
     batches."""
     total, count = np.zeros(len(asked)), 0
     for whole, others, _ in _bypassed(case, asked):
-        size = max(sum(float(y.double().square().sum()) for y in _floats(whole)), 1e-30)
-        for i, other in enumerate(others):
-            pairs = zip(_floats(other), _floats(whole), strict=True)
-            total[i] += sum(float((a - b).double().square().sum()) for a, b in pairs) / size
+        total += [relative_change(trees.floats(other), trees.floats(whole)) for other in others]
         count += 1
     return [float(t) / max(count, 1) for t in total]
 
@@ -101,10 +97,6 @@ def _bypassed(case: Case, asked: Sequence[Block]) -> Iterator[tuple[Any, Iterato
         with torch.no_grad():
             whole = call(original, moved)
             yield whole, (without(b) for b in asked), move(target, device)
-
-
-def _floats(value: Any) -> list[Tensor]:
-    return [v for v in pytree.tree_leaves(value) if isinstance(v, Tensor) and v.is_floating_point()]
 
 
 def _bypass(block: Block) -> dict[str, Callable[[Any], Any]]:

@@ -8,10 +8,9 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.utils._pytree as pytree
 from torch import Tensor
 
-from featherweight.network import Network
+from featherweight.network import Network, trees
 from featherweight.network.devices import device_of
 from featherweight.network.moments import as_matrix, inputs_of
 from featherweight.prune.axes import AxisGroup
@@ -50,8 +49,8 @@ def fisher(network: Network, task: Task, groups: Sequence[AxisGroup], seed: int)
     generator = torch.Generator().manual_seed(seed)
 
     def projected(output: Any, target: Any) -> Tensor:
-        parts = [v for v in pytree.tree_leaves(output) if isinstance(v, Tensor) and v.is_floating_point()]
-        return sum(((v * torch.randn(v.shape, generator=generator).to(v)).sum() for v in parts), start=torch.zeros(()))
+        return sum(((v * torch.randn(v.shape, generator=generator).to(v)).sum() for v in trees.floats(output)),
+                   start=torch.zeros(()))
 
     return _squared_slopes(network, task, groups, projected)
 

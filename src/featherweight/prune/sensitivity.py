@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-import torch.utils._pytree as pytree
 from torch import Tensor
 
 from featherweight.errors import RecipeError, did_you_mean
-from featherweight.network import Network
+from featherweight.network import Network, trees
 from featherweight.network.devices import device_of
+from featherweight.numerics.change import relative_change
 from featherweight.prune.axes import AxisGroup, AxisGroups
 from featherweight.task import Batch, Task, call, move
 
@@ -79,14 +79,8 @@ def _change(work: Network, task: Task, data: Sequence[Batch], whole: Sequence[An
             assert task.loss is not None
             total += float(task.loss(after, y)) - float(task.loss(before, y))
         else:
-            pairs = list(zip(_floats(after), _floats(before), strict=True))
-            moved = sum(float((a - b).double().square().sum()) for a, b in pairs)
-            total += moved / max(sum(float(b.double().square().sum()) for _, b in pairs), 1e-30)
+            total += relative_change(trees.floats(after), trees.floats(before))
     return total / max(len(data), 1)
-
-
-def _floats(output: Any) -> list[Tensor]:
-    return [v for v in pytree.tree_leaves(output) if isinstance(v, Tensor) and v.is_floating_point()]
 
 
 @contextmanager

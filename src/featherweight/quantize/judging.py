@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
-import torch.utils._pytree as pytree
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from featherweight.errors import RecipeError
+from featherweight.network import trees
+from featherweight.numerics.change import relative_change
 from featherweight.numerics.hessian import traces
 from featherweight.quantize.search import scored
 from featherweight.seeds import seed_from
@@ -28,21 +29,14 @@ def by_output(bench: Bench) -> Measure:
     """How far the outputs move, of their own squared length."""
     batches = bench.data()
     with torch.no_grad():
-        whole = [_floats(call(bench.network, x)) for x, _ in batches]
+        whole = [trees.floats(call(bench.network, x)) for x, _ in batches]
 
     def moved() -> float:
-        total = 0.0
-        for (x, _), before in zip(batches, whole, strict=True):
-            after = _floats(call(bench.network, x))
-            away = sum(float((a - b).double().square().sum()) for a, b in zip(after, before, strict=True))
-            total += away / max(sum(float(b.double().square().sum()) for b in before), 1e-30)
-        return total / len(batches)
+        changes = [relative_change(trees.floats(call(bench.network, x)), before)
+                   for (x, _), before in zip(batches, whole, strict=True)]
+        return sum(changes) / len(changes)
 
     return moved
-
-
-def _floats(output: Any) -> list[Tensor]:
-    return [v for v in pytree.tree_leaves(output) if isinstance(v, Tensor) and v.is_floating_point()]
 
 
 def by_score(bench: Bench) -> Measure:
