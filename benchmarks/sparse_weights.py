@@ -160,14 +160,14 @@ def lenet(name: str, rows: Rows, seed: int) -> None:
     half = ", bf16" if row.more else ""
     parent = kept(f"{run} dense", lambda: dense(row, task, context(f"{run} dense", None, seed)))
     add(rows, f"{run} dense", lambda: parent, task, seed, validation_error=validation_error(parent, task),
-             how=f"{row.dense_epochs} epochs, cosine from 0.05, shifts{half}")
+        how=f"{row.dense_epochs} epochs, cosine from 0.05, shifts{half}")
     step = fw.recover.Train(epochs=row.epochs, lr=row.lr, weight_decay=row.weight_decay, during=(row.masks,),
                             distill=fw.distill.Logits(temperature=2.0, weight=0.7), **row.more)
     title = f"{run} {row.masks.sparsity:.1%} zeros"
     pruned = kept(title, lambda: step.fit(parent, task, context(title, parent, seed)))
     add(rows, title, lambda: pruned, task, seed, validation_error=validation_error(pruned, task),
-             how=f"{row.epochs} epochs, cosine from {row.lr}, shifts{half}, dense network as teacher, magnitude over "
-                 f"all layers, {row.how}")
+        how=f"{row.epochs} epochs, cosine from {row.lr}, shifts{half}, dense network as teacher, magnitude over "
+            f"all layers, {row.how}")
 
 
 def validation_error(network: fw.Network, task: fw.Task) -> float:
@@ -200,7 +200,7 @@ def oneshot(rows: Rows, checkpoints: Path) -> None:
     add(rows, "resnet20 dense", lambda: base, task, 0)
     for name, step in ONESHOT.items():
         add(rows, f"resnet20 50 %, no retraining: {name}", lambda s=step: s.plan(base, task).apply(base), task, 0,
-                 how="1,024 calibration images")
+            how="1,024 calibration images")
 
 
 def retraining(during: tuple[fw.prune.Weights, ...] = ()) -> fw.recover.Train:
@@ -221,7 +221,7 @@ def resnet20(rows: Rows, checkpoints: Path, seed: int) -> None:
     }
     for name, make in ways.items():
         add(rows, f"resnet20 80 %, 10 epochs, {name}, seed {seed}", make, task, seed,
-                 how="one cycle to 0.05, bf16, dense network as teacher, flips and shifts")
+            how="one cycle to 0.05, bf16, dense network as teacher, flips and shifts")
 
 
 def main() -> None:

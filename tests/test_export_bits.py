@@ -125,6 +125,16 @@ def wide():
     return fw.capture(nn.Linear(256, 256).eval(), torch.randn(2, 256))
 
 
+@pytest.mark.parametrize("kind", ["int8", "int4", "int2"])
+def test_many_outputs_have_as_many_zero_points(tmp_path, kind):
+    """So many that, taken for weights, they would be stored in fewer bits than the numbers that they belong to."""
+    torch.manual_seed(0)
+    network = fw.capture(nn.Linear(32, 2 * onnx_types.SMALLEST).eval(), torch.randn(2, 32))
+    quantized = Quantize(kind, activations=None, ends=None).plan(network, fw.Task()).apply(network)
+    for name in TARGETS:
+        assert_alike(quantized, deployed(quantized, name, tmp_path)[0], (torch.randn(4, 32),))
+
+
 @pytest.mark.parametrize("kind", WEIGHTS)
 def test_our_file_takes_as_many_bits_as_it_says(wide, tmp_path, kind):
     network = Quantize(kind, activations=None, ends=None).plan(wide, fw.Task()).apply(wide)

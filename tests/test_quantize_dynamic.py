@@ -32,6 +32,7 @@ class Wide(nn.Module):
 
 @pytest.fixture(scope="module")
 def wide():
+    torch.manual_seed(0)  # of weights too: in another draw a value at the border of two steps may round to either
     return prepared(Wide(), 8, 12)
 
 
@@ -90,6 +91,7 @@ def test_groups_are_multiplied_as_weights_alone(wide, tmp_path):
 
 
 def test_a_weight_of_two_calls_lies_once_in_the_file(tmp_path):
+    torch.manual_seed(0)
     network, _, _ = prepared(Tied(embed=False), 16)
     quantized = Quantize(activations="dynamic").plan(network, fw.Task()).apply(network)
     x = torch.randn(4, 16)
@@ -109,6 +111,7 @@ def test_it_is_written_and_read(wide, tmp_path):
 
 @pytest.mark.parametrize("rounding", ["gptq", "blocks"])
 def test_weights_are_rounded_for_what_they_will_read(rounding):
+    torch.manual_seed(0)
     network, task, x = prepared(Attention(), 5, 16)
     near, better = (Quantize("int3", "dynamic", ends=None, rounding=r).plan(network, task)
                     for r in ("nearest", rounding))

@@ -1,7 +1,8 @@
 """Values that are rounded when a network runs: DynamicQuantizeLinear and MatMulInteger.
 
 Seen on ONNX Runtime 1.32, one thread, an x86 CPU with VNNI, 768 to 3072 numbers, weights of 8 bits, medians in ms: one
-row 0.11 (as a MatMulNBits of weights alone: 0.11; float: 0.26), 16 rows 0.35 (0.70; 1.05), 128 rows 3.1 (8.6; 12.2).
+row 0.12 (as a MatMulNBits of weights alone: 0.11; float: 0.27), 16 rows 0.26 (0.62; 0.92), 128 rows 1.7 (4.4; 6.0);
+benchmarks/dynamic_values.py.
 """
 
 from __future__ import annotations

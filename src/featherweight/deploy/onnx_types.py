@@ -35,7 +35,7 @@ def narrow(model: Any, narrowest: int, straight: Callable[[Any], bool]) -> int:
     changed = any(node.op_type in CHANGED for node in graph)
     for value in list(graph.initializers.values()):
         array = value.const_value.numpy() if value.const_value.size >= SMALLEST else None
-        if array is None or value.is_graph_output():
+        if array is None or value.is_graph_output() or _is_zero_point(value):
             continue
         if array.dtype == np.int8 and not changed:
             found = kind_of(array, narrowest)
@@ -44,6 +44,11 @@ def narrow(model: Any, narrowest: int, straight: Callable[[Any], bool]) -> int:
         elif array.dtype == np.float32:
             _as_halves(graph, value, array)
     return opset
+
+
+def _is_zero_point(value: Any) -> bool:
+    """Whether a call reads this as zero points, which must be of the type of the numbers beside them."""
+    return any(user.op_type == "DequantizeLinear" and index == 2 for user, index in value.uses())
 
 
 def kind_of(array: Any, narrowest: int) -> tuple[str, Any] | None:
