@@ -84,8 +84,8 @@ def depth(data: dict[str, Any]) -> list[str]:
     return ["## Depth against width: ResNet-56 on CIFAR-10", "",
             "`python benchmarks/depth.py --checkpoints FOLDER --epochs 3`. A third of the blocks dropped (by what they "
             "change in the output), beside channels cut inside the blocks (by L1, not compensated) to the same "
-            "latency: test top-1 in % of the file that ONNX Runtime runs, and its milliseconds for one image on one thread, all "
-            f"files in the same rounds. {machine}.", "",
+            "latency: test top-1 in % of the file that ONNX Runtime runs, and its milliseconds for one image on one "
+            f"thread, all files in the same rounds. {machine}.", "",
             *(f"- {p}" for p in plans),
             *table(["", "", "top-1 %", "MACs (M)", "params (k)", "ms (quartiles)", "times faster"], lines)]
 
