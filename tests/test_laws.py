@@ -45,6 +45,7 @@ STEPS: dict[str, Callable[[], Rewrite]] = {
     "quantize.Quantize groups": lambda: fw.quantize.Quantize("int4", None, granularity=4, rounding="gptq"),
     "quantize.Quantize prepared": lambda: fw.quantize.Quantize(equalize=True, smooth=0.5, correct_bias=True,
                                                                granularity="tensor", ranges="percentile"),
+    "quantize.Quantize rescaled": lambda: fw.quantize.Quantize(rescale=True),
     "quantize.Quantize few bits": lambda: fw.quantize.Quantize("ternary", "uint3", ends="int4/int6", ranges="kl"),
     "quantize.Quantize dynamic": lambda: fw.quantize.Quantize(activations="dynamic"),
     "quantize.Quantize halves": lambda: fw.quantize.Quantize("fp16", None),

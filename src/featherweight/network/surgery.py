@@ -66,12 +66,14 @@ def node_name(name: str) -> str:
 
 
 def insert_call(network: Network, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None, *,
-                after: Node | None = None, before: Node | None = None, like: Node | None = None) -> Node:
-    """A new call placed after or before a node; it inherits the module path and source line of ``like``."""
+                after: Node | None = None, before: Node | None = None, like: Node | None = None,
+                name: str | None = None) -> Node:
+    """A new call placed after or before a node; it inherits the module path and source line of ``like``. name: what it
+    is called, if that is free."""
     graph = network.graph
     place = graph.inserting_after(after) if after is not None else graph.inserting_before(before)
     with place:
-        node = graph.call_function(target, args, kwargs or {})
+        node = graph.create_node("call_function", target, args, kwargs or {}, name=name)
     origin = like or after or before
     if origin is not None:
         node.meta = {k: origin.meta[k] for k in ("module", "source") if k in origin.meta}

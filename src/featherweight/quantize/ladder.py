@@ -43,12 +43,13 @@ RUNGS: dict[str, Change] = {
     "equalize": Change({"equalize": True}),
     "equalize and correct_bias": Change({"equalize": True, "correct_bias": True}),
     "smooth": Change({"smooth": 0.5}, suits=lambda network: bool(network.calls(*ATTENDING))),
+    "rescale": Change({"rescale": True}),
     "gptq": Change({"rounding": "gptq"}),
     "adaround": Change({"rounding": "adaround"}),
     "blocks": Change({"rounding": "blocks"}),
 }
 #: the rungs that are climbed where none are named, in this order
-CLIMB = ("mse", "equalize", "correct_bias", "equalize and correct_bias", "smooth", "gptq", "blocks")
+CLIMB = ("mse", "equalize", "correct_bias", "equalize and correct_bias", "smooth", "rescale", "gptq", "blocks")
 
 
 @dataclass(frozen=True)
@@ -58,8 +59,8 @@ class Ladder(Quantize):
 
     score_drop: points of the task's score, on ``split``, of which at most ``batches`` are read (None: all).
     rungs: names of RUNGS in the order in which they are tried; None takes CLIMB: ranges by squared error, cross-layer
-        equalization, bias correction, both at once, SmoothQuant where there is attention, GPTQ, block reconstruction.
-        Each is tried with all that were kept before, and is kept only if the score rises.
+        equalization, bias correction, both at once, SmoothQuant where there is attention, rescaling, GPTQ, block
+        reconstruction. Each is tried with all that were kept before, and is kept only if the score rises.
     widen: whether at last the layers whose rounding moves the outputs most get 8 bits, if they had fewer, and then
         stay float: 1, 2, 4, ... of them until that suffices, and of these no more than needed.
 

@@ -34,7 +34,7 @@ def seconds(network: Network, task: Task, step: Quantize, options: Mapping[str, 
     """
     timer = timer or partial(_timed, task=task, target=step.target or "onnxruntime")
     fast = plain(step, ranges="minmax", weight_ranges="minmax", rounding="nearest", equalize=False, smooth=None,
-                 correct_bias=False, calibration_batches=1)
+                 rescale=False, correct_bias=False, calibration_batches=1)
 
     def made(kind_of: Mapping[str, str]) -> Network:
         whole = tuple(n for n, k in kind_of.items() if k == "float")

@@ -7,9 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+from torch import Tensor
+
 from featherweight import deploy
 from featherweight.errors import PlanError, RecipeError
 from featherweight.network import Network, fold_batch_norm
+from featherweight.network.devices import device_of
 from featherweight.quantize import post, rounding
 from featherweight.quantize.biases import corrected
 from featherweight.quantize.distilled import CALIBRATIONS, calibrated
@@ -18,6 +21,7 @@ from featherweight.quantize.layers import Layer, Wish, layers
 from featherweight.quantize.learners import LEARNERS
 from featherweight.quantize.placement import Placement, place
 from featherweight.quantize.ranges import check_method
+from featherweight.quantize.rescale import Product, multiply, rescaled
 from featherweight.quantize.rules import FEW_BITS, ONNX_RUNTIME, RULES, Rules
 from featherweight.quantize.store import Point, Stored, round_value, scale_name, store_weight
 from featherweight.quantize.training import Training
@@ -51,6 +55,8 @@ class QuantizePlan(Plan):
     changed: tensors of the network (batch norm folded) that get new values first, which lie in the plan's tensors under
     their names: equalized or rounded weights, corrected biases. Biases stay float: a target whose kernels want whole
     ones rounds them to (input scale times weight scale) when it exports. trail: what a ``Ladder`` tried, in order.
+    products: with vectors that are put in first, by which values are divided before they are rounded, or multiplied
+    after; the vectors lie in the plan's tensors.
     """
 
     stored: tuple[Stored, ...]
@@ -58,6 +64,7 @@ class QuantizePlan(Plan):
     changed: tuple[str, ...] = ()
     fold_batch_norm: bool = True
     trail: tuple[Rung, ...] = ()
+    products: tuple[Product, ...] = ()
 
     def summary(self) -> str:
         kinds = Counter(s.kind for s in self.stored)
@@ -79,6 +86,8 @@ class QuantizePlan(Plan):
         if not self.stored and not self.points:
             return network.copy()
         result = fold_batch_norm(network) if self.fold_batch_norm else network.copy()
+        for product in self.products:
+            multiply(result, product, self._tensor(product.factor).to(device_of(result)))
         for name in self.changed:
             self._change(result, name)
         for stored in self.stored:
@@ -89,14 +98,16 @@ class QuantizePlan(Plan):
         return result
 
     def _change(self, network: Network, name: str) -> None:
-        new = self.tensors.get(name)
-        known = network.tensors().get(name)
-        if new is None:
-            raise PlanError(f"the plan lacks the tensor {name!r}; load it with the tensors that lie beside it")
+        new, known = self._tensor(name), network.tensors().get(name)
         if known is None or known.shape != new.shape:
             raise PlanError(f"the plan changes {name!r} of {list(new.shape)}, which the network "
                             f"{'has not' if known is None else f'has as {list(known.shape)}'}; plan again for it")
         network.set_tensor(name, new.to(known))
+
+    def _tensor(self, name: str) -> Tensor:
+        if name not in self.tensors:
+            raise PlanError(f"the plan lacks the tensor {name!r}; load it with the tensors that lie beside it")
+        return self.tensors[name]
 
 
 @dataclass(frozen=True)
@@ -115,6 +126,8 @@ class Quantize(Rewrite):
     granularity: what has a scale of its own: "channel", "tensor", or a number of weights (a group of one row).
     rounding: "nearest", "gptq", "adaround" or "blocks" (``rounding.METHODS``).
     equalize: cross-layer equalization before; smooth: SmoothQuant's alpha (0.5 as the paper has it), None for none.
+    rescale: where the channels of a value differ too much for one grid, and no neighbour absorbs a scale for each of
+        them (as equalize and smooth need), products with vectors are put in before and after it.
     correct_bias: shifts biases so that the mean of every channel stays what it was.
     mixed: pattern -> another form for what it fits: {"blocks.3.*": "int8"}, with values: {"head": "int8/uint8"} or
         {"stem": "int8/float"}. The last pattern that fits holds.
@@ -150,6 +163,7 @@ class Quantize(Rewrite):
     rounding: str = "nearest"
     equalize: bool = False
     smooth: float | None = None
+    rescale: bool = False
     correct_bias: bool = False
     mixed: Mapping[str, str] = field(default_factory=dict)
     ends: str | None = "int8/uint8"
@@ -168,8 +182,14 @@ class Quantize(Rewrite):
         task, said = calibrated(self.calibration, network, task, self.calibration_batches)
         found, skipped = layers(folded, self.wish())
         placed = self.placed(folded, found)
-        skipped = [*skipped, *placed.skipped, *self._left_float(found, placed)]
         values, more = post.prepared(self, folded, task)
+        products: tuple[Product, ...] = ()
+        if self.rescale and placed.points:
+            new, products = rescaled(folded, task, placed, self.calibration_batches)
+            values |= new
+            found, _ = layers(folded, self.wish())
+            placed = self.placed(folded, found)
+        skipped = [*skipped, *placed.skipped, *self._left_float(found, placed)]
         even = folded.copy()  # what biases are corrected towards
         scales = post.weight_scales(folded, found, self.weight_ranges)
         points = post.points(self, folded, task, placed, found)
@@ -177,7 +197,9 @@ class Quantize(Rewrite):
                                              self.calibration_batches)
         values |= new
         tensors = {scale_name(name): scale for name, scale in scales.items()} | values
-        made = QuantizePlan(tuple(f.stored for f in found), points, tuple(sorted(values)), bool(found),
+        vectors = {p.factor for p in products}
+        made = QuantizePlan(tuple(f.stored for f in found), points, tuple(sorted(values.keys() - vectors)), bool(found),
+                            products=products,
                             skipped=tuple(dict.fromkeys([*skipped, *said, *more, *rest])), tensors=tensors,
                             grows=self.grows(folded, found, points))
         return corrected(made, network, task, self.calibration_batches, even) if self.correct_bias else made

@@ -250,7 +250,8 @@ def finer(kind: str | None, other: str | None, table: Mapping[str, Spec]) -> str
 def check_options(step: Quantize) -> None:
     """Raises RecipeError for options that have no meaning during training."""
     for name, given, plain in (("rounding", step.rounding, "nearest"), ("equalize", step.equalize, False),
-                               ("smooth", step.smooth, None), ("correct_bias", step.correct_bias, False)):
+                               ("smooth", step.smooth, None), ("rescale", step.rescale, False),
+                               ("correct_bias", step.correct_bias, False)):
         if given != plain:
             raise RecipeError(f"{name}={given!r} is for networks that are trained no more; leave it out, or put "
                               "Quantize after Train")
