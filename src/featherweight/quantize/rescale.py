@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -93,12 +94,11 @@ def rescaled(network: Network, task: Task, placed: Placement,
             continue
         scale = _scale(network, site, sizes.clamp(min=float(sizes.max()) * SMALLEST))
         if site.maker is not None:
-            maker = site.maker
-            change(str(weight_name(maker)), lambda w, n=maker, s=scale: scaled(n, w, outputs=1 / s))
-            if (bias := bias_name(maker)) is not None:
-                change(bias, lambda b, s=scale: b / s)
+            change(str(weight_name(site.maker)), partial(scaled, site.maker, outputs=1 / scale))
+            if (bias := bias_name(site.maker)) is not None:
+                change(bias, partial(torch.mul, 1 / scale))
         for node in site.multipliers:
-            change(str(weight_name(node)), lambda w, n=node, s=scale: scaled(n, w, inputs=s))
+            change(str(weight_name(node)), partial(scaled, node, inputs=scale))
         if site.maker is None:
             put(site, site.multipliers, 1 / scale, "shrunk")
         elif site.others:
