@@ -68,6 +68,29 @@ def speed(data: dict[str, Any]) -> list[str]:
                    rows)]
 
 
+def runtimes(data: dict[str, Any]) -> list[str]:
+    """Float, the runtime's own int8 and ours, a row for each model and runtime."""
+    lines = []
+    for name, row in data["rows"].items():
+        for runtime in ("onnxruntime", "openvino"):
+            of = {kind: row.get(f"{runtime} {kind}") for kind in ("float", "theirs", "ours")}
+            ratio = row.get(f"{runtime} theirs_to_ours")
+            lines.append([f"{name.split()[0]}, {runtime}", *(f"{m['median_ms']:.2f}" if m else "" for m in of.values()),
+                          f"{ratio:.3f}" if ratio else "",
+                          *(f"{m['relative_error']:.3f}" if m else "" for m in list(of.values())[1:]),
+                          *(f"{m['bytes'] / 1e6:.1f}" if m else "" for m in of.values())])
+    rows = list(data["rows"].values())
+    about = sorted({f"{r['device']}, {r['rounds']} rounds, {r['threads']} thread; "
+                    + ", ".join(f"{k} {v}" for k, v in r["versions"].items()) for r in rows})
+    return ["## Int8 in ONNX Runtime and OpenVINO, beside each runtime's own quantizer", "",
+            "`python benchmarks/int8_runtimes.py`. Medians in ms of interleaved rounds in one process, batch 1; "
+            "theirs: `quantize_static`, `nncf.quantize`; floats in float32 (`INFERENCE_PRECISION_HINT=f32`) in OpenVINO too. "
+            "theirs / ours: the median of the rounds' ratios, above 1 where ours is faster. error: of the outputs, "
+            f"relative to the float network's, on images not calibrated on. Random weights. {'; '.join(about)}.",
+            *table(["", "float", "theirs", "ours", "theirs / ours", "error theirs", "error ours", "float (MB)",
+                    "theirs (MB)", "ours (MB)"], lines)]
+
+
 def depth(data: dict[str, Any]) -> list[str]:
     rows = data["rows"]
     timed = rows.get("same rounds", {}).get("latency", {})
@@ -212,8 +235,8 @@ def frozen_reasons(frozen: list[list[str]]) -> str:
 
 def main() -> None:
     lines = ["# Measured", "", "Made by `python benchmarks/tables.py` from the files in `benchmarks/results/`.", ""]
-    sections = {"cifar_resnets": cifar, "all_families": families, "int8_speed": speed, "zoo_capture": zoo,
-                "beside_torch_pruning": beside, "depth": depth, "sparse_weights": sparse,
+    sections = {"cifar_resnets": cifar, "all_families": families, "int8_speed": speed, "int8_runtimes": runtimes,
+                "zoo_capture": zoo, "beside_torch_pruning": beside, "depth": depth, "sparse_weights": sparse,
                 "post_training": post_training, "low_bit_training": low_bits, "ladder": wrecked, "zoo": pruned_zoo}
     for name, make in sections.items():
         file = RESULTS / f"{name}.json"
