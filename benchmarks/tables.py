@@ -84,9 +84,10 @@ def runtimes(data: dict[str, Any]) -> list[str]:
                     + ", ".join(f"{k} {v}" for k, v in r["versions"].items()) for r in rows})
     return ["## Int8 in ONNX Runtime and OpenVINO, beside each runtime's own quantizer", "",
             "`python benchmarks/int8_runtimes.py`. Medians in ms of interleaved rounds in one process, batch 1; "
-            "theirs: `quantize_static`, `nncf.quantize`; floats in float32 (`INFERENCE_PRECISION_HINT=f32`) in OpenVINO "
-            "too. theirs / ours: the median of the rounds' ratios, above 1 where ours is faster. error: of the outputs, "
-            f"relative to the float network's, on images not calibrated on. Random weights. {'; '.join(about)}.",
+            "theirs: `quantize_static`, `nncf.quantize`; floats in float32 in OpenVINO too "
+            "(`INFERENCE_PRECISION_HINT=f32`). theirs / ours: the median of the rounds' ratios, above 1 where ours is "
+            "faster. error: of the outputs, relative to the float network's, on images not calibrated on. Random "
+            f"weights. {'; '.join(about)}.",
             *table(["", "float", "theirs", "ours", "theirs / ours", "error theirs", "error ours", "float (MB)",
                     "theirs (MB)", "ours (MB)"], lines)]
 
