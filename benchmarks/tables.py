@@ -168,17 +168,20 @@ def post_training(data: dict[str, Any]) -> list[str]:
 def low_bits(data: dict[str, Any]) -> list[str]:
     lines = [[name, f"{r['top1']:.2f}", f"{r['wanted']:.1f}", f"{r['network_bytes'] / 1e3:.0f}"]
              for name, r in sorted(data["rows"].items())]
+    about = sorted({f"torch {r['machine']['torch']}, {r['machine']['threads']} thread" for r in data["rows"].values()})
     return ["## Trained in few bits", "", "`python benchmarks/low_bit_training.py --checkpoints FOLDER resnet20 "
-            "lenet5`. Test top-1 in % of the network as it is stored.",
+            "lenet5`. Test top-1 in % of the network as it is stored. "
+            f"{'; '.join(about)}.",
             *table(["", "top-1", "asked for", ".fw (kB)"], lines)]
 
 
 def wrecked(data: dict[str, Any]) -> list[str]:
     lines = [[name, f"{r['top1']:.2f}", f"{r['file_bytes'] / 1e3:.0f}"] for name, r in data["rows"].items()]
     plan = data["rows"].get("ladder", {}).get("plan", [])
-    climb = ["```", *plan[:20], "```", ""] if plan else []
+    climb = [line for line in plan if not line.startswith("  left alone")]
     return ["## A network that plain W8A8 wrecks", "", "`python benchmarks/ladder.py`. Test top-1 in % of the file in "
-            "ONNX Runtime.", *table(["", "top-1", "file (kB)"], lines), *climb]
+            "ONNX Runtime. Below: what the ladder tried, by its score on validation images.",
+            *table(["", "top-1", "file (kB)"], lines), *(["```", *climb, "```", ""] if climb else [])]
 
 
 def pruned_zoo(data: dict[str, Any]) -> list[str]:

@@ -20,6 +20,7 @@ from featherweight.errors import ExportError, InputError
 from featherweight.quantize import Quantize
 from problems import PROBLEMS, task
 from problems import network as problem
+from test_quantize import fitted
 
 openvino = pytest.importorskip("openvino")
 torch.set_num_threads(1)
@@ -55,13 +56,8 @@ def trained():
     model = Residual()
     data = fw.Task(**{s: normalized(s) for s in ("train", "calibration", "validation", "test")},
                    score=measure.scores.top1, score_name="top1")
-    optimizer = torch.optim.AdamW(model.parameters(), 1e-2)
-    for _ in range(10):
-        for x, y in data.batches("train"):
-            optimizer.zero_grad()
-            F.cross_entropy(model(x), y).backward()
-            optimizer.step()
-    return fw.capture(model.eval(), torch.randn(2, 1, 8, 8)), data
+    fitted(model, data, torch.optim.AdamW(model.parameters(), 1e-2), epochs=10)
+    return fw.capture(model, torch.randn(2, 1, 8, 8)), data
 
 
 def deployed(network, path, threads=1, target=TARGET):

@@ -103,6 +103,16 @@ def problem(request):
     return prepared(request.param(), *SHAPES[request.param])
 
 
+def fitted(model, task, optimizer, epochs):
+    """The model after so many passes over the task's train split, ready to be captured."""
+    for _ in range(epochs):
+        for x, y in task.batches("train"):
+            optimizer.zero_grad()
+            F.cross_entropy(model(x), y).backward()
+            optimizer.step()
+    return model.eval()
+
+
 def relative_error(given, want):
     return float(((given - want).norm() / want.norm()).detach())
 

@@ -19,7 +19,7 @@ from featherweight.quantize.biases import corrected
 from featherweight.quantize.equalize import equalized
 from featherweight.quantize.smooth import smoothed
 from featherweight.steps import Plan
-from test_quantize import SHAPES, Attention, Mobile, Residual, prepared, relative_error
+from test_quantize import SHAPES, Attention, Mobile, Residual, fitted, prepared, relative_error
 
 aten = torch.ops.aten
 
@@ -79,13 +79,8 @@ def trained():
         conv = nn.Conv2d(i, o, kernel, stride, kernel // 2, groups=groups, bias=False)
         layers += [conv, nn.BatchNorm2d(o), nn.ReLU()]
     model = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(24, 10))
-    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
-    for _ in range(8):
-        for x, y in task.batches("train"):
-            optimizer.zero_grad()
-            F.cross_entropy(model(x), y).backward()
-            optimizer.step()
-    return fw.capture(model.eval(), torch.zeros(2, 1, 8, 8)), task
+    fitted(model, task, torch.optim.Adam(model.parameters(), 1e-2), epochs=8)
+    return fw.capture(model, torch.zeros(2, 1, 8, 8)), task
 
 
 def images(task):

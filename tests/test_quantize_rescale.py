@@ -16,7 +16,7 @@ from featherweight.errors import PlanError, TaskError
 from featherweight.network import fold_batch_norm
 from featherweight.quantize import Ladder, Quantize, rescale
 from featherweight.steps import Plan
-from test_quantize import prepared, relative_error
+from test_quantize import fitted, prepared, relative_error
 from test_quantize_prepare import NETWORKS, images
 
 aten = torch.ops.aten
@@ -54,13 +54,8 @@ def wrecked():
     task = digits.task()
     torch.manual_seed(0)
     model = Swish().spread()
-    optimizer = torch.optim.Adam(model.parameters(), 5e-3)
-    for _ in range(10):
-        for x, y in task.batches("train"):
-            optimizer.zero_grad()
-            F.cross_entropy(model(x), y).backward()
-            optimizer.step()
-    return fw.capture(model.eval(), torch.zeros(2, 1, 8, 8)), task
+    fitted(model, task, torch.optim.Adam(model.parameters(), 5e-3), epochs=10)
+    return fw.capture(model, torch.zeros(2, 1, 8, 8)), task
 
 
 def products_alone(plan, network):

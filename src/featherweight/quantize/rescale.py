@@ -30,7 +30,7 @@ from featherweight.task import Task
 
 aten = torch.ops.aten
 
-#: how many times as large as the median channel the largest must be: such a channel has 5 of 8 bits left
+#: the largest channel must be so many times as large as the median one, which then has 5 of 8 bits left
 UNEVEN = 8.0
 #: what of a dense weight's ranges is exchanged with those of the values (Xiao et al. 2023, eq. 4)
 ALPHA = 0.5
@@ -48,7 +48,7 @@ class Product:
 
     @property
     def name(self) -> str:
-        return self.factor.replace(".", "_") + "_product"
+        return f"{self.factor}_product"
 
 
 @dataclass(frozen=True)
@@ -63,9 +63,9 @@ class Site:
 
 
 def rescaled(network: Network, task: Task, placed: Placement,
-             batches: int | None) -> tuple[dict[str, Tensor], tuple[Product, ...]]:
-    """Evens out the channels of the values that ``placed`` rounds, in place; gives the new tensors by name (those of
-    the products too) and the products. The network's function stays.
+             batches: int | None) -> tuple[dict[str, Tensor], dict[str, Tensor], tuple[Product, ...]]:
+    """Evens out the channels of the values that ``placed`` rounds, in place; gives the changed tensors by name, the
+    vectors of the products by theirs, and the products. The network's function stays.
 
     s = max|x| per channel, which costs nothing where every channel of the weights that absorb it has a scale of its own
     (output channels, depthwise convolutions); for other readers s = (max|x| / max|W|)^1/2, as in SmoothQuant. Values
@@ -74,6 +74,7 @@ def rescaled(network: Network, task: Task, placed: Placement,
     sites = [site for name in placed.points if (site := _site(network, placed, network.node(name))) is not None]
     largest = _largest(network, task, sites, batches)
     values: dict[str, Tensor] = {}
+    vectors: dict[str, Tensor] = {}
     products: list[Product] = []
 
     def change(name: str, to: Callable[[Tensor], Tensor]) -> None:
@@ -82,10 +83,9 @@ def rescaled(network: Network, task: Task, placed: Placement,
         network.set_tensor(name, values[name])
 
     def put(site: Site, readers: tuple[Node, ...], factor: Tensor, ending: str) -> None:
-        vector = factor.view([-1] + [1] * (-site.axis - 1)).float()
         product = Product(site.node.name, f"{site.node.name}_{ending}", tuple(r.name for r in readers))
-        multiply(network, product, vector)
-        values[product.factor] = vector
+        vectors[product.factor] = factor.view([-1] + [1] * (-site.axis - 1)).float()
+        multiply(network, product, vectors[product.factor])
         products.append(product)
 
     for site in sites:
@@ -103,7 +103,7 @@ def rescaled(network: Network, task: Task, placed: Placement,
             put(site, site.multipliers, 1 / scale, "shrunk")
         elif site.others:
             put(site, site.others, scale, "grown")
-    return values, tuple(products)
+    return values, vectors, tuple(products)
 
 
 def multiply(network: Network, product: Product, factor: Tensor) -> None:

@@ -183,9 +183,10 @@ class Quantize(Rewrite):
         found, skipped = layers(folded, self.wish())
         placed = self.placed(folded, found)
         values, more = post.prepared(self, folded, task)
+        vectors: dict[str, Tensor] = {}
         products: tuple[Product, ...] = ()
         if self.rescale and placed.points:
-            new, products = rescaled(folded, task, placed, self.calibration_batches)
+            new, vectors, products = rescaled(folded, task, placed, self.calibration_batches)
             values |= new
             found, _ = layers(folded, self.wish())
             placed = self.placed(folded, found)
@@ -196,11 +197,10 @@ class Quantize(Rewrite):
         new, points, rest = rounding.rounded(self.rounding, folded, task, found, scales, points,
                                              self.calibration_batches)
         values |= new
-        tensors = {scale_name(name): scale for name, scale in scales.items()} | values
-        vectors = {p.factor for p in products}
-        made = QuantizePlan(tuple(f.stored for f in found), points, tuple(sorted(values.keys() - vectors)), bool(found),
-                            products=products,
-                            skipped=tuple(dict.fromkeys([*skipped, *said, *more, *rest])), tensors=tensors,
+        tensors = {scale_name(name): scale for name, scale in scales.items()} | values | vectors
+        made = QuantizePlan(tuple(f.stored for f in found), points, tuple(sorted(values)), bool(found),
+                            products=products, tensors=tensors,
+                            skipped=tuple(dict.fromkeys([*skipped, *said, *more, *rest])),
                             grows=self.grows(folded, found, points))
         return corrected(made, network, task, self.calibration_batches, even) if self.correct_bias else made
 
