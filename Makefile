@@ -6,7 +6,7 @@ ZOO_VENV := .venv-zoo
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check fix zoo bench-bits bench-cifar bench-int8 bench-runtimes clean
+.PHONY: help setup demo test check fix zoo bench-bits bench-cifar bench-runtimes clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | expand -t 16
@@ -40,9 +40,6 @@ $(ZOO_VENV)/.ready: pyproject.toml
 zoo: $(ZOO_VENV)/.ready ## capture one model of each torchvision family; prune the zoo (5.6 GB of packages; resumes)
 	$(ZOO_VENV)/bin/python benchmarks/zoo_capture.py
 	$(ZOO_VENV)/bin/python benchmarks/zoo_prune.py
-
-bench-int8: $(ZOO_VENV)/.ready ## our int8 files against ONNX Runtime's own quantizer
-	$(ZOO_VENV)/bin/python benchmarks/int8_speed.py
 
 bench-runtimes: $(ZOO_VENV)/.ready ## float and int8 in ONNX Runtime and OpenVINO, beside their own quantizers
 	$(ZOO_VENV)/bin/python -m pip install --quiet openvino nncf scikit-learn

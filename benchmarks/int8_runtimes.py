@@ -28,7 +28,7 @@ import onnxruntime
 import openvino
 import torch
 import torchvision
-from int8_speed import SEED, figures, model, processor, session, theirs
+from peers import by_onnxruntime, session
 from rows import Rows
 from sklearn.datasets import load_sample_images
 from torch import Tensor, nn
@@ -41,18 +41,25 @@ from featherweight.quantize import Quantize
 MODELS = ("resnet18", "resnet50", "mobilenet_v2", "mobilenet_v3_small", "efficientnet_b0", "vit_b_16", "encoder_base")
 TRANSFORMERS = ("vit_b_16", "encoder_base")
 CALIBRATED, COMPARED, BATCH = 32, 8, 8
+SEED = 0
 
 
 def network(name: str) -> nn.Module:
+    """Random weights; batch norms get statistics and factors, and ViT's head weights (it has zeros at first)."""
+    torch.manual_seed(SEED)
     if name == "encoder_base":  # BERT-base's shape
-        torch.manual_seed(SEED)
         layer = nn.TransformerEncoderLayer(768, 12, 3072, activation="gelu", batch_first=True)
         return nn.TransformerEncoder(layer, 12, enable_nested_tensor=False).eval()
-    found = model(name)
+    found: nn.Module = torchvision.models.get_model(name, weights=None)
     for module in found.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.2)
+            module.running_var.uniform_(0.5, 1.5)
+            module.weight.data.uniform_(0.5, 1.5)
+            module.bias.data.normal_(0, 0.2)
         if isinstance(module, nn.Linear) and not module.weight.any():
-            nn.init.normal_(module.weight, std=0.02)  # ViT's head is zero at first
-    return found
+            nn.init.normal_(module.weight, std=0.02)
+    return found.eval()
 
 
 def samples(name: str, count: int, seed: int) -> Tensor:
@@ -81,7 +88,7 @@ def files(name: str, whole: fw.Network, inputs: list[Tensor], folder: Path) -> d
             found[f"{runtime} {kind}"] = folder / f"{runtime}_{kind}{target.suffix}"
             target.export(net, found[f"{runtime} {kind}"])
     peers: dict[str, Callable[[], Path]] = {
-        "onnxruntime theirs": lambda: theirs(found["onnxruntime float"], folder, inputs),
+        "onnxruntime theirs": lambda: by_onnxruntime(found["onnxruntime float"], folder, inputs),
         "openvino theirs": lambda: by_nncf(name, found["openvino float"], folder, inputs)}
     for peer, make in peers.items():
         try:
@@ -135,6 +142,12 @@ def race(calls: dict[str, Call], x: np.ndarray, rounds: int) -> dict[str, list[t
     return times
 
 
+def figures(values: list[tuple[float, float]]) -> dict[str, float]:
+    low, middle, high = statistics.quantiles([wall for wall, _ in values], n=4)
+    return {"median_ms": middle, "q1_ms": low, "q3_ms": high, "fastest_ms": min(wall for wall, _ in values),
+            "cpu_median_ms": statistics.median(cpu for _, cpu in values)}
+
+
 def compare(name: str, rounds: int, threads: int) -> dict[str, Any]:
     given = samples(name, CALIBRATED + COMPARED, SEED)
     inputs, others = list(given[:CALIBRATED].split(BATCH)), given[CALIBRATED:]
@@ -147,12 +160,11 @@ def compare(name: str, rounds: int, threads: int) -> dict[str, Any]:
         one = others[:1].numpy()
         ready = {kind: loaded(file, one.shape, threads) for kind, file in made.items()}
         times = race({kind: call for kind, (call, _) in ready.items()}, one, rounds)
-        found: dict[str, Any] = {"threads": threads, "rounds": rounds, "device": processor(), "versions": versions()}
+        found: dict[str, Any] = {"threads": threads, "rounds": rounds, "versions": versions()}
         for kind, (call, kinds) in ready.items():
             got = np.concatenate([call(others[i:i + 1].numpy()) for i in range(len(others))])
             size = sum(f.stat().st_size for f in deploy.target(kind.partition(" ")[0]).files(made[kind]))
             found[kind] = {**figures(times[kind]), "bytes": size, "operators": kinds,
-                           "fastest_ms": min(wall for wall, _ in times[kind]),
                            "relative_error": float(np.linalg.norm(got - wanted) / np.linalg.norm(wanted))}
     for runtime in ("onnxruntime", "openvino"):
         if f"{runtime} theirs" in times:

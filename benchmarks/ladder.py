@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from int8_speed import session, theirs
+from peers import by_onnxruntime, session
 from rows import Rows
 from torch import Tensor, nn
 
@@ -108,7 +108,7 @@ def main() -> None:
             deployed("plain", fw.quantize.Quantize().plan(base, task).apply(base))
         if "theirs" not in rows:
             runtime.export(base, folder / "source.onnx")
-            made = theirs(folder / "source.onnx", folder, [x for x, _ in task.batches("calibration")])
+            made = by_onnxruntime(folder / "source.onnx", folder, [x for x, _ in task.batches("calibration")])
             ready = session(made, 1)
             name = ready.get_inputs()[0].name
             rows.add("theirs", {"top1": scored(lambda x: torch.from_numpy(ready.run(None, {name: x.numpy()})[0])),

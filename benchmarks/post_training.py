@@ -136,11 +136,11 @@ class Bench:
         return file
 
     def by_onnxruntime(self, depth: int) -> tuple[Predict, dict[str, Any]]:
-        from int8_speed import session, theirs
+        from peers import by_onnxruntime, session
 
         with tempfile.TemporaryDirectory() as folder:
             inputs = [x for x, _ in self.task.batches("calibration")]
-            made = theirs(self.float_file(depth, folder, "onnxruntime"), Path(folder), inputs)
+            made = by_onnxruntime(self.float_file(depth, folder, "onnxruntime"), Path(folder), inputs)
             ready, size = session(made, 1), made.stat().st_size
         name = ready.get_inputs()[0].name
         return lambda x: torch.from_numpy(ready.run(None, {name: x.numpy()})[0]), {"file_bytes": size}

@@ -56,18 +56,6 @@ def families(data: dict[str, Any]) -> list[str]:
             *measured([*data["trail"], *ends], archive=True)]
 
 
-def speed(data: dict[str, Any]) -> list[str]:
-    rows = [[name, *(f"{m[who]['median_ms']:.2f}" for who in ("float", "theirs", "ours")),
-             f"{m['ratio_theirs_to_ours']:.3f}", f"{m['theirs']['bytes'] / 1e6:.2f}", f"{m['ours']['bytes'] / 1e6:.2f}"]
-            for name, m in data["models"].items()]
-    versions = ", ".join(f"{k} {v}" for k, v in data["versions"].items())
-    return ["## Int8 against ONNX Runtime's own static quantizer", "",
-            f"`make bench-int8`. Medians of {data['rounds']} interleaved rounds in one process, {data['threads']} "
-            f"thread, batch 1, 224 px, random weights. {data['device']}; {versions}.",
-            *table(["", "float (ms)", "theirs (ms)", "ours (ms)", "theirs / ours", "theirs (MB)", "ours (MB)"],
-                   rows)]
-
-
 def runtimes(data: dict[str, Any]) -> list[str]:
     """Float, the runtime's own int8 and ours, a row for each model and runtime."""
     lines = []
@@ -80,7 +68,7 @@ def runtimes(data: dict[str, Any]) -> list[str]:
                           *(f"{m['relative_error']:.3f}" if m else "" for m in list(of.values())[1:]),
                           *(f"{m['bytes'] / 1e6:.1f}" if m else "" for m in of.values())])
     rows = list(data["rows"].values())
-    about = sorted({f"{r['device']}, {r['rounds']} rounds, {r['threads']} thread; "
+    about = sorted({f"{r['machine']['processor']} ({r['machine']['instructions']}), {r['rounds']} rounds, {r['threads']} thread; "
                     + ", ".join(f"{k} {v}" for k, v in r["versions"].items()) for r in rows})
     return ["## Int8 in ONNX Runtime and OpenVINO, beside each runtime's own quantizer", "",
             "`python benchmarks/int8_runtimes.py`. Medians in ms of interleaved rounds in one process, batch 1; "
@@ -239,7 +227,7 @@ def frozen_reasons(frozen: list[list[str]]) -> str:
 
 def main() -> None:
     lines = ["# Measured", "", "Made by `python benchmarks/tables.py` from the files in `benchmarks/results/`.", ""]
-    sections = {"cifar_resnets": cifar, "all_families": families, "int8_speed": speed, "int8_runtimes": runtimes,
+    sections = {"cifar_resnets": cifar, "all_families": families, "int8_runtimes": runtimes,
                 "zoo_capture": zoo, "beside_torch_pruning": beside, "depth": depth, "sparse_weights": sparse,
                 "post_training": post_training, "low_bit_training": low_bits, "ladder": wrecked, "zoo": pruned_zoo}
     for name, make in sections.items():
