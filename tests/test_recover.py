@@ -7,6 +7,7 @@ import math
 import os
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -132,6 +133,16 @@ def test_same_seed_same_weights_and_the_callers_generator_is_left_alone(options:
     torch.manual_seed(123)
     step.fit(network, task(), Context())
     torch.testing.assert_close(torch.rand(3), expected)
+
+
+@pytest.mark.parametrize(("capability", "told"), [("AVX2", 1), ("AVX512", 0)])
+def test_emulated_bfloat16_is_told(monkeypatch: pytest.MonkeyPatch, capability: str, told: int) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        Train(epochs=1, autocast="bf16").fit(small(), task(), Context())
+        Train(epochs=1).fit(small(), task(), Context())
+    assert sum("leave autocast out" in str(w.message) for w in caught) == told
 
 
 def test_weight_decay_can_spare_vectors() -> None:

@@ -28,7 +28,8 @@ class Train(Fit):
     distill: an Objective that makes the loss, e.g. ``distill.Logits()``; without one the task's loss is taken.
     during: rewrites at work during the training, told of its progress before every step; their plans are applied at
         its end, and saved as ``during_I.plan`` in the context's workdir.
-    clip: largest norm of the gradient. autocast: "bf16" computes in bfloat16 where torch deems it safe.
+    clip: largest norm of the gradient. autocast: "bf16" computes in bfloat16 where torch deems it safe;
+        x86 processors without AVX-512 emulate it, slowly, which is warned of.
     channels_last: memory layout of images. seed: of shuffling and dropout, together with the context's.
     checkpoint_every: "epoch", or seconds between checkpoints; written to ``context.workdir``, if there is one.
 
