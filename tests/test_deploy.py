@@ -215,6 +215,17 @@ def test_stored_int8_stays_int8(tmp_path):
     assert deploy.verify(network, runner, (torch.randn(3, 64),)).max_rel < 2e-2  # what it reads is rounded to 8 bits
 
 
+def test_large_sums_of_whole_numbers_are_exact_on_every_processor(tmp_path):
+    """255 * 127 twice is more than 16 bits hold."""
+    model = nn.Sequential(nn.Conv2d(8, 8, 1), nn.ReLU(), nn.Flatten(), nn.Linear(32, 8))
+    for p in model.parameters():
+        nn.init.ones_(p)
+    x = torch.ones(4, 8, 2, 2)
+    network = fw.capture(model.eval(), x)
+    quantized = fw.quantize.Quantize().plan(network, fw.Task(calibration=lambda: [(x, None)])).apply(network)
+    assert deploy.verify(quantized, deployed(quantized, tmp_path)[0], (x,)).max_rel < 1e-3
+
+
 def test_verify_tells_a_wrong_file(tmp_path):
     network = fw.capture(conv_bn(), torch.randn(2, 3, 8, 8))
     runner, _ = deployed(network, tmp_path)

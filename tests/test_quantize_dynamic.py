@@ -93,7 +93,8 @@ def test_groups_are_multiplied_as_weights_alone(wide, tmp_path):
 def test_a_weight_of_two_calls_lies_once_in_the_file(tmp_path):
     torch.manual_seed(0)
     network, _, _ = prepared(Tied(embed=False), 16)
-    quantized = Quantize(activations="dynamic").plan(network, fw.Task()).apply(network)
+    weights = "int7" if fw.deploy.saturates() else "int8"  # read twice, sums cannot be made exact
+    quantized = Quantize(weights, "dynamic", ends=None).plan(network, fw.Task()).apply(network)
     x = torch.randn(4, 16)
     runner, path, _ = deployed(quantized, "onnxruntime", tmp_path)
     assert_alike(quantized, runner, (x,), 1e-5)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 import featherweight as fw
 from featherweight import deploy
 from featherweight.errors import ExportError, PlanError, RecipeError
+from featherweight.measure import Latency, Measurement
 from featherweight.recipe import Job, kinds, register
 from featherweight.recipe.flags import flags_of
 from featherweight.recipe.kinds import line
@@ -400,10 +401,6 @@ def test_a_step_that_breaks_its_word_is_an_error_and_one_that_says_so_is_not() -
 
 
 def test_flags_weigh_what_was_timed_in_the_same_rounds() -> None:
-    from dataclasses import replace
-
-    from featherweight.measure import Latency, Measurement
-
     old = Measurement("a", 1, 1, 1, (), 10, 10, latency=Latency(1.0, 0.9, 1.1, 9))
     new = replace(old, latency=Latency(2.0, 1.9, 2.1, 9))
     assert "made it slower: 1000.000 ms -> 2000.000 ms" in flags_of(1, Scale(), [], old, new, False)[0]
@@ -411,6 +408,18 @@ def test_flags_weigh_what_was_timed_in_the_same_rounds() -> None:
     noisy = replace(old, latency=Latency(1.2, 0.93, 1.9, 9))
     assert flags_of(1, Scale(), [], old, noisy, False) == [], "a disturbance moved the upper half only"
     assert flags_of(1, Nudge(), [], old, new, False) == [], "a Fit leaves the graph as it was"
+
+
+@pytest.mark.parametrize(("cut_off", "tolerance", "told"),
+                         [(True, 5e-2, True), (False, 5e-2, False), (True, 1e-3, False)])
+def test_sums_that_a_processor_cuts_off_are_told(monkeypatch: pytest.MonkeyPatch, cut_off: bool, tolerance: float,
+                                                 told: bool) -> None:
+    monkeypatch.setattr("featherweight.recipe.flags.saturates", lambda: cut_off)
+    old = Measurement("a", 1, 1, 1, (), 10, 10)
+    new = replace(old, agreement=deploy.Agreement(1.0, 0.4, False, tolerance))
+    (found,) = flags_of(1, Scale(), [], old, new, False)
+    assert "differs from PyTorch by 0.4" in found
+    assert ("weights='int7', ends=None" in found) == told
 
 
 class Named(nn.Module):

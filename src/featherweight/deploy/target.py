@@ -119,10 +119,6 @@ def verify(network: Network, runner: Runner, args: tuple[Any, ...], kwargs: Mapp
     quantizes QUANTIZED_TOLERANCE, and for values of few bits more (FLIPPED_STEPS).
     Raises ExportError where nests, shapes or number types differ.
     """
-    if tolerance is None:
-        steps = [high - low for low, high in map(_ends, network.calls(QUANTIZE))]
-        few = min(MOST_FLIPPED, FLIPPED_STEPS / min(steps)) if steps else 0.0
-        tolerance = max(QUANTIZED_TOLERANCE, few) if is_quantized(network) else FLOAT_TOLERANCE[runner.precision]
     mode = network.training
     try:
         network.eval()
@@ -131,6 +127,10 @@ def verify(network: Network, runner: Runner, args: tuple[Any, ...], kwargs: Mapp
     finally:
         network.train(mode)
     given, other = trees.flatten(runner(*args, **(kwargs or {})))
+    if tolerance is None:  # what a runner computes in is known once it ran
+        steps = [high - low for low, high in map(_ends, network.calls(QUANTIZE))]
+        few = min(MOST_FLIPPED, FLIPPED_STEPS / min(steps)) if steps else 0.0
+        tolerance = max(QUANTIZED_TOLERANCE, few) if is_quantized(network) else FLOAT_TOLERANCE[runner.precision]
     if spec != other:
         raise ExportError(f"the deployed file gives another nest of outputs: {other}; the network gives {spec}")
     worst_abs = worst_rel = 0.0

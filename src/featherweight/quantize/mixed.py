@@ -43,7 +43,7 @@ class Mixed(Quantize):
     kinds: what a layer may be, as in ``mixed``: "int4", with values "int4/uint4", or "float".
     how: what damage is: "output", "score" or "hessian" (see ``sensitivity``); damages are measured one layer at a time
         on ``batches`` of ``split``, rounded to nearest, and taken to add up; what comes out is held against the same
-        kind for all, measured as a whole. probes, seed: for "hessian".
+        kind for all, measured as a whole ("hessian": by the outputs). probes, seed: for "hessian".
     mixed, ends: layers that are settled beforehand; what they cost counts.
 
     A budget that cannot be met is approached as far as the kinds go, which ``skipped`` then says. Also works during

@@ -150,8 +150,10 @@ class Quantize(Rewrite):
     larger they are (4096 to 4096, one row: 9 times with 4 bits, 3 times with 8). OpenVINO reads the weights of
     convolutions back once, and rounds what linear calls read to 8 bits, in groups and anew at every run; so it does
     for "dynamic" too, with which ONNX Runtime is two to three times as fast where linear calls read many rows. On x86
-    without VNNI instructions, uint8 times int8 sums may saturate. Values of fewer than 8 bits are simulated: no runtime
-    here has kernels for them.
+    without VNNI instructions, kernels cut off sums of products of uint8 and int8 at 16 bits. ONNX Runtime does not if
+    the session's entry "session.x64quantprecision" is "1", as in ours: write it into yours. OpenVINO has no such entry;
+    there, write Quantize("int7", ends=None), whose sums fit. Values of fewer than 8 bits are simulated: no runtime here
+    has kernels for them.
     """
 
     stage: ClassVar[Stage] = Stage.PRECISION

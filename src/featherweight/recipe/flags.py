@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from featherweight.deploy import ADVICE, QUANTIZED_TOLERANCE, saturates
 from featherweight.measure import Latency, Measurement
 from featherweight.recipe.kinds import kind_of
 from featherweight.recipe.recipe import rewrites
@@ -32,7 +33,8 @@ def flags_of(index: int, step: Step, decided: list[Decision], before: Measuremen
         found.append(f"{name} made it compute more: {before.macs} -> {after.macs} MACs a sample")
     if after.agreement is not None and not after.agreement.ok:
         found.append(f"{name}: the deployed file differs from PyTorch by {after.agreement.max_rel:.2g} of the largest "
-                     f"output, more than the {after.agreement.tolerance:g} allowed")
+                     f"output, more than the {after.agreement.tolerance:g} allowed"
+                     + (f"; {ADVICE}" if after.agreement.tolerance >= QUANTIZED_TOLERANCE and saturates() else ""))
     return found
 
 
