@@ -1,7 +1,7 @@
 """Networks in the runtime they will live in: export to a file, load it, call it, and compare it with PyTorch."""
 
 from featherweight.deploy import onnxruntime, openvino  # registers the targets
-from featherweight.deploy.processor import ADVICE, saturates
+from featherweight.deploy.processor import saturates
 from featherweight.deploy.target import (
     FLOAT_TOLERANCE,
     QUANTIZED_TOLERANCE,
@@ -14,5 +14,5 @@ from featherweight.deploy.target import (
     verify,
 )
 
-__all__ = ["ADVICE", "FLOAT_TOLERANCE", "QUANTIZED_TOLERANCE", "TARGETS", "Agreement", "Runner", "Target",
+__all__ = ["FLOAT_TOLERANCE", "QUANTIZED_TOLERANCE", "TARGETS", "Agreement", "Runner", "Target",
            "onnxruntime", "openvino", "register", "saturates", "target", "verify"]

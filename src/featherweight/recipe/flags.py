@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from featherweight.deploy import ADVICE, QUANTIZED_TOLERANCE, saturates
+from featherweight.deploy import QUANTIZED_TOLERANCE
+from featherweight.deploy.processor import ADVICE, saturates
 from featherweight.measure import Latency, Measurement
 from featherweight.recipe.kinds import kind_of
 from featherweight.recipe.recipe import rewrites
