@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from featherweight.recover.train import Train
 
 aten = torch.ops.aten
-EMULATED = ("AVX2", "NO AVX")  #: x86 processors on which convolutions in bfloat16 took 8 times as long as in float32
+EMULATED = ("AVX2", "NO AVX")  #: x86 processors that compute bfloat16 by way of float32
 REPORT_EVERY = 20  #: steps between reports on an accelerator, where reading the loss makes it wait
 
 
