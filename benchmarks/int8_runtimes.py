@@ -5,9 +5,10 @@
 Needs torchvision, scikit-learn, openvino and nncf. Every model gives six files from the same weights and calibration
 images (crops of scikit-learn's two photographs): float, our int8 and the runtime's own int8 (``quantize_static``,
 ``nncf.quantize``) for either runtime. They run in one process, at batch one, in shuffled order every round. OpenVINO
-computes floats in float32 in all of them. ``relative_error``: of the outputs on crops not calibrated on, against the
-float network in PyTorch. The weights are random: scores would say nothing. One row a model and number of threads in
-benchmarks/results/int8_runtimes.json.
+computes floats in float32 in all of them. Every ONNX Runtime file is opened as the target opens it, with exact sums
+where the processor has no VNNI instructions; OpenVINO's saturate there (``saturates`` in the row). ``relative_error``:
+of the outputs on crops not calibrated on, against the float network in PyTorch. The weights are random: scores would
+say nothing. One row a model and number of threads in benchmarks/results/int8_runtimes.json.
 """
 
 from __future__ import annotations
@@ -28,14 +29,16 @@ import onnxruntime
 import openvino
 import torch
 import torchvision
-from peers import by_onnxruntime, session
+from peers import by_onnxruntime
 from rows import Rows
 from sklearn.datasets import load_sample_images
 from torch import Tensor, nn
 
 import featherweight as fw
 from featherweight import deploy
+from featherweight.deploy.onnxruntime import inference_session
 from featherweight.deploy.openvino import core, options
+from featherweight.deploy.processor import saturates
 from featherweight.quantize import Quantize
 
 MODELS = ("resnet18", "resnet50", "mobilenet_v2", "mobilenet_v3_small", "efficientnet_b0", "vit_b_16", "encoder_base")
@@ -113,7 +116,7 @@ def loaded(file: Path, shape: tuple[int, ...], threads: int) -> tuple[Call, dict
     """The file made ready for inputs of one shape, and for OpenVINO how many operators of which kind and number type
     it runs (those that only rename are left out)."""
     if file.suffix == ".onnx":
-        ready = session(file, threads)
+        ready = inference_session(file, threads)
         name = ready.get_inputs()[0].name
         return lambda x: ready.run(None, {name: x})[0], {}
     read = core().read_model(file)
@@ -160,7 +163,8 @@ def compare(name: str, rounds: int, threads: int) -> dict[str, Any]:
         one = others[:1].numpy()
         ready = {kind: loaded(file, one.shape, threads) for kind, file in made.items()}
         times = race({kind: call for kind, (call, _) in ready.items()}, one, rounds)
-        found: dict[str, Any] = {"threads": threads, "rounds": rounds, "versions": versions()}
+        found: dict[str, Any] = {"threads": threads, "rounds": rounds, "saturates": saturates(),
+                                 "versions": versions()}
         for kind, (call, kinds) in ready.items():
             got = np.concatenate([call(others[i:i + 1].numpy()) for i in range(len(others))])
             size = sum(f.stat().st_size for f in deploy.target(kind.partition(" ")[0]).files(made[kind]))

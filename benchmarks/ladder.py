@@ -20,12 +20,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from peers import by_onnxruntime, session
+from peers import by_onnxruntime
 from rows import Rows
 from torch import Tensor, nn
 
 import featherweight as fw
 from featherweight import deploy
+from featherweight.deploy.onnxruntime import inference_session
 from featherweight.steps import Context
 
 HERE = Path(__file__).parent
@@ -109,7 +110,7 @@ def main() -> None:
         if "theirs" not in rows:
             runtime.export(base, folder / "source.onnx")
             made = by_onnxruntime(folder / "source.onnx", folder, [x for x, _ in task.batches("calibration")])
-            ready = session(made, 1)
+            ready = inference_session(made, 1)
             name = ready.get_inputs()[0].name
             rows.add("theirs", {"top1": scored(lambda x: torch.from_numpy(ready.run(None, {name: x.numpy()})[0])),
                                 "file_bytes": made.stat().st_size, "seed": SEED, "epochs": given.epochs})

@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import onnxruntime
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
 from torch import Tensor
+
+from featherweight.deploy.onnxruntime import inference_session
 
 
 class Reader(CalibrationDataReader):  # type: ignore[misc]
@@ -23,14 +24,7 @@ def by_onnxruntime(source: Path, folder: Path, inputs: list[Tensor]) -> Path:
     """``quantize_static`` after its own preprocessing: per channel, QDQ, uint8 values, int8 weights."""
     prepared, quantized = folder / "prepared.onnx", folder / "theirs.onnx"
     quant_pre_process(str(source), str(prepared))
-    name = session(prepared, 1).get_inputs()[0].name
+    name = inference_session(prepared, 1).get_inputs()[0].name
     quantize_static(str(prepared), str(quantized), Reader(name, inputs), quant_format=QuantFormat.QDQ, per_channel=True,
                     activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8)
     return quantized
-
-
-def session(path: Path, threads: int) -> onnxruntime.InferenceSession:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-    options.log_severity_level = 3
-    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])

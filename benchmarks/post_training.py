@@ -29,6 +29,7 @@ from torch import Tensor
 
 import featherweight as fw
 from featherweight import deploy
+from featherweight.deploy.onnxruntime import inference_session
 from featherweight.quantize import Quantize
 
 HERE = Path(__file__).parent
@@ -136,12 +137,12 @@ class Bench:
         return file
 
     def by_onnxruntime(self, depth: int) -> tuple[Predict, dict[str, Any]]:
-        from peers import by_onnxruntime, session
+        from peers import by_onnxruntime
 
         with tempfile.TemporaryDirectory() as folder:
             inputs = [x for x, _ in self.task.batches("calibration")]
             made = by_onnxruntime(self.float_file(depth, folder, "onnxruntime"), Path(folder), inputs)
-            ready, size = session(made, 1), made.stat().st_size
+            ready, size = inference_session(made, 1), made.stat().st_size
         name = ready.get_inputs()[0].name
         return lambda x: torch.from_numpy(ready.run(None, {name: x.numpy()})[0]), {"file_bytes": size}
 

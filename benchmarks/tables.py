@@ -68,13 +68,15 @@ def runtimes(data: dict[str, Any]) -> list[str]:
                           *(f"{m['relative_error']:.3f}" if m else "" for m in list(of.values())[1:]),
                           *(f"{m['bytes'] / 1e6:.1f}" if m else "" for m in of.values())])
     rows = list(data["rows"].values())
-    about = sorted({f"{r['machine']['processor']} ({r['machine']['instructions']}), {r['rounds']} rounds, "
-                    f"{r['threads']} thread; " + ", ".join(f"{k} {v}" for k, v in r["versions"].items()) for r in rows})
+    about = sorted({f"{r['machine']['processor']} ({r['machine']['instructions']}, {'no ' * r['saturates']}VNNI), "
+                    f"{r['rounds']} rounds, {r['threads']} thread; "
+                    + ", ".join(f"{k} {v}" for k, v in r["versions"].items()) for r in rows})
     return ["## Int8 in ONNX Runtime and OpenVINO, beside each runtime's own quantizer", "",
             "`python benchmarks/int8_runtimes.py`. Medians in ms of interleaved rounds in one process, batch 1; "
             "theirs: `quantize_static`, `nncf.quantize`; floats in float32 in OpenVINO too "
-            "(`INFERENCE_PRECISION_HINT=f32`). theirs / ours: the median of the rounds' ratios, above 1 where ours is "
-            "faster. error: of the outputs, relative to the float network's, on images not calibrated on. Random "
+            "(`INFERENCE_PRECISION_HINT=f32`), exact sums in ONNX Runtime (`session.x64quantprecision`). theirs / "
+            "ours: the median of the rounds' ratios, above 1 where ours is faster. error: of the outputs, relative to "
+            "the float network's, on images not calibrated on. Random "
             f"weights. {'; '.join(about)}.",
             *table(["", "float", "theirs", "ours", "theirs / ours", "error theirs", "error ours", "float (MB)",
                     "theirs (MB)", "ours (MB)"], lines)]

@@ -39,15 +39,12 @@ class OnnxRuntime:
         return (Path(path), *beside(Path(path)))
 
     def load(self, path: str | Path, threads: int = 1, *, like: Signature) -> OnnxRunner:
-        """An inference session on the CPU with ``threads`` threads, all graph optimizations on, and EXACT_SUMS (but not
-        where two calls read one weight: ONNX Runtime 1.32 fails to make it uint8 twice)."""
+        """A runner of the ``inference_session`` with ``threads`` threads. Raises ExportError where ONNX Runtime does
+        not load the file, or another tool wrote it."""
         import onnxruntime
 
         try:
-            try:
-                session = _session(path, threads, EXACT_SUMS)
-            except onnxruntime.capi.onnxruntime_pybind11_state.Fail:
-                session = _session(path, threads)
+            session = inference_session(path, threads)
         except Exception as error:
             raise ExportError(f"ONNX Runtime {onnxruntime.__version__} does not load {path}: {error}") from error
         text = session.get_modelmeta().custom_metadata_map.get(METADATA)
@@ -55,6 +52,17 @@ class OnnxRuntime:
             raise ExportError(f"{path} was not written by featherweight: it does not say how its outputs are nested; "
                               "export the network again")
         return OnnxRunner(session, like, json.loads(text)["outputs"])
+
+
+def inference_session(path: str | Path, threads: int) -> Any:
+    """ONNX Runtime's session of any file, on the CPU with ``threads`` threads, all graph optimizations on, and
+    EXACT_SUMS (but not where two calls read one weight: ONNX Runtime 1.32 fails to make it uint8 twice)."""
+    import onnxruntime
+
+    try:
+        return _session(path, threads, EXACT_SUMS)
+    except onnxruntime.capi.onnxruntime_pybind11_state.Fail:
+        return _session(path, threads)
 
 
 def _session(path: str | Path, threads: int, *entries: tuple[str, str]) -> Any:
