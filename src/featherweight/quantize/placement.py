@@ -63,6 +63,19 @@ def place(network: Network, kernels: set[str], rules: Rules = ONNX_RUNTIME) -> P
     return _Placer(network, kernels, rules).place()
 
 
+def carried(node: Node) -> list[Node]:
+    """The values that a call passes on (moved, clamped, cut in parts, or the largest of them)."""
+    if node.target in CLAMPS and CLAMPS[node.target](node):
+        return [node.args[0]]  # type: ignore[list-item]
+    if node.target in SPLITTERS or node.target is operator.getitem:
+        return [node.args[0]] if isinstance(node.args[0], Node) else []
+    if node.target in CARRIERS and isinstance(node.args[0], Node):
+        pads = node.target in (aten.pad.default, aten.constant_pad_nd.default)
+        zero = schema_argument_or(node, "value", 0) in (None, 0)
+        return [node.args[0]] if not pads or zero else []
+    return []
+
+
 class _Placer:
     def __init__(self, network: Network, kernels: set[str], rules: Rules) -> None:
         self.kernels = kernels
@@ -95,7 +108,7 @@ class _Placer:
     # ---- who gives and who wants whole numbers
     def _flow(self) -> None:
         for node in self.calls:
-            given = [*self.joined.get(node, []), *self._carried(node), *self._fused(node)]
+            given = [*self.joined.get(node, []), *carried(node), *self._fused(node)]
             gives = self._is_kernel(node) and (self.rules.must_round(node.target) or not self.rules.conv_rounds)
             if gives or any(i in self.supplied for i in given):
                 self.supplied.add(node)
@@ -104,22 +117,10 @@ class _Placer:
             if self._is_kernel(node):
                 self.demanded.add(node.args[0])  # type: ignore[arg-type]
             elif wanted:
-                self.demanded.update([*self.joined.get(node, []), *self._carried(node), *self._fused(node)])
+                self.demanded.update([*self.joined.get(node, []), *carried(node), *self._fused(node)])
 
     def _is_kernel(self, node: Node) -> bool:
         return node.name in self.kernels
-
-    def _carried(self, node: Node) -> list[Node]:
-        """The values that this call passes on (clamped, or cut in parts)."""
-        if node.target in CLAMPS and CLAMPS[node.target](node):
-            return [node.args[0]]  # type: ignore[list-item]
-        if node.target in SPLITTERS or node.target is operator.getitem:
-            return [node.args[0]] if isinstance(node.args[0], Node) else []
-        if node.target in CARRIERS and isinstance(node.args[0], Node):
-            pads = node.target in (aten.pad.default, aten.constant_pad_nd.default)
-            zero = schema_argument_or(node, "value", 0) in (None, 0)
-            return [node.args[0]] if not pads or zero else []
-        return []
 
     def _fused(self, node: Node) -> list[Node]:
         """The value that this activation is computed from, if a kernel may do so before it rounds."""
@@ -139,7 +140,7 @@ class _Placer:
             elif node in self.whole:
                 found.add(self._settle(node))
                 found.update(self.joined[node])
-            elif node in self.demanded and any(self._on_grid(i, found) for i in self._carried(node)):
+            elif node in self.demanded and any(self._on_grid(i, found) for i in carried(node)):
                 found.add(node)
         return [n for n in (*self._inputs(), *self.calls) if n in found and n.name in self.float]
 
@@ -158,7 +159,7 @@ class _Placer:
         return node
 
     def _on_grid(self, node: Node, found: set[Node]) -> bool:
-        return node in found or (node.target in SPLITTERS and any(i in found for i in self._carried(node)))
+        return node in found or (node.target in SPLITTERS and any(i in found for i in carried(node)))
 
     def _groups(self, points: list[Node]) -> dict[Node, Node]:
         """Point -> the first point of those that share its grid."""
@@ -176,8 +177,8 @@ class _Placer:
             leader[second] = first
 
         for point in points:
-            for source in self._carried(point):
-                root = self._carried(source)[0] if source.target in SPLITTERS and self._carried(source) else source
+            for source in carried(point):
+                root = carried(source)[0] if source.target in SPLITTERS and carried(source) else source
                 if root in leader and point.target not in CLAMPS:
                     union(root, point)
         ends = self._cut()
@@ -194,26 +195,26 @@ class _Placer:
         Saturation stands for a clamp only where the grid ends with it: values cut off differently share no grid."""
         ends: dict[Node, float | None] = {}
         for node in self.calls:
-            carried = self._carried(node)
-            if node.target in CLAMPS and carried:
+            given = carried(node)
+            if node.target in CLAMPS and given:
                 ends[node] = upper_end(node)
             elif node.target in SHARING and node in self.joined:
-                found = {ends.get(given) for given in self.joined[node]}
+                found = {ends.get(part) for part in self.joined[node]}
                 ends[node] = found.pop() if len(found) == 1 else None
-            elif carried:
-                ends[node] = ends.get(carried[0])
+            elif given:
+                ends[node] = ends.get(given[0])
         return ends
 
     def _readers(self, point: Node, points: list[Node]) -> list[str]:
         """Whole-number calls read the rounded value. So does everybody else where a whole-number kernel gave it: the
         kernel has no float to give. (Where sums stay float, its value is float too.)"""
-        given = [point, *self._carried(point)]
+        given = [point, *carried(point)]
         if self.rules.adds and any(i in self.supplied for i in given):
             return [u.name for u in point.users]
         found = []
         for user in point.users:
             splits = user.target in SPLITTERS and user in self.demanded
-            carries = bool(self._carried(user)) and (user in points or splits)
+            carries = bool(carried(user)) and (user in points or splits)
             if self._is_kernel(user) or user in self.whole or carries:
                 found.append(user.name)
         return found
@@ -227,5 +228,5 @@ class _Placer:
         if self.rules.joins(node.target):
             yield ("no rounded values on both sides: whole numbers would cost more than they save"
                    if node in self.joined else f"{node.target} has no whole-number kernel in this form")
-        elif not self._carried(node) and node.target not in CARRIERS:
+        elif not carried(node) and node.target not in CARRIERS:
             yield f"{node.target} has no whole-number kernel"

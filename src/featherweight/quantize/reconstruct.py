@@ -20,6 +20,7 @@ from featherweight.network.moments import from_matrix
 from featherweight.network.walk import run
 from featherweight.numerics.adaround import Schedule, Soft, decide
 from featherweight.quantize.beside import Walk, advance
+from featherweight.quantize.chains import rounded_once
 from featherweight.quantize.fake import Lsq
 from featherweight.quantize.layerwise import Site, pool, swept
 from featherweight.quantize.regions import Region, blocks
@@ -47,11 +48,12 @@ class Block:
                       for name, aim in aims.items()}
         self.generator = torch.Generator().manual_seed(seed_from("blocks", *aims))
         inside = {n.name: walk.points[n.name] for n in region.nodes if n.name in walk.points}
+        once = {name: inside[name] for name in rounded_once(walk.short, inside)}
         self.rounds = {name: Lsq(p.spec, torch.tensor(p.scale, device=self.wanted.device), p.zero_point, values=True)
-                       for name, p in inside.items()}
+                       for name, p in once.items()}
         self.drops = any(p.spec.bits < 8 for p in inside.values())
         grids = Counter((p.scale, p.zero_point, p.kind) for p in walk.points.values())
-        self.learned = {name: self.rounds[name] for name, p in inside.items()
+        self.learned = {name: self.rounds[name] for name, p in once.items()
                         if self.drops and grids[p.scale, p.zero_point, p.kind] == 1}  # those that share a grid keep it
 
     def made(self, values: dict[str, Any], weights: Mapping[str, Tensor],

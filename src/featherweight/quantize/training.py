@@ -20,6 +20,7 @@ from featherweight.network.operators import schema_argument
 from featherweight.network.surgery import TRANSPOSED, insert_call
 from featherweight.numerics.grids import SMALLEST_SCALE, Spec
 from featherweight.quantize import post
+from featherweight.quantize.chains import rounded_once
 from featherweight.quantize.fake import Dynamic, Quantizer
 from featherweight.quantize.formats import ACTIVATIONS, DYNAMIC, GRIDS
 from featherweight.quantize.layers import Layer, layers, split, weight_axis
@@ -67,8 +68,9 @@ class Training(Driver):
         self.taps: list[Callable[[], None]] = []
         for layer in self.found:
             self._hold(layer)
-        for point in first.points.values():
-            self._round(point, learner)
+        copies = {self._copy(point): point for point in first.points.values()}
+        for name in rounded_once(network, copies):
+            self._round(name, copies[name], learner)
         network.changed()
 
     def _found(self, folded: Network, learner: Learner) -> tuple[list[Layer], list[Skipped]]:
@@ -129,20 +131,24 @@ class Training(Driver):
             if node.op == "get_attr" and node.target in names:
                 self.taps.append(self.network.add_tap(node.name, quantizer))
 
-    def _round(self, point: Point, learner: Learner) -> None:
-        """A copy of the point's value for its readers, tapped; points on one grid share one quantizer. In the training
-        graph a batch norm gives what the call before it gives in the folded one."""
+    def _copy(self, point: Point) -> str:
+        """Puts a copy of the point's value before its readers; its name. In the training graph a batch norm gives what
+        the call before it gives in the folded one."""
         node = self.network.node(self.norms.get(point.node, point.node))
+        copy = insert_call(self.network, aten.alias.default, (node,), after=node, like=node)
+        for reader in point.readers:
+            self.network.node(reader).replace_input_with(node, copy)
+        return copy.name
+
+    def _round(self, copy: str, point: Point, learner: Learner) -> None:
+        """Taps the copy of a point's value; points on one grid share one quantizer."""
         leader = self.leaders[point.node]
         if leader not in self.values:
             device = next(iter(self.network.tensors().values())).device
             made = Dynamic if point.kind == DYNAMIC else learner.values
             self.values[leader] = made(point.spec, torch.tensor(point.scale, device=device), point.zero_point,
                                        values=True)
-        copy = insert_call(self.network, aten.alias.default, (node,), after=node, like=node)
-        for reader in point.readers:
-            self.network.node(reader).replace_input_with(node, copy)
-        self.taps.append(self.network.add_tap(copy.name, self.values[leader]))
+        self.taps.append(self.network.add_tap(copy, self.values[leader]))
 
     # ---- Driver
     def update(self, progress: float) -> None:
