@@ -175,11 +175,12 @@ def test_measure_a_file_and_a_factory(folder, saved):
     assert "within" in text
 
 
-def test_measure_says_when_the_file_differs(folder, saved, monkeypatch):
+def test_measure_and_export_say_when_the_file_differs(folder, saved, monkeypatch):
     from featherweight import deploy
 
     monkeypatch.setattr(deploy, "verify", lambda *a, **k: deploy.Agreement(1.0, 0.5, False, 1e-3))
-    assert "differ by more" in run("measure", saved, "--json", code=1).stderr
+    assert "more than the 0.001 allowed" in run("measure", saved, "--json", code=1).stderr
+    assert "more than the 0.001 allowed" in run("export", saved, "net.onnx", "--json", code=1).stderr
 
 
 def test_inspect_shows_groups_and_what_is_frozen(folder, saved):

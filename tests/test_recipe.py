@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -414,7 +415,7 @@ def test_flags_weigh_what_was_timed_in_the_same_rounds() -> None:
                          [(True, 5e-2, True), (False, 5e-2, False), (True, 1e-3, False)])
 def test_sums_that_a_processor_cuts_off_are_told(monkeypatch: pytest.MonkeyPatch, cut_off: bool, tolerance: float,
                                                  told: bool) -> None:
-    monkeypatch.setattr("featherweight.recipe.flags.saturates", lambda: cut_off)
+    monkeypatch.setattr(sys.modules[deploy.verify.__module__], "saturates", lambda: cut_off)
     old = Measurement("a", 1, 1, 1, (), 10, 10)
     new = replace(old, agreement=deploy.Agreement(1.0, 0.4, False, tolerance))
     (found,) = flags_of(1, Scale(), [], old, new, False)

@@ -121,7 +121,7 @@ def measure_(model: ModelName, task: TaskName = None, target: Target = "onnxrunt
     else:
         show.out.print(show.measurement(found))
     if found.agreement is not None and not found.agreement.ok:
-        typer.echo("the deployed file and PyTorch differ by more than the tolerance", err=True)
+        typer.echo(found.agreement.complaint(), err=True)
         raise typer.Exit(CHECK_FAILED)
 
 
@@ -169,6 +169,7 @@ def export(model: ModelName, file: Annotated[Path, typer.Argument(help="file to 
     else:
         typer.echo(f"{file}: {written} bytes; differs from PyTorch by {agreement.max_rel:.1e} of the largest output")
     if not agreement.ok:
+        typer.echo(agreement.complaint(), err=True)
         raise typer.Exit(CHECK_FAILED)
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
+from featherweight.deploy.processor import ADVICE, saturates
 from featherweight.errors import ExportError, did_you_mean
 from featherweight.network import Network, Signature, trees
 from featherweight.network.operators import schema_argument
@@ -109,6 +110,12 @@ class Agreement:
     max_rel: float
     ok: bool
     tolerance: float
+
+    def complaint(self) -> str:
+        """What to say where it is not ok."""
+        whole = self.tolerance >= QUANTIZED_TOLERANCE and saturates()
+        return (f"the deployed file differs from PyTorch by {self.max_rel:.2g} of the largest output, more than the "
+                f"{self.tolerance:g} allowed" + (f"; {ADVICE}" if whole else ""))
 
 
 def verify(network: Network, runner: Runner, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None = None,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from featherweight.deploy import QUANTIZED_TOLERANCE
-from featherweight.deploy.processor import ADVICE, saturates
 from featherweight.measure import Latency, Measurement
 from featherweight.recipe.kinds import kind_of
 from featherweight.recipe.recipe import rewrites
@@ -33,9 +31,7 @@ def flags_of(index: int, step: Step, decided: list[Decision], before: Measuremen
     if "macs" not in said and after.macs > before.macs:
         found.append(f"{name} made it compute more: {before.macs} -> {after.macs} MACs a sample")
     if after.agreement is not None and not after.agreement.ok:
-        found.append(f"{name}: the deployed file differs from PyTorch by {after.agreement.max_rel:.2g} of the largest "
-                     f"output, more than the {after.agreement.tolerance:g} allowed"
-                     + (f"; {ADVICE}" if after.agreement.tolerance >= QUANTIZED_TOLERANCE and saturates() else ""))
+        found.append(f"{name}: {after.agreement.complaint()}")
     return found
 
 
