@@ -59,7 +59,7 @@ RESNET20: dict[str, Arm] = {
     "binary/uint1": Arm(82.0),
 }
 LENET5: dict[str, Arm] = {"binary/uint1": Arm(99.0, train={"lr": 0.1})}
-#: without these instructions bfloat16 is emulated, eight times slower than float32
+#: without these instructions bfloat16 is emulated, and slower than float32
 AUTOCAST = "bf16" if "AVX512" in torch.backends.cpu.get_cpu_capability() else None
 TRAIN: dict[str, Any] = {"lr": 0.02, "schedule": "onecycle", "autocast": AUTOCAST, "channels_last": True,
                          "weight_decay": 1e-4, "distill": fw.distill.Logits(temperature=4.0, weight=0.5)}
