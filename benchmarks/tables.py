@@ -74,7 +74,8 @@ def runtimes(data: dict[str, Any]) -> list[str]:
     return ["## Int8 in ONNX Runtime and OpenVINO, beside each runtime's own quantizer", "",
             "`python benchmarks/int8_runtimes.py`. Medians in ms of interleaved rounds in one process, batch 1; "
             "theirs: `quantize_static`, `nncf.quantize`; floats in float32 in OpenVINO too "
-            "(`INFERENCE_PRECISION_HINT=f32`), exact sums in ONNX Runtime (`session.x64quantprecision`). theirs / "
+            "(`INFERENCE_PRECISION_HINT=f32`), exact sums in ONNX Runtime (`session.x64quantprecision`), or "
+            "where it does not load a file so, without (the error tells which, on a processor without VNNI). theirs / "
             "ours: the median of the rounds' ratios, above 1 where ours is faster. error: of the outputs, relative to "
             "the float network's, on images not calibrated on. Random "
             f"weights. {'; '.join(about)}.",

@@ -15,6 +15,7 @@ from featherweight.cli import digits
 from featherweight.errors import PlanError, TaskError
 from featherweight.network import fold_batch_norm
 from featherweight.quantize import Ladder, Quantize, rescale
+from featherweight.quantize.gates import write_out
 from featherweight.steps import Plan
 from test_quantize import fitted, prepared, relative_error
 from test_quantize_prepare import NETWORKS, images
@@ -61,6 +62,7 @@ def wrecked():
 def products_alone(plan, network):
     """The folded network with nothing but the plan's products and the tensors that go with them."""
     made = fold_batch_norm(network)
+    write_out(made, plan.gates)
     for product in plan.products:
         rescale.multiply(made, product, plan.tensors[product.factor])
     for name in plan.changed:

@@ -128,13 +128,15 @@ class Rules:
     conv_rounds: whether a convolution runs on them only if its value is rounded; otherwise, as linear calls always, it
     gives a float as cheaply. fuses: whether a kernel computes functions of its value (UNARY) before it rounds it.
     transposed: whether transposed convolutions (of one group) multiply whole numbers too. adds: whether sums, products
-    and concatenations run on whole numbers.
+    and concatenations run on whole numbers. gates: whether a product with a sigmoid of the same value is computed on
+    whole numbers in two steps, and faster than in float.
     """
 
     conv_rounds: bool
     fuses: bool
     transposed: bool
     adds: bool = True
+    gates: bool = False
 
     def multiplies(self, node: Node) -> bool:
         """Whether this call multiplies whole numbers where its weight is stored as such."""
@@ -161,7 +163,7 @@ class Rules:
         return self.adds and target in JOINERS and not self.fused(target)
 
 
-ONNX_RUNTIME = Rules(conv_rounds=True, fuses=False, transposed=False)
+ONNX_RUNTIME = Rules(conv_rounds=True, fuses=False, transposed=False, gates=True)
 #: as seen in the graphs that OpenVINO 2026.4 runs. An add within a convolution leaves out the rounding of what the
 #: convolution gives to it; but only where that is there does it run within the convolution.
 OPENVINO = Rules(conv_rounds=False, fuses=True, transposed=True)

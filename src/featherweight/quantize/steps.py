@@ -17,6 +17,7 @@ from featherweight.quantize import post, rounding
 from featherweight.quantize.biases import corrected
 from featherweight.quantize.distilled import CALIBRATIONS, calibrated
 from featherweight.quantize.formats import ACTIVATIONS, DYNAMIC, value_bits, weight_bits
+from featherweight.quantize.gates import gated, write_out
 from featherweight.quantize.layers import Layer, Wish, layers
 from featherweight.quantize.learners import LEARNERS
 from featherweight.quantize.placement import Placement, place
@@ -55,8 +56,8 @@ class QuantizePlan(Plan):
     changed: tensors of the network (batch norm folded) that get new values first, which lie in the plan's tensors under
     their names: equalized or rounded weights, corrected biases. Biases stay float: a target whose kernels want whole
     ones rounds them to (input scale times weight scale) when it exports. trail: what a ``Ladder`` tried, in order.
-    products: with vectors that are put in first, by which values are divided before they are rounded, or multiplied
-    after; the vectors lie in the plan's tensors.
+    gates: activations that are written out as products first. products: with vectors that are put in first, by which
+    values are divided before they are rounded, or multiplied after; the vectors lie in the plan's tensors.
     """
 
     stored: tuple[Stored, ...]
@@ -65,6 +66,7 @@ class QuantizePlan(Plan):
     fold_batch_norm: bool = True
     trail: tuple[Rung, ...] = ()
     products: tuple[Product, ...] = ()
+    gates: tuple[str, ...] = ()
 
     def summary(self) -> str:
         kinds = Counter(s.kind for s in self.stored)
@@ -86,6 +88,7 @@ class QuantizePlan(Plan):
         if not self.stored and not self.points:
             return network.copy()
         result = fold_batch_norm(network) if self.fold_batch_norm else network.copy()
+        write_out(result, self.gates)
         for product in self.products:
             multiply(result, product, self._tensor(product.factor).to(device_of(result)))
         for name in self.changed:
@@ -183,8 +186,10 @@ class Quantize(Rewrite):
         folded = fold_batch_norm(network).eval()
         task, said = calibrated(self.calibration, network, task, self.calibration_batches)
         found, skipped = layers(folded, self.wish())
-        placed = self.placed(folded, found)
         values, more = post.prepared(self, folded, task)
+        gates = self.gates(folded, found)
+        write_out(folded, gates)
+        placed = self.placed(folded, found)
         vectors: dict[str, Tensor] = {}
         products: tuple[Product, ...] = ()
         if self.rescale and placed.points:
@@ -201,7 +206,7 @@ class Quantize(Rewrite):
         values |= new
         tensors = {scale_name(name): scale for name, scale in scales.items()} | values | vectors
         made = QuantizePlan(tuple(f.stored for f in found), points, tuple(sorted(values)), bool(found),
-                            products=products, tensors=tensors,
+                            products=products, gates=gates, tensors=tensors,
                             skipped=tuple(dict.fromkeys([*skipped, *said, *more, *rest])),
                             grows=self.grows(folded, found, points))
         return corrected(made, network, task, self.calibration_batches, even) if self.correct_bias else made
@@ -233,12 +238,19 @@ class Quantize(Rewrite):
     def rules(self) -> Rules:
         return FEW_BITS if value_bits(self.activations) < 8 else RULES.get(self.target or "onnxruntime", ONNX_RUNTIME)
 
+    def _kernels(self, found: list[Layer]) -> set[str]:
+        """The calls that multiply whole numbers."""
+        return {n.name for layer in found if layer.on_grid for n in layer.nodes if self.rules().multiplies(n)}
+
+    def gates(self, folded: Network, found: list[Layer]) -> tuple[str, ...]:
+        """The activations that are to be written out as products before values are rounded."""
+        return gated(folded, self._kernels(found), self.rules())
+
     def placed(self, folded: Network, found: list[Layer]) -> Placement:
         """Where values are rounded: around the calls of ``found`` that compute on whole numbers."""
         rules, placed = self.rules(), Placement()
         if self.activations in ACTIVATIONS or any(layer.on_grid for layer in found):
-            kernels = {n.name for layer in found if layer.on_grid for n in layer.nodes if rules.multiplies(n)}
-            placed = place(folded, kernels, rules)
+            placed = place(folded, self._kernels(found), rules)
         return placed.at_run_time([n for layer in found if layer.activations == DYNAMIC and layer.stored.group is None
                                    for n in layer.nodes if rules.takes(n, DYNAMIC)])
 

@@ -23,6 +23,7 @@ from featherweight.quantize import post
 from featherweight.quantize.chains import rounded_once
 from featherweight.quantize.fake import Dynamic, Quantizer
 from featherweight.quantize.formats import ACTIVATIONS, DYNAMIC, GRIDS
+from featherweight.quantize.gates import write_out
 from featherweight.quantize.layers import Layer, layers, split, weight_axis
 from featherweight.quantize.learners import LEARNERS, Learner
 from featherweight.quantize.placement import Placement
@@ -57,6 +58,9 @@ class Training(Driver):
             folded = fold_batch_norm(network).eval()
             self.norms = folded_norms(network, folded)
             self.found, self.skipped = self._found(folded, learner)
+            self.gates = step.gates(folded, self.found)
+            write_out(folded, self.gates)
+            write_out(network, self.gates)
             placed = step.placed(folded, self.found)
             self.skipped += placed.skipped
             self.phases = [self._phase(text, folded, task, placed) for text in (*step.progressive, None)]
@@ -219,7 +223,7 @@ class Training(Driver):
         points = tuple(replace(p, scale=float(self.values[self.leaders[p.node]].scale(torch.empty(0))))
                        for p in self.phases[-1].points.values())
         return QuantizePlan(tuple(stored), points, tuple(sorted(s.weight for s in stored)), bool(stored),
-                            skipped=tuple(dict.fromkeys(self.skipped)), tensors=tensors,
+                            gates=self.gates, skipped=tuple(dict.fromkeys(self.skipped)), tensors=tensors,
                             grows=self.step.grows(self.network, self.found, points))
 
     def _settled(self, layer: Layer) -> tuple[Stored, Tensor, Tensor]:
