@@ -9,7 +9,7 @@ A target has a table of passes: operator -> functions that rewrite a node of it,
 - A whole-number convolution of a channel count that is no multiple of four (above all of 3 colours) reads channels of
   zero points up to the next one, against weights of zero: only then has ONNX Runtime on x86 a kernel that needs no
   unfolded copy of its input. Seen with VNNI: 7 to 20 % of such a layer's time, 3 to 6 % of a ResNet-18's or a
-  MobileNetV2's. Without, where sums are to be exact, it is lost work: a ResNet-18 takes 3 to 4 % more.
+  MobileNetV2's. Without, where sums are to be exact, it is lost work: a ResNet-18 takes about 3 % more.
 - The float bias of a whole-number convolution or Gemm becomes a 32-bit one on the grid of its sums (input scale times
   weight scale). ONNX Runtime runs the call on whole numbers only then: 1.32 still rounds most float biases itself (not
   that of a Gemm that gives a float), 1.22 some, 1.20 none. Weights of few bits are multiplied by a power of two first,

@@ -56,7 +56,8 @@ class OnnxRuntime:
 
 def inference_session(path: str | Path, threads: int) -> Any:
     """ONNX Runtime's session of any file, on the CPU with ``threads`` threads, all graph optimizations on, and
-    EXACT_SUMS (but not where two calls read one weight: ONNX Runtime 1.32 fails to make it uint8 twice)."""
+    EXACT_SUMS (but not where two calls read one weight, or two weights one zero point: ONNX Runtime 1.32 fails to make
+    it uint8 twice)."""
     import onnxruntime
 
     try:

@@ -113,9 +113,9 @@ class Agreement:
 
     def complaint(self) -> str:
         """What to say where it is not ok."""
-        whole = self.tolerance >= QUANTIZED_TOLERANCE and saturates()
+        cut_off = self.tolerance >= QUANTIZED_TOLERANCE and saturates()
         return (f"the deployed file differs from PyTorch by {self.max_rel:.2g} of the largest output, more than the "
-                f"{self.tolerance:g} allowed" + (f"; {ADVICE}" if whole else ""))
+                f"{self.tolerance:g} allowed" + (f"; {ADVICE}" if cut_off else ""))
 
 
 def verify(network: Network, runner: Runner, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None = None,

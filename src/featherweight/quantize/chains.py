@@ -42,7 +42,8 @@ def rounded_once(network: Network, copies: Mapping[str, Point]) -> list[str]:
 
 
 def _kept(node: Node, lies: Mapping[Node, Point | None]) -> Point | None:
-    """The grid that a call's value lies on because what it carries does."""
+    """The grid that a call's value lies on because what it carries does. (What dropout leaves is larger in training,
+    and is read so.)"""
     if node.target in CLAMPS and math.isfinite(upper_end(node)):
         return None
     given: list[Node] = list(node.args[0]) if node.target in SHARING else carried(node)  # type: ignore[arg-type]

@@ -240,7 +240,8 @@ class Quantize(Rewrite):
 
     def _kernels(self, found: list[Layer]) -> set[str]:
         """The calls that multiply whole numbers."""
-        return {n.name for layer in found if layer.on_grid for n in layer.nodes if self.rules().multiplies(n)}
+        rules = self.rules()
+        return {n.name for layer in found if layer.on_grid for n in layer.nodes if rules.multiplies(n)}
 
     def gates(self, folded: Network, found: list[Layer]) -> tuple[str, ...]:
         """The activations that are to be written out as products before values are rounded."""
