@@ -36,8 +36,8 @@ from torch import Tensor, nn
 
 import featherweight as fw
 from featherweight import deploy
-from featherweight.deploy.onnxruntime import inference_session
-from featherweight.deploy.openvino import core, options
+from featherweight.deploy.onnx.onnxruntime import inference_session
+from featherweight.deploy.openvino.target import core, options
 from featherweight.deploy.processor import saturates
 from featherweight.quantize import Quantize
 

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 import featherweight as fw
 from featherweight import deploy
-from featherweight.deploy.onnxruntime import inference_session
+from featherweight.deploy.onnx.onnxruntime import inference_session
 from featherweight.steps import Context
 
 HERE = Path(__file__).parent

@@ -9,7 +9,7 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantTy
 from onnxruntime.quantization.shape_inference import quant_pre_process
 from torch import Tensor
 
-from featherweight.deploy.onnxruntime import inference_session
+from featherweight.deploy.onnx.onnxruntime import inference_session
 
 
 class Reader(CalibrationDataReader):  # type: ignore[misc]

@@ -29,7 +29,7 @@ from torch import Tensor
 
 import featherweight as fw
 from featherweight import deploy
-from featherweight.deploy.onnxruntime import inference_session
+from featherweight.deploy.onnx.onnxruntime import inference_session
 from featherweight.quantize import Quantize
 
 HERE = Path(__file__).parent
@@ -150,7 +150,7 @@ class Bench:
         import nncf
         import openvino
 
-        from featherweight.deploy.openvino import core, options
+        from featherweight.deploy.openvino.target import core, options
 
         with tempfile.TemporaryDirectory() as folder:
             model = core().read_model(self.float_file(depth, folder, "openvino"))

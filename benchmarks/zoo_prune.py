@@ -30,8 +30,8 @@ from zoo_checks import Clock, Given, counted, difference, exported, floats, in_d
 
 import featherweight as fw
 from featherweight import measure
+from featherweight.axes.groups import AxisGroups, axis_groups
 from featherweight.network import Network
-from featherweight.prune.axes import AxisGroups, axis_groups
 
 TOLERANCE = 1e-5  #: cut against zeroed, relative to the largest output
 GOAL = 0.4  #: MACs that may be left

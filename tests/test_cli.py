@@ -11,8 +11,9 @@ import torch
 from typer.testing import CliRunner
 
 import featherweight as fw
-from featherweight.cli import app, digits
-from featherweight.cli import demo as demo_module
+from featherweight.cli import app
+from featherweight.demo import digits
+from featherweight.demo import job as demo_module
 
 torch.set_num_threads(1)
 

@@ -15,9 +15,9 @@ from torch import nn
 
 import featherweight as fw
 from featherweight import codec, deploy, measure
-from featherweight.deploy import onnx_types
+from featherweight.deploy.onnx import types as onnx_types
+from featherweight.numerics.formats import GRIDS, HALVES, WEIGHTS, weight_bits
 from featherweight.quantize import Quantize
-from featherweight.quantize.formats import GRIDS, HALVES, WEIGHTS, weight_bits
 
 torch.set_num_threads(1)
 TARGETS = ["onnxruntime", "openvino"]

@@ -181,7 +181,7 @@ def test_nothing_grows_unasked(network, tmp_path):
 
 def test_counted_macs_are_those_of_the_calls(network):
     """The MACs in a reason against a count over the calls of the network that the same ranks give."""
-    from featherweight.network.surgery import weight_name
+    from featherweight.network.edit import weight_name
 
     def macs(net, path):
         values = net.values(batch=1)

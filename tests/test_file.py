@@ -20,10 +20,11 @@ from torch import nn
 
 import featherweight as fw
 from featherweight.errors import FileError
-from featherweight.network import allowed
-from featherweight.network.description import describe, rebuild
-from featherweight.network.digest import digest
-from featherweight.network.file import FORMAT, _digest
+from featherweight.network.file import allowed
+from featherweight.network.file.description import describe, rebuild
+from featherweight.network.file.digest import digest
+from featherweight.network.file.file import FORMAT, _digest
+from featherweight.network.load import network_of
 from featherweight.task import call
 from problems import PROBLEMS, Answer, Problem, images, network, rows, tensors_of
 from test_capture import Branching, Forms, same
@@ -146,7 +147,8 @@ def test_parts_go_into_a_fresh_instance(path):
 def test_a_save_that_fails_leaves_the_old_file(path, monkeypatch):
     network(PROBLEMS["mlp"]).save(path)
     before = path.read_bytes()
-    monkeypatch.setattr("featherweight.network.file.save_file", lambda *a: (_ for _ in ()).throw(OSError("disk full")))
+    monkeypatch.setattr("featherweight.network.file.file.save_file",
+                        lambda *a: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):
         network(PROBLEMS["gated"]).save(path)
     assert path.read_bytes() == before
@@ -249,14 +251,14 @@ def test_safetensors_of_another_kind(path):
 def forged(path: Path, description: Any, tensors: dict[str, torch.Tensor] | None = None, kind: str = FORMAT,
            text: str | None = None) -> None:
     """Writes what an attacker would: any description, under a right checksum."""
-    net_tensors = describe(network(PROBLEMS["gated"]))[1] if tensors is None else tensors
+    net_tensors = describe(network(PROBLEMS["gated"]).snapshot())[1] if tensors is None else tensors
     plain = {k: v.detach().contiguous().clone() for k, v in net_tensors.items()}
     text = json.dumps(description) if text is None else text
     save_file(plain, path, {"format": kind, "graph": text, "sha256": _digest(text, plain)})
 
 
 def described() -> dict[str, Any]:
-    return copy.deepcopy(describe(network(PROBLEMS["gated"]))[0])
+    return copy.deepcopy(describe(network(PROBLEMS["gated"]).snapshot())[0])
 
 
 def first_call(description: dict[str, Any]) -> dict[str, Any]:
@@ -270,7 +272,7 @@ def test_a_pickle_inside(path):
         fw.load(path)
     description = described()
     description["tensors"][payload] = "parameter"
-    forged(path, description, {**describe(network(PROBLEMS["gated"]))[1], payload: torch.ones(3)})
+    forged(path, description, {**describe(network(PROBLEMS["gated"]).snapshot())[1], payload: torch.ones(3)})
     loaded = fw.load(path)  # a name of odd letters is a name
     assert payload in loaded.tensors()
     for node in (first_call(description), description["nodes"][0]):
@@ -370,7 +372,7 @@ def _nest(depth: int) -> Any:
     return value
 
 
-CALL = next(i for i, n in enumerate(describe(network(PROBLEMS["gated"]))[0]["nodes"]) if n["op"] == "call")
+CALL = next(i for i, n in enumerate(describe(network(PROBLEMS["gated"]).snapshot())[0]["nodes"]) if n["op"] == "call")
 EDITS = {
     "a node before its inputs": (_swap, "does not come before it"),
     "itself": (_set(f"nodes/{CALL}/args", [{"node": "linear"}]), "does not come before it"),
@@ -440,7 +442,7 @@ def test_forged_assemblies(parts, path):
     forged(path, {"parts": parts, "notes": []}, kind="featherweight assembly 1", tensors={})
     with pytest.raises(FileError, match=r"malformed|no module there"):
         fw.load(path, into=Branching())
-    good = describe(network(PROBLEMS["gated"]))
+    good = describe(network(PROBLEMS["gated"]).snapshot())
     for name in parts:
         forged(path, {"parts": {name + "x": good[0]}, "notes": []}, {f"{name}x/{k}": v for k, v in good[1].items()},
                kind="featherweight assembly 1")
@@ -467,7 +469,8 @@ def places(value: Any, at: tuple = ()) -> list[tuple]:
     return found
 
 
-PLACES = {name: places(describe(network(PROBLEMS[name]))[0]) for name in ("gated", "dict_output", "tied", "two_inputs")}
+PLACES = {name: places(describe(network(PROBLEMS[name]).snapshot())[0])
+          for name in ("gated", "dict_output", "tied", "two_inputs")}
 
 
 @settings(max_examples=400, deadline=None, derandomize=True,
@@ -475,7 +478,7 @@ PLACES = {name: places(describe(network(PROBLEMS[name]))[0]) for name in ("gated
 @given(data=st.data())
 def test_any_change_of_the_graph_is_an_error_or_a_network(data):
     name = data.draw(st.sampled_from(sorted(PLACES)))
-    description, tensors = describe(network(PROBLEMS[name]))
+    description, tensors = describe(network(PROBLEMS[name]).snapshot())
     description = copy.deepcopy(description)
     for _ in range(data.draw(st.integers(1, 3))):
         *steps, last = data.draw(st.sampled_from(PLACES[name]))
@@ -493,12 +496,12 @@ def test_any_change_of_the_graph_is_an_error_or_a_network(data):
         except (KeyError, IndexError, TypeError):
             continue
     try:
-        found = rebuild(description, tensors)
+        found = network_of(rebuild(description, tensors))
     except FileError:
         return
     assert isinstance(found, fw.Network)
     found.copy()
-    describe(found)
+    describe(found.snapshot())
 
 
 def test_loading_reads_and_runs_no_graph(path, monkeypatch):

@@ -14,7 +14,7 @@ from torch import Tensor
 
 import featherweight as fw
 from featherweight import deploy, measure
-from featherweight.network.digest import digest
+from featherweight.network.file.digest import digest
 from featherweight.steps import PLANS, Context, Fit, Plan, Rewrite
 from featherweight.task import call
 from problems import PROBLEMS, Answer, Problem, network, task, tensors_of

@@ -17,7 +17,7 @@ import featherweight as fw
 from featherweight import measure
 from featherweight.errors import FileError, TaskError
 from featherweight.network import Network
-from featherweight.network.surgery import insert_call, tensor_node
+from featherweight.network.edit import insert_call, tensor_node
 
 torch.set_num_threads(1)
 aten = torch.ops.aten

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import featherweight as fw
 from featherweight.network import fold_batch_norm
-from featherweight.network.surgery import insert_call
+from featherweight.network.edit import insert_call
 from featherweight.task import call
 from problems import PROBLEMS, Problem, conv, first_tensor, images, network, rows, tensors_of, unsettle
 from test_capture import plain_attention, same  # noqa: F401

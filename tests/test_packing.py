@@ -16,7 +16,7 @@ from featherweight.codec import blocks
 from featherweight.codec.archive import pack as archive
 from featherweight.codec.archive import unpack as unarchive
 from featherweight.errors import FileError
-from featherweight.network import packed
+from featherweight.network.file import packed
 from featherweight.numerics import packing
 
 

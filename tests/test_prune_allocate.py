@@ -13,17 +13,17 @@ import torch
 from torch import nn
 
 import featherweight as fw
+from featherweight.axes.cut import cut, kept_atoms
+from featherweight.axes.groups import AxisGroup, AxisGroups, axis_groups
+from featherweight.axes.zero import zero
 from featherweight.errors import ExportError, FileError, RecipeError, TaskError
+from featherweight.judge.layer_times import Layer, One, time_all
+from featherweight.judge.widths import LatencyTable
 from featherweight.measure.macs import macs
-from featherweight.prune.allocate import ALLOCATIONS, Allocation, Case, Keep, quantiles, slopes
-from featherweight.prune.axes import AxisGroup, AxisGroups, axis_groups
-from featherweight.prune.costs import COSTS, everything, saved_each
-from featherweight.prune.cut import cut, kept_atoms
-from featherweight.prune.latency import LatencyTable
-from featherweight.prune.layer_times import Layer, One, time_all
-from featherweight.prune.scores import SCORES
-from featherweight.prune.sensitivity import Curve, sensitivity, silenced
-from featherweight.prune.zero import zero
+from featherweight.prune.channels.allocate import ALLOCATIONS, Allocation, Case, Keep, quantiles, slopes
+from featherweight.prune.channels.costs import COSTS, everything, saved_each
+from featherweight.prune.channels.scores.table import SCORES
+from featherweight.prune.channels.sensitivity import Curve, sensitivity, silenced
 from problems import PROBLEMS, Problem, ShortcutA, conv, first_tensor, images, network, task, unsettle
 
 torch.set_num_threads(1)

@@ -15,12 +15,12 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import featherweight as fw
-from featherweight.network.surgery import WEIGHTED, weight_name
+from featherweight.axes.cut import cut, kept_atoms, zero
+from featherweight.axes.labels import Field, Labels, Trace
+from featherweight.axes.rules.reshapes import reshape
+from featherweight.axes.unions import resolve_grids, solve
+from featherweight.network.edit import WEIGHTED, weight_name
 from featherweight.prune import AxisGroup, AxisGroups, axis_groups
-from featherweight.prune.cut import cut, kept_atoms, zero
-from featherweight.prune.labels import Field, Labels, Trace
-from featherweight.prune.reshapes import reshape
-from featherweight.prune.unions import resolve_grids, solve
 from problems import PROBLEMS, Problem, images, network, tensors_of, unsettle
 
 torch.set_num_threads(1)
@@ -458,7 +458,7 @@ def test_a_grid_is_cut_along_its_longest_axis() -> None:
 
 def test_a_rule_of_ones_own() -> None:
     """The table is open: an operator without a rule freezes; with one it does not."""
-    from featherweight.prune.axes_rules import RULES, same
+    from featherweight.axes.rules.basics import RULES, same
 
     net = fw.capture(Lambda(lambda m, x: m.b(torch.tril(m.a(x))), a=c(3, 8), b=c(8, 4)).eval(), images())
     assert not axis_groups(net).groups

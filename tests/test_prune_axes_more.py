@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 import featherweight as fw
 from featherweight import measure
+from featherweight.axes.cut import cut, kept_atoms
+from featherweight.axes.rules.products import equation_terms, matmul_terms
+from featherweight.axes.zero import zero
 from featherweight.prune import AxisGroups, axis_groups
-from featherweight.prune.axes_products import equation_terms, matmul_terms
-from featherweight.prune.cut import cut, kept_atoms
-from featherweight.prune.zero import zero
 from problems import unsettle
 
 torch.set_num_threads(1)

@@ -13,15 +13,16 @@ from torch import Tensor, nn
 
 import featherweight as fw
 import problems
+from featherweight.axes.cut import cut, kept_atoms
+from featherweight.axes.groups import AxisGroups
+from featherweight.axes.zero import zero
 from featherweight.errors import RecipeError, TaskError
 from featherweight.network import Network
 from featherweight.numerics.least_squares import Moments, backward_selection, reconstruction_errors, refit
-from featherweight.prune import axis_groups, compensate
-from featherweight.prune.axes import AxisGroups
-from featherweight.prune.compensate import compensated, left_out
-from featherweight.prune.cut import cut, kept_atoms
-from featherweight.prune.sites import find_sites
-from featherweight.prune.zero import zero
+from featherweight.prune import axis_groups
+from featherweight.prune.channels import refit as compensate
+from featherweight.prune.channels.refit import compensated, left_out
+from featherweight.prune.channels.refit_calls import find_sites
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:

@@ -14,14 +14,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import featherweight as fw
+from featherweight.axes.cut import kept_atoms
 from featherweight.errors import RecipeError
 from featherweight.measure.macs import macs
-from featherweight.network.digest import digest
+from featherweight.network.file.digest import digest
 from featherweight.prune import ChannelPlan, Channels, axis_groups
-from featherweight.prune.cut import kept_atoms
-from featherweight.prune.during import SCHEDULES, ChannelDriver
-from featherweight.prune.grow import cubic
-from featherweight.prune.held import HeldChannels
+from featherweight.prune.channels.held import HeldChannels
+from featherweight.prune.channels.schedules import SCHEDULES, ChannelDriver
+from featherweight.prune.weights.schedules import cubic
 from featherweight.steps import Context
 from featherweight.task import call
 from problems import PROBLEMS, first_tensor, network, task, tensors_of

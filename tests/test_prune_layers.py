@@ -14,7 +14,7 @@ import featherweight as fw
 from featherweight.errors import PlanError, RecipeError, TaskError
 from featherweight.measure.macs import macs
 from featherweight.prune import LayerPlan, Layers
-from featherweight.prune.blocks import Block, droppable
+from featherweight.prune.depth.blocks import Block, droppable
 from featherweight.steps import Plan
 from problems import PROBLEMS, Attention, InvertedResidual, ShortcutA, conv, images, network, task, tensors_of, unsettle
 

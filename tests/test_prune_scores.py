@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 
 import featherweight as fw
+from featherweight.axes.groups import axis_groups
 from featherweight.errors import TaskError
-from featherweight.prune import scores_fit
-from featherweight.prune.axes import axis_groups
-from featherweight.prune.scores import COMPARABLE, SCORES, normalised
-from featherweight.prune.sensitivity import sensitivity
+from featherweight.prune.channels.scores import reconstruction as scores_fit
+from featherweight.prune.channels.scores.table import COMPARABLE, SCORES, normalised
+from featherweight.prune.channels.sensitivity import sensitivity
 from problems import PROBLEMS, Problem, images, network, task, unsettle
 
 torch.set_num_threads(1)

@@ -14,7 +14,7 @@ import featherweight as fw
 from featherweight.errors import PlanError, RecipeError, TaskError
 from featherweight.measure.macs import macs
 from featherweight.prune import ChannelPlan, Channels, Layers, Weights, axis_groups
-from featherweight.prune.scores import SCORES
+from featherweight.prune.channels.scores.table import SCORES
 from featherweight.steps import Plan, Rewrite
 from featherweight.task import call
 from problems import PROBLEMS, Problem, ShortcutA, conv, images, network, task, tensors_of, unsettle

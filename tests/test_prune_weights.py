@@ -12,14 +12,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import featherweight as fw
+from featherweight.calibrate.moments import as_matrix, calls_of, from_matrix, input_norms, rows, second_moments
 from featherweight.errors import PlanError, RecipeError, TaskError
-from featherweight.network.digest import digest
-from featherweight.network.moments import as_matrix, calls_of, from_matrix, input_norms, rows, second_moments
+from featherweight.network.file.digest import digest
 from featherweight.numerics.obs import damped, least_squares, sweep
 from featherweight.prune import WeightPlan, Weights
-from featherweight.prune.grow import CURVES, MARGIN, cubic
-from featherweight.prune.masks import ALLOCATIONS, erk, masks_of, pattern_of
-from featherweight.prune.weight_scores import WEIGHT_SCORES, matrix
+from featherweight.prune.weights.masks import ALLOCATIONS, erk, masks_of, pattern_of
+from featherweight.prune.weights.schedules import CURVES, MARGIN, cubic
+from featherweight.prune.weights.scores import WEIGHT_SCORES, matrix
 from featherweight.steps import Context, Driver, Plan, Skipped
 from problems import PROBLEMS, Problem, first_tensor, images, network, task, tensors_of
 
@@ -185,7 +185,7 @@ def test_moments_are_sums_over_all_rows_however_they_are_taken(monkeypatch: pyte
     torch.testing.assert_close(found["0.0.weight"][0], first, rtol=1e-5, atol=1e-3)
     for name, hessian in found.items():
         torch.testing.assert_close(norms[name] ** 2, hessian.diagonal(dim1=-2, dim2=-1), rtol=1e-5, atol=1e-5)
-    monkeypatch.setattr("featherweight.network.moments.HELD", 1)
+    monkeypatch.setattr("featherweight.calibrate.moments.HELD", 1)
     for name, hessian in second_moments(net, work.batches("calibration"), calls).items():
         torch.testing.assert_close(hessian, found[name], rtol=1e-5, atol=1e-3)
 

@@ -7,8 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from featherweight.quantize import Quantize, training
-from featherweight.quantize.chains import rounded_once
+from featherweight.quantize import Quantize
+from featherweight.quantize.training import driver as training
+from featherweight.quantize.training.rounded_once import rounded_once
 from test_quantize import prepared, relative_error
 from test_quantize_training import driven
 

@@ -10,7 +10,7 @@ from torch import nn
 import featherweight as fw
 from featherweight.errors import PlanError
 from featherweight.quantize import Quantize
-from featherweight.quantize.gates import write_out
+from featherweight.quantize.prepare.gates import write_out
 from test_quantize import kernels, prepared, relative_error
 from test_quantize_training import driven
 

@@ -11,13 +11,14 @@ from torch import nn
 
 import featherweight as fw
 from featherweight import quantize
-from featherweight.cli import digits
+from featherweight.calibrate import walk
+from featherweight.demo import digits
 from featherweight.errors import RecipeError, TaskError
-from featherweight.network import fold_batch_norm, walk
+from featherweight.network import fold_batch_norm
 from featherweight.quantize import Quantize
-from featherweight.quantize.biases import corrected
-from featherweight.quantize.equalize import equalized
-from featherweight.quantize.smooth import smoothed
+from featherweight.quantize.prepare.biases import corrected
+from featherweight.quantize.prepare.equalize import equalized
+from featherweight.quantize.prepare.smooth import smoothed
 from featherweight.steps import Plan
 from test_quantize import SHAPES, Attention, Mobile, Residual, fitted, prepared, relative_error
 

@@ -11,11 +11,12 @@ from torch import nn
 
 import featherweight as fw
 from featherweight import deploy
-from featherweight.cli import digits
+from featherweight.demo import digits
 from featherweight.errors import PlanError, TaskError
 from featherweight.network import fold_batch_norm
-from featherweight.quantize import Ladder, Quantize, rescale
-from featherweight.quantize.gates import write_out
+from featherweight.quantize import Ladder, Quantize
+from featherweight.quantize.prepare import rescale
+from featherweight.quantize.prepare.gates import write_out
 from featherweight.steps import Plan
 from test_quantize import fitted, prepared, relative_error
 from test_quantize_prepare import NETWORKS, images

@@ -11,16 +11,18 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 import featherweight as fw
+from featherweight.calibrate.walk import Order
 from featherweight.errors import TaskError
 from featherweight.network import fold_batch_norm
-from featherweight.network.surgery import WEIGHTED
-from featherweight.network.walk import Order
+from featherweight.network.edit import WEIGHTED
 from featherweight.numerics import adaround, gptq
-from featherweight.quantize import Quantize, layerwise, reconstruct
-from featherweight.quantize.beside import Walk, advance
+from featherweight.quantize import Quantize
+from featherweight.quantize.grids import weight_scales
 from featherweight.quantize.layers import layers
-from featherweight.quantize.post import weight_scales
-from featherweight.quantize.regions import blocks
+from featherweight.quantize.rounding import blocks as reconstruct
+from featherweight.quantize.rounding import layerwise
+from featherweight.quantize.rounding.regions import blocks
+from featherweight.quantize.rounding.state import Walk, advance
 from featherweight.quantize.store import scale_name
 
 METHODS = ("gptq", "adaround", "blocks")
@@ -217,7 +219,7 @@ def test_blocks_are_found(digits):
 
 
 def parts(network, kind):
-    found, _ = layers(network, Quantize(weights=kind, activations=None, ends=None).wish())
+    found, _ = layers(network, Quantize(weights=kind, activations=None, ends=None).request())
     return found, weight_scales(network, found, None), ()
 
 

@@ -16,7 +16,7 @@ from torch import nn
 
 import featherweight as fw
 from featherweight.errors import RecipeError, TaskError
-from featherweight.network.digest import digest
+from featherweight.network.file.digest import digest
 from featherweight.numerics.budget import choose
 from featherweight.numerics.hessian import traces
 from featherweight.quantize import Damage, Ladder, Mixed, Quantize, latency, sensitivity

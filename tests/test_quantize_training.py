@@ -12,15 +12,15 @@ from torch import nn
 
 import featherweight as fw
 from featherweight import deploy
-from featherweight.cli.digits import digits
+from featherweight.demo.digits import digits
 from featherweight.errors import RecipeError
 from featherweight.numerics import grids
+from featherweight.numerics.formats import GRIDS
 from featherweight.numerics.grids import Spec
 from featherweight.quantize import Quantize
-from featherweight.quantize.fake import Fixed, Lsq, Pact, Steepening, steepening
-from featherweight.quantize.fake_weights import Apot, Balanced, Dorefa, Straight, Ttq
-from featherweight.quantize.formats import GRIDS
-from featherweight.quantize.learners import LEARNERS
+from featherweight.quantize.training.learners import LEARNERS
+from featherweight.quantize.training.quantizers import Fixed, Lsq, Pact, Steepening, steepening
+from featherweight.quantize.training.weight_quantizers import Apot, Balanced, Dorefa, Straight, Ttq
 from featherweight.recover import Train
 from featherweight.steps import Context, Plan
 from test_quantize import SHAPES, Attention, Concat, Mobile, Residual, prepared, relative_error

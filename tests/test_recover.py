@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 import featherweight as fw
 from featherweight.errors import RecipeError, TaskError
-from featherweight.network.surgery import tensor_node
+from featherweight.network.edit import tensor_node
 from featherweight.recover import BatchNorm, Train
 from featherweight.recover.batches import epoch
 from featherweight.recover.schedules import SCHEDULES

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from featherweight.report import render, units
-from featherweight.report.charts import Point, bars, scatter, ticks
+from featherweight.report.charts import Marker, bars, scatter, ticks
 
 VOID = {"meta", "br", "circle", "line", "rect", "polyline", "path"}
 
@@ -219,7 +219,7 @@ def test_it_takes_what_json_gives_back():
 # ---- charts and units
 
 def test_scatter_puts_points_where_they_belong():
-    points = [Point(4.0, 90.0, 0, "a"), Point(2.0, 89.0, 1, "b"), Point(1.0, 89.5, 2, "c")]
+    points = [Marker(4.0, 90.0, 0, "a"), Marker(2.0, 89.0, 1, "b"), Marker(1.0, 89.5, 2, "c")]
     found = re.findall(r'circle cx="([\d.]+)" cy="([\d.]+)"', scatter(points, "x", "y", "t"))
     places = [(float(x), float(y)) for x, y in found]
     (ax, ay), (bx, by), (cx, cy) = places
@@ -230,7 +230,8 @@ def test_scatter_puts_points_where_they_belong():
 
 
 def test_a_collapse_before_retraining_does_not_flatten_the_chart():
-    chart = scatter([Point(4, 92.0, 0, "a"), Point(2, 10.0, 1, "b"), Point(2, 91.0, 2, "c"), Point(1, 90.5, 3, "d")],
+    chart = scatter([Marker(4, 92.0, 0, "a"), Marker(2, 10.0, 1, "b"), Marker(2, 91.0, 2, "c"),
+                     Marker(1, 90.5, 3, "d")],
                     "x", "y", "t")
     heights = [float(y) for y in re.findall(r'circle cx="[\d.]+" cy="([\d.]+)"', chart)]
     assert len(heights) == 3
@@ -239,7 +240,7 @@ def test_a_collapse_before_retraining_does_not_flatten_the_chart():
 
 
 def test_equal_scores_make_a_chart():
-    assert "nan" not in scatter([Point(2, 90.0, 0, "a"), Point(1, 90.0, 1, "b")], "x", "y", "t")
+    assert "nan" not in scatter([Marker(2, 90.0, 0, "a"), Marker(1, 90.0, 1, "b")], "x", "y", "t")
     assert scatter([], "x", "y", "t") == ""
     assert "not measured" in bars(["a", "b"], [1.0, None], "x", "t")
 

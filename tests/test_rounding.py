@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from featherweight.numerics import adaround, gptq, grids
+from featherweight.numerics.formats import GRIDS
 from featherweight.numerics.grids import Spec
-from featherweight.quantize.formats import GRIDS
 
 
 def tiny(seed, spec=GRIDS["int4"]):

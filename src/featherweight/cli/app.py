@@ -65,7 +65,7 @@ def demo(out: Annotated[Path, typer.Option(help="folder for the results")] = Pat
          quick: Annotated[bool, typer.Option("--quick", help="train less: to see the tool, not its results")] = False,
          as_json: AsJson = False) -> None:
     """Train a small network on scikit-learn's digits, compress it, measure it, write a report."""
-    from featherweight.cli.demo import run
+    from featherweight.demo.job import run
 
     with show.Listener() as listener:
         result = run(out, quick, listener)

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
+from featherweight.axes.groups import AxisGroups
 from featherweight.errors import RecipeError, did_you_mean
 from featherweight.network import Network
 from featherweight.prune import Curve, axis_groups, sensitivity
-from featherweight.prune.axes import AxisGroups
-from featherweight.prune.scores import SCORES, Scores
+from featherweight.prune.channels.scores.table import SCORES, Scores
 from featherweight.task import Task
 
 BLOCKS = " ▁▂▃▄▅▆▇█"

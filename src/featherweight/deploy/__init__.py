@@ -1,6 +1,7 @@
 """Networks in the runtime they will live in: export to a file, load it, call it, and compare it with PyTorch."""
 
-from featherweight.deploy import onnxruntime, openvino  # registers the targets
+from featherweight.deploy.onnx import onnxruntime
+from featherweight.deploy.openvino import target as openvino  # registers the targets
 from featherweight.deploy.processor import saturates
 from featherweight.deploy.target import (
     FLOAT_TOLERANCE,

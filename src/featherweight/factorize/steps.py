@@ -14,8 +14,8 @@ from torch.fx import Node
 from featherweight.errors import PlanError, RecipeError, did_you_mean
 from featherweight.factorize.surgery import SPLIT, Ranks, cost, pointwise, replace, stem
 from featherweight.network import Network
+from featherweight.network.edit import WEIGHTED, clear_dead, read_tensors, weight_name
 from featherweight.network.operators import schema_argument
-from featherweight.network.surgery import WEIGHTED, clear_dead, read_tensors, weight_name
 from featherweight.numerics import lowrank
 from featherweight.steps import Plan, Rewrite, Skipped, Stage
 from featherweight.task import Task

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.fx import Node
 
 from featherweight.network import Network
+from featherweight.network.edit import bias_name, insert_call, tensor_node, weight_name
 from featherweight.network.operators import schema_argument
-from featherweight.network.surgery import bias_name, insert_call, tensor_node, weight_name
 from featherweight.numerics import lowrank
 
 aten = torch.ops.aten

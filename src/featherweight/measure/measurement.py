@@ -14,6 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from featherweight import deploy
+from featherweight.codec import archive_bytes
 from featherweight.deploy import Agreement, Runner, Target
 from featherweight.errors import FileError
 from featherweight.measure.macs import macs
@@ -162,6 +163,4 @@ def _time(network: Network, runtime: Target, runner: Runner, sample: tuple[tuple
 
 
 def _archive_bytes(network: Network) -> int:
-    from featherweight import codec
-
-    return int(codec.archive_bytes(network))
+    return int(archive_bytes(network))

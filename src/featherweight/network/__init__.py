@@ -1,9 +1,9 @@
 """The captured graph that is the model: capture, run, train, edit, save."""
 
 from featherweight.network.assembly import Assembly
-from featherweight.network.capture import capture
-from featherweight.network.file import load
+from featherweight.network.capture.capture import capture
 from featherweight.network.fold import fold_batch_norm
+from featherweight.network.load import load
 from featherweight.network.network import Input, Network, Signature
 
 __all__ = ["Assembly", "Input", "Network", "Signature", "capture", "fold_batch_norm", "load"]

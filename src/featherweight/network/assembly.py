@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
+from featherweight.network.file.file import save_parts
 from featherweight.network.network import Network
 
 
@@ -35,9 +37,8 @@ class Assembly(nn.Module):
 
     def save(self, path: str | Path) -> int:
         """Writes parts and remaining tensors as one file; read it with ``load(path, into=model)``."""
-        from featherweight.network.file import save_assembly
-
-        return save_assembly(self, path)
+        parts = {name: network.snapshot() for name, network in self.parts.items()}
+        return save_parts(parts, outside(self.model, self.parts.values()), self.notes, path)
 
 
 def put(model: nn.Module, path: str, module: nn.Module) -> None:
@@ -51,3 +52,11 @@ def put(model: nn.Module, path: str, module: nn.Module) -> None:
         for name, child in list(holder._modules.items()):
             if child is old:
                 holder._modules[name] = module
+
+
+def outside(model: nn.Module, parts: Iterable[nn.Module]) -> dict[str, Tensor]:
+    """The state of ``model`` without what lies in the parts (under whatever path they stand)."""
+    held = list(parts)
+    inside = tuple(f"{path}." for path, module in model.named_modules(remove_duplicate=False)
+                   if any(module is part for part in held))
+    return {k: v for k, v in model.state_dict().items() if not k.startswith(inside)}

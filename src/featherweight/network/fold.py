@@ -6,9 +6,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from featherweight.network.network import Network
-from featherweight.network.operators import schema_argument
-from featherweight.network.surgery import (
+from featherweight.network.edit import (
     TRANSPOSED,
     WEIGHTED,
     bias_name,
@@ -18,6 +16,8 @@ from featherweight.network.surgery import (
     tensor_node,
     weight_name,
 )
+from featherweight.network.network import Network
+from featherweight.network.operators import schema_argument
 
 aten = torch.ops.aten
 

@@ -14,8 +14,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import Graph, Node
 
 from featherweight.network import trees
+from featherweight.network.file.file import save
 from featherweight.network.program import Program, Tap
 from featherweight.network.signature import Input, Signature, shape_text
+from featherweight.network.snapshot import Snapshot
 
 Parameters = dict[str, Tensor]
 
@@ -260,9 +262,40 @@ class Network(nn.Module):
 
     def save(self, path: str | Path) -> int:
         """Writes the network as one file (see ``network/file.py``) and gives its length in bytes."""
-        from featherweight.network.file import save
+        return save(self.snapshot(), path)
 
-        return save(self, path)
+    def snapshot(self) -> Snapshot:
+        """All that this network is, as plain data; the tensors are not copied."""
+        first: dict[int, str] = {}
+        ties: dict[str, str] = {}
+        kinds: dict[str, str] = {}
+        tensors: dict[str, Tensor] = {}
+        persistent = set(self.state_dict(keep_vars=True))
+        for name, tensor in self.tensors().items():
+            kinds[name] = ("parameter" if tensor.requires_grad else "frozen") if isinstance(tensor, nn.Parameter) else (
+                "buffer" if name in persistent else "temporary")
+            if first.setdefault(id(tensor), name) == name:
+                tensors[name] = tensor
+            else:
+                ties[name] = first[id(tensor)]
+        order = tuple(name for name, _ in self.named_modules(remove_duplicate=False) if name)
+        return Snapshot(self._graph, self._signature, tensors, kinds, ties, order, dict(self.patterns),
+                        tuple(self.notes))
+
+    @classmethod
+    def of(cls, snapshot: Snapshot) -> Network:
+        """The network, in evaluation mode, that a snapshot describes."""
+        network = cls(snapshot.graph, snapshot.signature)
+        for path in snapshot.order:
+            network._holder(f"{path}.leaf", create=True)
+        for name, kind in snapshot.kinds.items():
+            tensor = network.tensor(snapshot.ties[name]) if name in snapshot.ties else snapshot.tensors[name]
+            trained = kind in ("parameter", "frozen")
+            if trained and not isinstance(tensor, nn.Parameter):
+                tensor = nn.Parameter(tensor, requires_grad=kind == "parameter")
+            network.add_tensor(name, tensor, buffer=not trained, persistent=kind != "temporary")
+        network.patterns, network.notes = dict(snapshot.patterns), list(snapshot.notes)
+        return network.eval()
 
     def extra_repr(self) -> str:
         ins = ", ".join(f"{i.name}: {shape_text(i)}" for i in self._signature.inputs)

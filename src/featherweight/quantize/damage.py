@@ -13,15 +13,16 @@ from torch.fx import Node
 
 from featherweight.errors import RecipeError, TaskError
 from featherweight.network import Network, fold_batch_norm
-from featherweight.network.surgery import insert_call
+from featherweight.network.edit import insert_call
 from featherweight.numerics import grids
-from featherweight.quantize import post
-from featherweight.quantize.formats import ACTIVATIONS, DYNAMIC, GRIDS, HALVES, check_kinds
+from featherweight.numerics.formats import ACTIVATIONS, DYNAMIC, GRIDS, HALVES, check_kinds
+from featherweight.quantize.grids import weight_scales
 from featherweight.quantize.judging import HOW, Measure
-from featherweight.quantize.layers import Layer, Wish, layers, split
+from featherweight.quantize.layers import Layer, layers
 from featherweight.quantize.ranges import Grid, activation_grids, usual_method
+from featherweight.quantize.request import Request, split
 from featherweight.quantize.search import check_batches, check_known, check_split, data
-from featherweight.quantize.steps import Quantize
+from featherweight.quantize.step import Quantize
 from featherweight.quantize.store import Point, rounder
 from featherweight.seeds import generators_kept, seed_all, seed_from
 from featherweight.task import Task
@@ -96,7 +97,7 @@ def forms(folded: Network, step: Quantize, kinds: Sequence[str]) -> dict[str, di
     for kind in kinds:
         if kind != FLOAT:
             weights, values = split(kind, step.activations)
-            wish = Wish(weights, values, step.granularity, {}, None, step.ignore)
+            wish = Request(weights, values, step.granularity, {}, None, step.ignore)
             for layer in layers(folded, wish)[0]:
                 found.setdefault(layer.stored.weight, {})[kind] = layer
     return found
@@ -147,7 +148,7 @@ class Bench:
     def _grids(self) -> dict[tuple[str, str], Grid]:
         """(call, kind of values) -> the grid of what the call reads."""
         found: dict[tuple[str, str], Grid] = {}
-        rules = self.step.rules()
+        rules = self.step.request().rules()
         wanted: dict[str, list[Node]] = {}
         for layer in (layer for mine in self.choices.values() for layer in mine.values()):
             if layer.activations is not None:
@@ -179,7 +180,7 @@ class Bench:
         weight = self.network.tensor(stored.weight).detach()
         if stored.kind in HALVES:
             return weight.to(HALVES[stored.kind]).to(weight.dtype)
-        scale = post.weight_scales(self.network, [layer], self.step.weight_ranges)[stored.weight].to(weight.device)
+        scale = weight_scales(self.network, [layer], self.step.weight_ranges)[stored.weight].to(weight.device)
         spread = stored.spread(scale, weight.shape)
         zero = torch.zeros((), dtype=torch.int32, device=weight.device)
         return grids.fake_quantize(weight.double(), spread, zero, GRIDS[stored.kind]).to(weight.dtype)

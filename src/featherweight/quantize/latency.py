@@ -13,7 +13,7 @@ from featherweight import deploy, measure
 from featherweight.network import Network
 from featherweight.quantize.layers import Layer
 from featherweight.quantize.search import plain
-from featherweight.quantize.steps import Quantize
+from featherweight.quantize.step import Quantize
 from featherweight.task import Task
 
 #: seconds that each file is timed for, and files that are timed in the same rounds

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from typing import Any
@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from featherweight.errors import RecipeError
 from featherweight.network import Network
-from featherweight.network.surgery import TRANSPOSED, WEIGHTED, weight_name
-from featherweight.quantize.formats import ACTIVATIONS, GRIDS, check_kinds, value_bits, weight_bits
+from featherweight.network.edit import TRANSPOSED, WEIGHTED, weight_name
+from featherweight.numerics.formats import ACTIVATIONS, GRIDS, value_bits, weight_bits
+from featherweight.quantize.request import Request, of_ends, split
 from featherweight.quantize.store import Stored
 from featherweight.steps import Skipped
 
@@ -38,44 +38,7 @@ class Layer:
         return self.activations in ACTIVATIONS
 
 
-@dataclass(frozen=True)
-class Wish:
-    """What is asked for: see ``Quantize``."""
-
-    weights: str
-    activations: str | None
-    granularity: str | int
-    mixed: Mapping[str, str]
-    ends: str | None
-    ignore: tuple[str, ...]
-
-    def check(self) -> None:
-        """Raises RecipeError for names that are not in the tables."""
-        check_kinds("weights", self.weights, self.activations)
-        for pattern, text in self.mixed.items():
-            check_kinds(f"mixed[{pattern!r}]", *split(text, self.activations))
-        if self.ends is not None:
-            check_kinds("ends", *split(self.ends, self.activations))
-        grain = self.granularity
-        if grain not in ("channel", "tensor") and not (isinstance(grain, int) and grain > 0):
-            raise RecipeError(f"granularity={grain!r} is not known; expected 'channel', 'tensor' or the length of a "
-                              "group, as in granularity=32")
-
-
-def split(text: str, activations: str | None) -> tuple[str, str | None]:
-    """"int4/uint8" as (weights, activations); "int8" keeps the step's ``activations``, "int8/float" has none."""
-    weights, slash, values = text.partition("/")
-    return weights, (None if values == "float" else values) if slash else activations
-
-
-def of_ends(ends: str, activations: str | None) -> tuple[str, str | None]:
-    """What ``ends`` asks for where the other layers have these ``activations``: values are rounded only where theirs
-    are, and at run time where theirs are."""
-    weights, values = split(ends, activations)
-    return weights, values if activations in ACTIVATIONS else activations
-
-
-def layers(network: Network, wish: Wish) -> tuple[list[Layer], list[Skipped]]:
+def layers(network: Network, request: Request) -> tuple[list[Layer], list[Skipped]]:
     """The weights that are stored in another form, in graph order; and the others, with why."""
     found: dict[str, list[Node]] = {}
     skipped: list[Skipped] = []
@@ -83,47 +46,48 @@ def layers(network: Network, wish: Wish) -> tuple[list[Layer], list[Skipped]]:
     for node, name in [(n, w) for n in network.calls(*READABLE) for w in read_weights(network, n)]:
         if name is not None:
             name = first.setdefault(id(network.tensor(name)), name)
-        reasons = list(_reasons(network, node, name, wish.ignore))
+        reasons = list(_reasons(network, node, name, request.ignore))
         if reasons:
             skipped.append(Skipped(name or node.meta.get("module") or node.name, reasons[0]))
         elif name is not None:
             found.setdefault(name, []).append(node)
     refused = {s.path for s in skipped}
-    for pattern in (*wish.ignore, *wish.mixed):
+    for pattern in (*request.ignore, *request.mixed):
         if not any(matches(n, w, (pattern,)) for n in network.calls(*READABLE) for w in read_weights(network, n)):
-            where = "ignore" if pattern in wish.ignore else "mixed"
+            where = "ignore" if pattern in request.ignore else "mixed"
             skipped.append(Skipped(pattern, f"this {where} pattern matched no layer"))
     outer = ends(network)
     made = []
     for name, nodes in found.items():
         if refused & set(network.tied_names(name)):
             continue
-        layer, why = _layer(network, name, nodes, wish, outer)
+        layer, why = _layer(network, name, nodes, request, outer)
         skipped += [Skipped(name, why)] if why else []
         made += [layer] if layer is not None else []
     return made, skipped
 
 
-def _layer(network: Network, name: str, nodes: list[Node], wish: Wish, outer: set[Node]) -> tuple[Layer | None, str]:
+def _layer(network: Network, name: str, nodes: list[Node], request: Request,
+           outer: set[Node]) -> tuple[Layer | None, str]:
     """The layer, and what could not be had of it; None where nothing could."""
-    kind, values = wish.weights, wish.activations
-    if wish.ends is not None and outer & set(nodes) and _few(kind, values):
-        kind, values = of_ends(wish.ends, wish.activations)
-    for pattern, text in wish.mixed.items():
+    kind, values = request.weights, request.activations
+    if request.ends is not None and outer & set(nodes) and _few(kind, values):
+        kind, values = of_ends(request.ends, request.activations)
+    for pattern, text in request.mixed.items():
         if any(matches(n, name, (pattern,)) for n in nodes):
-            kind, values = split(text, wish.activations)
+            kind, values = split(text, request.activations)
     weight, axis = network.tensor(name), weight_axis(nodes[0])
     if kind in GRIDS and GRIDS[kind].odd and network.patterns.keys() & set(network.tied_names(name)):
         return None, f'its pruned zeros have no place among the levels of {kind}; write mixed={{"{name}": "ternary"}}'
     lookup = nodes[0].target is aten.embedding.default
-    if isinstance(wish.granularity, int) and kind in GRIDS:
+    if isinstance(request.granularity, int) and kind in GRIDS:
         length = weight[0].numel()
-        if not lookup and nodes[0].target not in TRANSPOSED and length % wish.granularity == 0:
-            group = None if length == wish.granularity else wish.granularity  # a whole row is a channel
+        if not lookup and nodes[0].target not in TRANSPOSED and length % request.granularity == 0:
+            group = None if length == request.granularity else request.granularity  # a whole row is a channel
             return Layer(Stored(name, axis, kind, group), tuple(nodes), values), ""
-        why = f"a scale per channel: its rows of {length} numbers are not whole groups of {wish.granularity}"
+        why = f"a scale per channel: its rows of {length} numbers are not whole groups of {request.granularity}"
         return Layer(Stored(name, axis, kind), tuple(nodes), values), why
-    whole = wish.granularity == "tensor" and not lookup
+    whole = request.granularity == "tensor" and not lookup
     return Layer(Stored(name, None if whole else axis, kind), tuple(nodes), None if lookup else values), ""
 
 
@@ -200,5 +164,4 @@ def matches(node: Node, name: str | None, patterns: tuple[str, ...]) -> bool:
     return any(fnmatch(k, pattern) for k in known for pattern in patterns)
 
 
-__all__ = ["Layer", "Wish", "ends", "layers", "matches", "of_ends", "read_weight", "read_weights", "split",
-           "weight_axis"]
+__all__ = ["Layer", "ends", "layers", "matches", "read_weight", "read_weights", "weight_axis"]

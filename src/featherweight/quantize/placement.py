@@ -14,9 +14,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from featherweight.network import Network
-from featherweight.network.surgery import WEIGHTED
-from featherweight.quantize.rules import (
+from featherweight.deploy.kernels import (
     CARRIERS,
     CLAMPS,
     ONNX_RUNTIME,
@@ -26,6 +24,11 @@ from featherweight.quantize.rules import (
     schema_argument_or,
     upper_end,
 )
+from featherweight.network import Network
+from featherweight.network.edit import WEIGHTED
+from featherweight.numerics.formats import ACTIVATIONS, DYNAMIC
+from featherweight.quantize.layers import Layer
+from featherweight.quantize.request import Request
 from featherweight.steps import Skipped
 
 aten = torch.ops.aten
@@ -56,6 +59,20 @@ class Placement:
             found = readers if given in readers else dynamic
             found[given] = tuple(dict.fromkeys((*found.get(given, ()), node.name)))
         return replace(self, readers=readers, dynamic=dynamic, kernels=(*self.kernels, *(n.name for n in calls)))
+
+
+def placement(folded: Network, found: Sequence[Layer], request: Request) -> Placement:
+    """Where activations are rounded: around the calls of ``found`` that compute on integers."""
+    rules, placed = request.rules(), Placement()
+    if request.activations in ACTIVATIONS or any(layer.on_grid for layer in found):
+        placed = place(folded, integer_calls(found, rules), rules)
+    return placed.at_run_time([n for layer in found if layer.activations == DYNAMIC and layer.stored.group is None
+                               for n in layer.nodes if rules.takes(n, DYNAMIC)])
+
+
+def integer_calls(found: Sequence[Layer], rules: Rules) -> set[str]:
+    """The calls that multiply integers: the target has a kernel for them, and what they read is on a grid."""
+    return {n.name for layer in found if layer.on_grid for n in layer.nodes if rules.multiplies(n)}
 
 
 def place(network: Network, kernels: set[str], rules: Rules = ONNX_RUNTIME) -> Placement:

@@ -13,8 +13,8 @@ from featherweight.network import Network
 from featherweight.network.devices import device_of
 from featherweight.network.program import Tap
 from featherweight.numerics import ranges
+from featherweight.numerics.formats import unsigned
 from featherweight.numerics.grids import Spec, from_range, least_squares
-from featherweight.quantize.formats import unsigned
 from featherweight.task import Task, call, move
 
 BINS = 2048  #: of the histogram that all methods but "minmax" look at

@@ -12,7 +12,7 @@ import torch
 from featherweight.errors import RecipeError, did_you_mean
 from featherweight.network import Network
 from featherweight.network.devices import device_of
-from featherweight.quantize.steps import Quantize
+from featherweight.quantize.step import Quantize
 from featherweight.seeds import generators_kept, seed_all, seed_from
 from featherweight.task import Batch, Task, move
 

@@ -14,10 +14,10 @@ from torch.fx import Node
 
 from featherweight.errors import PlanError
 from featherweight.network import Network
-from featherweight.network.surgery import insert_call, node_name
+from featherweight.network.edit import insert_call, node_name
 from featherweight.numerics import grids
+from featherweight.numerics.formats import ACTIVATIONS, DYNAMIC, DYNAMIC_SPEC, GRIDS, HALVES, unsigned
 from featherweight.numerics.grids import SMALLEST_SCALE, Spec
-from featherweight.quantize.formats import ACTIVATIONS, DYNAMIC, DYNAMIC_SPEC, GRIDS, HALVES, unsigned
 
 aten = torch.ops.aten
 decomposed = torch.ops.quantized_decomposed

@@ -13,7 +13,7 @@ from featherweight import deploy, measure
 from featherweight.errors import PlanError, RecipeError
 from featherweight.measure import Measurement
 from featherweight.network import Network, load, trees
-from featherweight.network.digest import digest
+from featherweight.network.file.digest import digest
 from featherweight.recipe.files import Crew, State, read_json, write_json
 from featherweight.recipe.flags import flags_of, slower
 from featherweight.recipe.kinds import kind_of

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from featherweight.errors import FileError, RecipeError
 from featherweight.files import written_whole
-from featherweight.recover.processes import accelerator
+from featherweight.processes import accelerator
 
 T = TypeVar("T")
 

@@ -18,6 +18,7 @@ from featherweight.recipe import toml
 from featherweight.recipe.files import copy_file, write_json, write_text
 from featherweight.recipe.kinds import kind_of, line
 from featherweight.recipe.recipe import Recipe
+from featherweight.report import render
 from featherweight.steps import Plan, Skipped
 
 
@@ -121,10 +122,6 @@ class Result:
         values = self.to_dict()
         write_json(folder / "result.json", values)
         write_text(folder / "recipe.toml", self.recipe_toml)
-        try:
-            from featherweight.report import render
-        except ImportError:
-            return
         write_text(folder / "report.html", render(values))
 
 

@@ -13,7 +13,7 @@ from featherweight.errors import RecipeError
 from featherweight.network import Network
 from featherweight.network.devices import placed
 from featherweight.network.operators import set_schema_argument
-from featherweight.recover.processes import accelerator
+from featherweight.processes import accelerator
 from featherweight.seeds import generators_kept, seed_all, seed_from
 from featherweight.steps import Context, Fit
 from featherweight.task import Task, batch_size, call, move

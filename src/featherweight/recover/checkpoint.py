@@ -21,7 +21,7 @@ from torch import Tensor
 from featherweight.errors import RecipeError
 from featherweight.files import written_whole
 from featherweight.network import Network
-from featherweight.network.digest import digest
+from featherweight.network.file.digest import digest
 
 FILE = "checkpoint.safetensors"
 

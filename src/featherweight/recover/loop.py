@@ -15,11 +15,11 @@ from torch import Tensor
 from featherweight.errors import RecipeError, TaskError
 from featherweight.network import Network
 from featherweight.network.devices import placed
+from featherweight.processes import accelerator
 from featherweight.recover import checkpoint as files
 from featherweight.recover.batches import epoch, rounds
 from featherweight.recover.checkpoint import Checkpoint, Position
 from featherweight.recover.optimizers import OPTIMIZERS, groups, pack, unpack
-from featherweight.recover.processes import accelerator
 from featherweight.recover.schedules import SCHEDULES
 from featherweight.recover.zeros import Zeros
 from featherweight.seeds import generators_kept, seed_all, seed_from

@@ -9,7 +9,7 @@ from typing import Literal
 
 from featherweight.errors import RecipeError, did_you_mean
 from featherweight.network import Network
-from featherweight.network.surgery import WEIGHTED, weight_name
+from featherweight.network.edit import WEIGHTED, weight_name
 from featherweight.recover.optimizers import OPTIMIZERS
 from featherweight.recover.schedules import SCHEDULES
 from featherweight.steps import Context, Fit, Objective, Rewrite

@@ -14,7 +14,7 @@ CHARACTER = 6.4
 
 
 @dataclass(frozen=True)
-class Point:
+class Marker:
     """One measured network: where it lies, its number in the trail, its name."""
 
     x: float
@@ -44,7 +44,7 @@ def ticks(low: float, high: float, about: int = 5) -> list[float]:
     return [round(i * step, 12) for i in range(first, max(last, first + 1) + 1)]
 
 
-def scatter(points: Sequence[Point], x_label: str, y_label: str, title: str) -> str:
+def scatter(points: Sequence[Marker], x_label: str, y_label: str, title: str) -> str:
     """Points joined in the order of the trail, numbered and named. The x axis starts at zero.
 
     A point far below the first and the last (a step before its retraining) lies on the floor as a triangle, with its
@@ -59,7 +59,7 @@ def scatter(points: Sequence[Point], x_label: str, y_label: str, title: str) -> 
     pad = max((high - low) * 0.12, 0.25 if high - low < 1 else 0.0)
     ys = ticks(low - pad, high + pad)
 
-    def place(p: Point) -> tuple[float, float]:
+    def place(p: Marker) -> tuple[float, float]:
         return (LEFT + (p.x - xs[0]) / (xs[-1] - xs[0]) * (WIDTH - LEFT - RIGHT),
                 HEIGHT - BOTTOM - max(p.y - ys[0], 0.0) / (ys[-1] - ys[0]) * (HEIGHT - TOP - BOTTOM))
 
@@ -143,7 +143,7 @@ def _frame(xs: Sequence[float], ys: Sequence[float], x_label: str, y_label: str)
     return "".join(parts)
 
 
-def _labels(points: Sequence[Point], places: Sequence[tuple[float, float]]) -> list[str]:
+def _labels(points: Sequence[Marker], places: Sequence[tuple[float, float]]) -> list[str]:
     """A label at every point: its number and name where there is room, else its number, kept off dots and labels."""
     taken: list[Box] = [(x - 6, y - 6, x + 6, y + 6) for x, y in places]
     labels = []

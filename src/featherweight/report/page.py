@@ -144,7 +144,7 @@ def _charts(measured: Sequence[Row]) -> str:
         if all(v is None for v in values):
             continue
         scale, unit = units.unit(kind, values)
-        points = [charts.Point(v / scale, float(m["score"]), i, names[i])
+        points = [charts.Marker(v / scale, float(m["score"]), i, names[i])
                   for i, (m, v) in enumerate(zip(measured, values, strict=True))
                   if v is not None and m.get("score") is not None]
         axis = f"{title.lower()} ({unit})"

@@ -13,8 +13,8 @@ from torch.fx import Node
 
 from featherweight.errors import PlanError, RecipeError, did_you_mean
 from featherweight.network import Network
+from featherweight.network.edit import WEIGHTED, clear_dead, insert_call, node_name, read_tensors, weight_name
 from featherweight.network.operators import mutates
-from featherweight.network.surgery import WEIGHTED, clear_dead, insert_call, node_name, read_tensors, weight_name
 from featherweight.numerics.kmeans import kmeans
 from featherweight.steps import Plan, Rewrite, Skipped, Stage
 from featherweight.task import Task

@@ -1,0 +1,1 @@
+"""Calibration data through networks: activations watched by taps, two networks walked side by side, moments."""

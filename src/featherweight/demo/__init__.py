@@ -1,0 +1,1 @@
+"""The main job on scikit-learn's digits, end to end."""

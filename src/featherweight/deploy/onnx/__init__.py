@@ -1,0 +1,1 @@
+"""ONNX files: export, quantized forms, passes, and ONNX Runtime as a target."""

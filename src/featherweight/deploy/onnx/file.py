@@ -1,0 +1,240 @@
+"""Networks as ONNX files: one ``.onnx`` file, weights inside, what no runtime reads left out.
+
+The file carries what ONNX cannot say about the outputs (which leaf of the nest is which tensor, which is a constant) as
+JSON in the model's metadata under METADATA.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import logging
+import os
+import re
+import shutil
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim
+
+from featherweight.deploy.onnx.dynamic import TRANSLATIONS
+from featherweight.deploy.onnx.passes import Passes, suit
+from featherweight.deploy.onnx.ready import cut_off, four_axes, slices_of_batch
+from featherweight.errors import ExportError
+from featherweight.files import written_whole
+from featherweight.network import Network, trees
+
+METADATA = "featherweight"
+#: a protobuf message holds less than 2 GiB; what is larger gets its weights in a file beside it
+WHOLE_LIMIT = 2_000_000_000
+
+class _Flat(nn.Module):
+    """The network as a function from tensors to tensors: each output tensor once, numbers as tensors, constants out."""
+
+    def __init__(self, network: Network, tell: Callable[[list[dict[str, Any]]], None]) -> None:
+        super().__init__()
+        self.network = network
+        self.tell = tell
+
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        args, kwargs = self.network.nest(list(tensors))
+        given = self.network(*args, **kwargs)
+        leaves, spec = trees.flatten(given)
+        found: dict[int, tuple[str, Tensor]] = {}
+        outputs: list[dict[str, Any]] = []
+        for leaf, name in zip(leaves, output_names(spec, {i.name for i in self.network.signature.inputs}), strict=True):
+            if isinstance(leaf, Tensor):
+                # an input handed through must become a value of its own
+                known = found.setdefault(id(leaf), (name, leaf.clone() if any(leaf is t for t in tensors) else leaf))
+                outputs.append({"tensor": known[0]})
+            elif isinstance(leaf, torch.SymInt):
+                found[id(leaf)] = (name, torch.scalar_tensor(leaf, dtype=torch.int64))  # type: ignore[arg-type]
+                outputs.append({"number": name})
+            elif leaf is None or isinstance(leaf, (bool, int, float, str)):
+                outputs.append({"constant": leaf})
+            else:
+                raise ExportError(f"output {name!r} is a {type(leaf).__name__}; "
+                                  "a file can give tensors, numbers and text")
+        if not found:
+            raise ExportError("the network gives no tensor; there is nothing to run")
+        self.tell(outputs)
+        return tuple(value for _, value in found.values())
+
+
+def output_names(spec: trees.Spec, taken: set[str]) -> list[str]:
+    """One name per output leaf, after its place in the nest: "output", "output_1", "logits", "boxes_0"."""
+    from torch.utils._pytree import tree_flatten_with_path
+
+    names: list[str] = []
+    for path, _ in tree_flatten_with_path(trees.unflatten(range(spec.num_leaves), spec))[0]:
+        steps = [str(getattr(k, "key", getattr(k, "idx", getattr(k, "name", k)))) for k in path]
+        name = re.sub(r"\W", "_", "_".join(steps)) or "output"
+        name = f"output_{name}" if name[0].isdigit() else name
+        while name in taken or name in names:
+            name += "_out"
+        names.append(name)
+    return names
+
+
+def to_onnx(network: Network, passes: Passes, store: Callable[[Any], None]) -> tuple[Any, list[dict[str, Any]]]:
+    """The network as an ``onnx_ir`` model, rewritten by ``passes``, its weights by ``store``; and how the leaves of its
+    outputs are found in it. Changes ``network``."""
+    for ready in (four_axes, slices_of_batch, cut_off):
+        ready(network)
+    told: list[list[dict[str, Any]]] = []
+    flat = _Flat(network, told.append).eval()
+    args, kwargs = network.example_inputs(batch=2)
+    inputs = network.signature.inputs
+    leaves = trees.flatten((args, kwargs))[0]
+    tensors = tuple(v for i, v in enumerate(leaves) if i not in network.signature.constants)
+    shapes = tuple({axis: Dim.DYNAMIC for axis, size in enumerate(i.shape) if size is None} for i in inputs)
+    try:
+        with _quiet(), torch.no_grad():
+            program = torch.export.export(flat, tensors, dynamic_shapes=(shapes,), strict=False)
+            outputs = told[-1]
+            onnx_program = torch.onnx.export(program, dynamo=True, verbose=False, optimize=True,
+                                             custom_translation_table=TRANSLATIONS)
+    except ExportError:
+        raise
+    except Exception as error:
+        raise ExportError(_explain(network, error)) from error
+    assert onnx_program is not None
+    model = onnx_program.model
+    suit(model, passes)
+    store(model)
+    named = list(dict.fromkeys(o.get("tensor") or o["number"] for o in outputs if "constant" not in o))
+    _name_values(model, [i.name for i in inputs], named)
+    return model, outputs
+
+
+def _name_values(model: Any, inputs: list[str], outputs: list[str]) -> None:
+    """Gives inputs and outputs the network's names, and the weights theirs."""
+    import onnx_ir
+
+    graph = model.graph
+    for name, value in list(graph.initializers.items()):
+        if name.startswith("network."):
+            value.name = name.removeprefix("network.")
+    wanted = {id(v): n for v, n in zip([*graph.inputs, *graph.outputs], [*inputs, *outputs], strict=True)}
+    clashing = set(wanted.values())
+    for node in graph:
+        for value in node.outputs:
+            if id(value) not in wanted and value.name in clashing:
+                value.name = f"{value.name}_inner"
+    for value in [*graph.inputs, *graph.outputs]:
+        value.name = f"__{wanted[id(value)]}"  # first out of one another's way
+    named: dict[str, str] = {}
+    for value in [*graph.inputs, *graph.outputs]:
+        value.name = wanted[id(value)]
+        if value.shape is not None:
+            value.shape = onnx_ir.Shape([_axis_name(i, d, named) for i, d in enumerate(value.shape)])
+
+
+def _axis_name(axis: int, size: Any, named: dict[str, str]) -> Any:
+    """A free size of the batch axis is called so, of another by its place, and a number where several sizes have that
+    place: a runtime takes sizes of one name for equal. ``named`` holds the names given so far; fixed sizes stay."""
+    if isinstance(size, int) or axis == 0:
+        return size if isinstance(size, int) else "batch"
+    others = sum(name.startswith(f"size_{axis}") for name in named.values())
+    return named.setdefault(str(size), f"size_{axis}_{others + 1}" if others else f"size_{axis}")
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps the exporter from printing and warning; what fails is still raised."""
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)
+
+
+def _explain(network: Network, error: BaseException) -> str:
+    """Which operator of which module could not be exported."""
+    causes: list[str] = []
+    cause: BaseException | None = error
+    while cause is not None:
+        causes.append(re.sub(r"\x1b\[\d+m", "", str(cause)))
+        cause = cause.__cause__ or cause.__context__
+    text = "\n".join(causes)
+    reason = next((c.splitlines()[0] for c in reversed(causes) if c.strip()), type(error).__name__)[:300]
+    found = re.findall(r"op='([\w.:]+)', overload='(\w+)'", text)
+    why = "ONNX has no form of"
+    if not found:
+        found = re.findall(r"Error when translating node .*target=torch\.ops\.([\w.]+)\.(\w+)\]", text)
+        why = f"ONNX does not take ({reason})"
+    for op, overload in found:
+        name = f"{op.replace('::', '.')}.{overload}"
+        nodes = [n for n in network.calls() if str(n.target) == name]
+        bare = re.split(r"::|\.", op)[-1].strip("_")  # what the exporter broke a call into often keeps its name
+        nodes = nodes or [n for n in network.calls() if bare in str(n.target)]
+        if nodes:
+            name = str(nodes[0].target)
+            places = ", ".join(sorted({n.meta.get("module") or "(top)" for n in nodes})[:5])
+            lines = ", ".join(sorted({n.meta["source"] for n in nodes if n.meta.get("source")})[:3])
+            return (f"{why} the operator {name}, called in module {places} (at {lines or 'an unknown line'}); "
+                    "replace it by operators that ONNX has, or deploy elsewhere")
+        return f"{why} the operator {name}; replace it by operators that ONNX has"
+    return f"the network cannot be exported to ONNX: {type(error).__name__}: {reason}"
+
+
+# ---- writing
+
+def write(model: Any, outputs: list[dict[str, Any]] | None, path: Path) -> int:
+    """Writes the model, with its description of the outputs, whole or not at all; gives the bytes of all files."""
+    import onnx_ir
+
+    _strip(model)
+    if outputs is not None:
+        model.metadata_props[METADATA] = json.dumps({"outputs": outputs}, separators=(",", ":"))
+    size = sum(v.const_value.nbytes for v in model.graph.initializers.values())
+    if size < WHOLE_LIMIT:
+        with written_whole(path) as part:
+            onnx_ir.save(model, part)
+        for old in beside(path):
+            old.unlink()
+        return path.stat().st_size
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        onnx_ir.save(model, Path(folder, path.name), external_data=path.name + ".data")
+        written = sorted(os.listdir(folder), reverse=True)
+        for name in written:
+            shutil.move(Path(folder, name), path.with_name(name))
+    return sum(path.with_name(name).stat().st_size for name in written)
+
+
+def beside(path: Path) -> tuple[Path, ...]:
+    """The file of weights that lies beside an ``.onnx`` file too large to hold them, if there is one."""
+    data = path.with_name(path.name + ".data")
+    return (data,) if data.exists() else ()
+
+
+def _strip(model: Any) -> None:
+    """Removes what no runtime reads: stack traces, module paths, documentation, shapes of inner values."""
+    for graph in [model.graph, *(f.graph for f in model.functions.values())]:
+        graph.metadata_props.clear()
+        graph.doc_string = None
+        kept = {id(v) for v in [*graph.inputs, *graph.outputs]}
+        for value in [*graph.inputs, *graph.initializers.values()]:
+            value.metadata_props.clear()
+            value.doc_string = None
+        for value in graph.initializers.values():
+            value.shape = value.type = None
+        for node in graph.all_nodes():
+            node.metadata_props.clear()
+            node.doc_string = None
+            for value in node.outputs:
+                value.metadata_props.clear()
+                value.doc_string = None
+                if id(value) not in kept:
+                    value.shape = value.type = None
+    model.metadata_props.clear()
+    model.doc_string = None

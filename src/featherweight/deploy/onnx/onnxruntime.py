@@ -1,0 +1,115 @@
+"""ONNX Runtime: one ``.onnx`` file, weights inside, batch norms folded; run on the CPU."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from featherweight.deploy.nest import feed, given, nested
+from featherweight.deploy.onnx.file import METADATA, beside, to_onnx, write
+from featherweight.deploy.onnx.passes import ONNX_RUNTIME
+from featherweight.deploy.onnx.weights import for_onnx_runtime
+from featherweight.deploy.target import register
+from featherweight.errors import ExportError, InputError
+from featherweight.network import Network, Signature, fold_batch_norm
+
+#: without VNNI instructions, products of uint8 and int8 are summed in pairs in 16 bits, which saturate; this asks for
+#: the slower sums that do not, and changes nothing elsewhere
+EXACT_SUMS = ("session.x64quantprecision", "1")
+
+
+@dataclass(frozen=True)
+class OnnxRuntime:
+    """The target "onnxruntime"."""
+
+    name: str = "onnxruntime"
+    suffix: str = ".onnx"
+    package: str = "onnxruntime"
+
+    def export(self, network: Network, path: str | Path) -> int:
+        """Writes ``network`` as ONNX; gives the bytes written. Raises ExportError naming operator and module."""
+        model, outputs = to_onnx(fold_batch_norm(network).eval(), ONNX_RUNTIME, for_onnx_runtime)
+        return write(model, outputs, Path(path))
+
+    def files(self, path: str | Path) -> tuple[Path, ...]:
+        """The file itself, and the weights beside it where they are more than a message can hold."""
+        return (Path(path), *beside(Path(path)))
+
+    def load(self, path: str | Path, threads: int = 1, *, like: Signature) -> OnnxRunner:
+        """A runner of the ``inference_session`` with ``threads`` threads. Raises ExportError where ONNX Runtime does
+        not load the file, or another tool wrote it."""
+        import onnxruntime
+
+        try:
+            session = inference_session(path, threads)
+        except Exception as error:
+            raise ExportError(f"ONNX Runtime {onnxruntime.__version__} does not load {path}: {error}") from error
+        text = session.get_modelmeta().custom_metadata_map.get(METADATA)
+        if text is None:
+            raise ExportError(f"{path} was not written by featherweight: it does not say how its outputs are nested; "
+                              "export the network again")
+        return OnnxRunner(session, like, json.loads(text)["outputs"])
+
+
+def inference_session(path: str | Path, threads: int) -> Any:
+    """ONNX Runtime's session of any file, on the CPU with ``threads`` threads, all graph optimizations on, and
+    EXACT_SUMS (but not where two calls read one weight, or two weights one zero point: ONNX Runtime 1.32 fails to make
+    it uint8 twice)."""
+    import onnxruntime
+
+    try:
+        return _session(path, threads, EXACT_SUMS)
+    except onnxruntime.capi.onnxruntime_pybind11_state.Fail:
+        return _session(path, threads)
+
+
+def _session(path: str | Path, threads: int, *entries: tuple[str, str]) -> Any:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+    options.log_severity_level = 4 if entries else 3
+    for entry in entries:
+        options.add_session_config_entry(*entry)
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+class OnnxRunner:
+    """An ONNX Runtime session called like the network: torch tensors in and out, in the network's nest."""
+
+    precision = "f32"
+
+    def __init__(self, session: Any, like: Signature, outputs: list[Any]) -> None:
+        self._session = session
+        self._like = like
+        self._outputs = outputs
+        self._names = [o.name for o in session.get_outputs()]
+        self._read = {i.name for i in session.get_inputs()}
+
+    @property
+    def versions(self) -> Mapping[str, str]:
+        import onnx
+        import onnxruntime
+
+        return {"onnxruntime": onnxruntime.__version__, "onnx": onnx.__version__}
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if self._session is None:
+            raise ExportError("this runner was closed; load the file again")
+        arrays = feed(self._like, self._read, args, kwargs)
+        try:
+            values = dict(zip(self._names, self._session.run(self._names, arrays), strict=True))
+        except Exception as error:
+            raise InputError(f"ONNX Runtime refused the inputs ({given(arrays)}): {error}") from error
+        return nested(self._like, self._outputs, values)
+
+    def close(self) -> None:
+        self._session = None
+
+
+register(OnnxRuntime())

@@ -1,0 +1,83 @@
+"""Calls of a graph brought into forms that the ONNX exporter takes, exactly; on a copy of the network."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import torch
+from torch.fx import Node
+
+from featherweight.network import Network
+from featherweight.network.edit import insert_call
+from featherweight.network.operators import schema_argument
+
+aten = torch.ops.aten
+decomposed = torch.ops.quantized_decomposed
+
+#: so many numbers less than a byte has are no matter: symmetric grids leave out the lowest
+NEARLY = 254
+
+
+def cut_off(network: Network) -> None:
+    """Rounding to a grid of fewer numbers than a byte has says so in a clamp: ONNX rounds to all that the type has."""
+    for node in network.calls(decomposed.quantize_per_tensor.default):
+        low, high, dtype = (schema_argument(node, name) for name in ("quant_min", "quant_max", "dtype"))
+        if high - low >= NEARLY or dtype not in (torch.int8, torch.uint8):
+            continue
+        readers = list(node.users)
+        cut = insert_call(network, aten.clamp.default, (node, low, high), after=node, like=node)
+        for reader in readers:
+            reader.replace_input_with(node, cut)
+    network.changed()
+
+
+def unrounded(network: Network) -> None:
+    """What is rounded when the network runs is not: for a runtime that does so by itself."""
+    for node in network.calls(decomposed.dequantize_per_tensor.tensor):
+        whole = node.args[0]
+        assert isinstance(whole, Node)
+        node.replace_all_uses_with(whole.args[0])  # type: ignore[arg-type]
+    network.graph.eliminate_dead_code()
+    network.changed()
+
+
+def four_axes(network: Network) -> None:
+    """Gives attention on [n, length, width] an axis of one head: ONNX has it on four axes only."""
+    values = network.values()
+    for node in network.calls(aten.scaled_dot_product_attention.default):
+        if values[node.name].dim() != 3:
+            continue
+        for index, argument in enumerate(node.args[:4]):
+            if argument is not None and values[str(argument)].dim() == 3:
+                node.update_arg(index, insert_call(network, aten.unsqueeze.default, (argument, 1), before=node))
+        mask = node.kwargs.get("attn_mask")
+        if mask is not None and values[str(mask)].dim() == 3:
+            node.update_kwarg("attn_mask", insert_call(network, aten.unsqueeze.default, (mask, 1), before=node))
+        readers = list(node.users)
+        back = insert_call(network, aten.squeeze.dim, (node, 1), after=node)
+        for reader in readers:
+            reader.replace_input_with(node, back)
+    network.changed()
+
+
+def slices_of_batch(network: Network) -> None:
+    """Chunks along a free axis (RAFT takes its two images so) become slices: the exporter takes known lengths only."""
+    two, three = network.values(2), network.values(3)
+    for node in network.calls(aten.chunk.default):
+        given, count, dim = node.args[0], int(schema_argument(node, "chunks")), int(schema_argument(node, "dim"))
+        if two[str(given)].shape[dim] == three[str(given)].shape[dim]:
+            continue
+        size = insert_call(network, aten.sym_size.int, (given, dim), before=node)
+        more = insert_call(network, operator.add, (size, count - 1), before=node)
+        each = insert_call(network, operator.floordiv, (more, count), before=node)
+        for reader in list(node.users):
+            at: Any = reader.args[1]
+            low, high = (insert_call(network, operator.mul, (each, at + i), before=node) for i in (0, 1))
+            reader.replace_all_uses_with(insert_call(network, aten.slice.Tensor, (given, dim, low, high), before=node))
+            network.graph.erase_node(reader)
+        network.graph.erase_node(node)
+    network.changed()
+
+
+__all__ = ["cut_off", "four_axes", "slices_of_batch", "unrounded"]

@@ -1,0 +1,1 @@
+"""The ``.fw`` file: its format, the operators that it may name, the digest of a network."""

@@ -1,0 +1,158 @@
+"""The ``.fw`` file: a safetensors file whose header carries the graph as JSON.
+
+Layout, byte by byte
+    0..7      length N of the header, unsigned little-endian (safetensors)
+    8..8+N    the header, JSON: per tensor its dtype, shape and place; ``__metadata__`` with the strings "format"
+              ("featherweight 1"), "graph" (JSON, below) and "sha256" (of graph, tensor names, dtypes, shapes and bytes)
+    the rest  the tensors' bytes, read by the safetensors library, which checks that they fill the file exactly
+
+The graph: ``nodes`` [{name, op: input|tensor|call|output, target, args, kwargs, module, source, ...}], ``inputs``,
+``in_spec``, ``out_spec``, ``constants``, ``tensors`` {name: kind}, ``ties`` {name: name it shares}, ``order`` of module
+paths, ``patterns``, ``notes``, and ``packed``: tensors of whole numbers written with fewer than 8 bits (``packed.py``).
+Arguments are JSON literals or tagged objects: {"node": name}, {"dtype": ..}, {"device": ..}, {"layout": ..},
+{"memory": ..}, {"float": "inf"}, {"slice": [..]}.
+
+How each byte is read: ``json.loads``, then checks of every field (``description.py``). A call's operator is looked up
+by name among those that ``allowed.py`` lets through; nothing is imported, unpickled or evaluated on a file's word. A
+damaged or hostile file is a FileError. The checksum finds damage; it proves nothing about who wrote the file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from featherweight.errors import FileError
+from featherweight.files import written_whole
+from featherweight.network.file import packed
+from featherweight.network.file.allowed import target_name
+from featherweight.network.file.description import describe, rebuild
+from featherweight.network.snapshot import Snapshot
+
+FORMAT = "featherweight 1"
+ASSEMBLY_FORMAT = "featherweight assembly 1"
+HEADER_LIMIT = 100_000_000  #: bytes; as safetensors has it
+
+
+# ---- writing
+
+def save(snapshot: Snapshot, path: str | Path) -> int:
+    """Writes a network to ``path``, whole or not at all; gives the file's length in bytes."""
+    description, tensors = describe(snapshot)
+    return _write(path, tensors, FORMAT, description)
+
+
+def save_parts(parts: Mapping[str, Snapshot], outside: Mapping[str, Tensor], notes: list[str], path: str | Path) -> int:
+    """Writes a model in parts: every part as a graph, and ``outside``, the tensors of what stayed Python."""
+    described: dict[str, Any] = {}
+    tensors: dict[str, Tensor] = {}
+    for name, snapshot in parts.items():
+        described[name], own = describe(snapshot)
+        tensors |= {f"{name}/{k}": v for k, v in own.items()}
+    tensors |= {f"/{k}": v for k, v in outside.items()}
+    return _write(path, tensors, ASSEMBLY_FORMAT, {"parts": described, "notes": notes})
+
+
+def _write(path: str | Path, tensors: dict[str, Tensor], kind: str, description: dict[str, Any]) -> int:
+    plain, entries = packed.pack({k: v.detach().contiguous().cpu().clone() for k, v in tensors.items()})
+    text = json.dumps(description | ({"packed": entries} if entries else {}), separators=(",", ":"))
+    with written_whole(path) as part:
+        save_file(plain, part, {"format": kind, "graph": text, "sha256": _digest(text, plain)})
+        _order_metadata(part)
+    return Path(path).stat().st_size
+
+
+def _order_metadata(path: Path) -> None:
+    """Sorts the strings in the header, which safetensors writes in any order: equal networks give equal files."""
+    with path.open("r+b") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        ordered = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        if len(ordered) <= length:  # the same strings: only an escape spelled otherwise could make it longer
+            file.seek(8)
+            file.write(ordered.ljust(length))
+
+
+def _digest(text: str, tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256(text.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
+        digest.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().data if tensor.numel() else b"")
+    return digest.hexdigest()
+
+
+# ---- reading
+
+@dataclass(frozen=True)
+class Parts:
+    """What ``save_parts`` wrote."""
+
+    parts: Mapping[str, Snapshot]
+    outside: Mapping[str, Tensor]
+    notes: list[str]
+
+
+def read(path: str | Path, types: Mapping[str, type] | None = None) -> Snapshot | Parts:
+    """What ``save`` or ``save_parts`` wrote; ``types`` as in ``load``. Raises FileError for anything else."""
+    kind, description, tensors = _read(Path(path))
+    if kind == FORMAT:
+        return rebuild(description, tensors, types)
+    parts = description.get("parts") if isinstance(description, dict) else None
+    if not isinstance(parts, dict) or not isinstance(description.get("notes"), list):
+        raise FileError(f"{path} does not list its parts")
+    rebuilt = {}
+    for name, graph in parts.items():
+        own = {k.removeprefix(f"{name}/"): v for k, v in tensors.items() if k.startswith(f"{name}/")}
+        rebuilt[name] = rebuild(graph, own, types)
+    outside = {k.removeprefix("/"): v for k, v in tensors.items() if k.startswith("/")}
+    return Parts(rebuilt, outside, [str(n) for n in description["notes"]])
+
+
+def _read(path: Path) -> tuple[str, Any, dict[str, Tensor]]:
+    if not path.is_file():
+        raise FileError(f"{path}: no such file")
+    size = path.stat().st_size
+    with path.open("rb") as raw:
+        head = raw.read(9)
+    length = int.from_bytes(head[:8], "little")
+    if len(head) < 9 or head[8:9] != b"{" or length > HEADER_LIMIT or length + 8 > size:
+        if head[:2] == b"PK" or head[:1] == b"\x80":
+            raise FileError(f"{path} holds a pickle (a torch.save file?), which can run code when read; it was not "
+                            "opened. Save a network with network.save(path)")
+        raise FileError(f"{path} is no featherweight file or is truncated: its header claims {length} of {size} bytes")
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            meta = file.metadata() or {}
+            kind = meta.get("format")
+            if kind not in (FORMAT, ASSEMBLY_FORMAT):
+                raise FileError(f"{path} is of format {str(kind)[:80]!r}; expected {FORMAT!r} (written by "
+                                "network.save)")
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+    except FileError:
+        raise
+    except Exception as error:
+        raise FileError(f"{path} is damaged or truncated: {error}") from error
+    text = meta.get("graph", "")
+    if _digest(text, tensors) != meta.get("sha256"):
+        raise FileError(f"{path} is damaged: its bytes do not match its checksum")
+    try:
+        description = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise FileError(f"{path}: its graph is no JSON: {error}") from error
+    if isinstance(description, dict) and "packed" in description:
+        tensors = packed.unpack(tensors, description["packed"])
+    return kind, description, tensors
+
+
+__all__ = ["Parts", "describe", "read", "rebuild", "save", "save_parts", "target_name"]

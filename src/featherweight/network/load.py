@@ -1,0 +1,65 @@
+"""``load``: a network, or a model in parts, from its ``.fw`` file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from featherweight.errors import FileError
+from featherweight.network.assembly import Assembly, outside, put
+from featherweight.network.file.file import Parts, read
+from featherweight.network.network import Network
+from featherweight.network.snapshot import Snapshot
+
+
+def load(path: str | Path, into: nn.Module | None = None,
+         types: Mapping[str, type] | None = None) -> Network | Assembly:
+    """Reads what ``save`` wrote.
+
+    into: for a model saved in parts, a fresh instance of its class; its parts are replaced and its tensors set.
+    types: classes (by qualified name) that named outputs are rebuilt as; without, they come back as dicts.
+
+    Raises FileError for anything that is not such a file: truncated, damaged, of another kind, or hostile.
+    """
+    found = read(path, types)
+    if isinstance(found, Snapshot):
+        if into is not None:
+            raise FileError(f"{path} holds a whole network, no class is needed: write fw.load({str(path)!r})")
+        return network_of(found)
+    if into is None:
+        raise FileError(f"{path} holds a model in parts ({', '.join(found.parts)[:200]}): write "
+                        f"fw.load({str(path)!r}, into=YourModel())")
+    return _assemble(into, found)
+
+
+def network_of(snapshot: Snapshot) -> Network:
+    """The network of a snapshot that came from a file. Raises FileError where its names do not fit together."""
+    try:
+        return Network.of(snapshot)
+    except Exception as error:
+        raise FileError(f"the graph is malformed: {type(error).__name__}: {str(error)[:200]}") from error
+
+
+def _assemble(into: nn.Module, found: Parts) -> Assembly:
+    name = type(into).__name__
+    parts = {path: network_of(snapshot) for path, snapshot in found.parts.items()}
+    for path, part in parts.items():
+        try:
+            put(into, path, part)
+        except KeyError as error:
+            raise FileError(f"the file holds a part at {path[:80]!r}, but {name} has no module there; pass a fresh "
+                            "instance of the class that was captured") from error
+    rest: Mapping[str, Tensor] = found.outside
+    wanted = outside(into, parts.values())
+    wrong = sorted(k for k in wanted.keys() ^ rest.keys() if k not in wanted or k not in rest)
+    wrong += [k for k in wanted.keys() & rest.keys() if wanted[k].shape != rest[k].shape]
+    if wrong:
+        raise FileError(f"{name} does not fit the file, which was written from another class: {wrong[0]!r} is missing, "
+                        f"too much or of another shape ({len(wrong)} such)")
+    into.load_state_dict(dict(rest), strict=False)
+    return Assembly(into.eval(), parts, found.notes)
+
+
+__all__ = ["load", "network_of"]

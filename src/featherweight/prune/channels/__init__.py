@@ -1,0 +1,1 @@
+"""Whole channels: scores, allocations, cuts, refits, schedules during training."""

@@ -1,0 +1,132 @@
+"""Which channels a ``Channels`` step keeps: candidates, their scores, and as many as its target allows.
+
+``Channels.plan`` asks once; the schedules that work during training (``during.py``) ask again and again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from featherweight.axes.cut import kept_atoms
+from featherweight.axes.groups import AxisGroup, AxisGroups, axis_groups
+from featherweight.judge.widths import LatencyTable
+from featherweight.network import Network
+from featherweight.prune.channels.allocate import ALLOCATIONS, Allocation, Case, Keep
+from featherweight.prune.channels.costs import COSTS, Cost, everything, saved_each
+from featherweight.prune.channels.scores.table import COMPARABLE, ERRORS, SCORES, Scores, normalised
+from featherweight.prune.channels.sensitivity import Curve
+from featherweight.steps import Skipped
+from featherweight.task import Task
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The options of ``Channels`` that say how much is to remain and by what it is chosen, under the same names.
+
+    goal: the one of ``costs.TARGETS`` that was given; share: its value, the fraction 0..1 that remains.
+    """
+
+    goal: str
+    share: float
+    score: str
+    allocation: str
+    round_to: int
+    min_keep: int
+    ignore: tuple[str, ...]
+    residual: bool
+    heads: str
+    target: str | None
+    seed: int
+
+
+@dataclass(frozen=True)
+class ChannelChoice:
+    """The channels to keep, by name, of the groups that lose some; MACs for one sample before and after; what was left
+    alone and why; the sensitivity of the groups where it was measured."""
+
+    axes: AxisGroups
+    groups: tuple[AxisGroup, ...]
+    keep: dict[str, tuple[int, ...]]
+    macs_before: int
+    macs_after: int
+    skipped: tuple[Skipped, ...]
+    sensitivity: tuple[Curve, ...] = ()
+
+    def shapes(self, network: Network) -> dict[str, tuple[int, ...]]:
+        """Name -> shape of every tensor of ``network`` that the cut touches."""
+        touched = {m.tensor for g in self.groups if g.name in self.keep for m in g.members}
+        return {n: tuple(network.tensor(n).shape) for n in sorted(touched)}
+
+
+def choose(wanted: Selection, network: Network, task: Task, *, axes: AxisGroups | None = None,
+           scores: Callable[[Sequence[AxisGroup]], Scores] | None = None,
+           refuse: Callable[[AxisGroup], str] = lambda group: "") -> ChannelChoice:
+    """Scores every channel that may go and keeps the best, as many as the step's target lets.
+
+    axes: the groups of ``network``, where they are known already. scores: one array [n_channels] for each group asked
+    for, comparable between groups, in the place of the step's own score. refuse: why a group is left alone, "" if not.
+    """
+    axes = axes if axes is not None else axis_groups(network, wanted.heads)
+    groups, left = candidates(wanted, axes)
+    left = (*left, *(Skipped(g.name, refuse(g)) for g in groups if refuse(g)))
+    groups = [g for g in groups if not refuse(g)]
+    found = scores(groups) if scores is not None else ranked(wanted, network, task, groups)
+    goal, cost, steps = costing(wanted, network, axes)
+    saved = saved_each(axes, groups, cost) if wanted.goal != "ratio" else [1.0] * len(groups)
+    case = Case(network, task, axes, groups, found, saved, wanted.seed, wanted.score in ERRORS)
+    allocation = Allocation(groups, ALLOCATIONS[wanted.allocation](case), wanted.min_keep, wanted.round_to, axes, steps)
+    if wanted.goal == "ratio":
+        keep = allocation.keep(round((1 - wanted.share) * allocation.total))
+    else:
+        whole, share = cost(everything(axes)), wanted.share
+        keep = allocation.to_target(lambda k: cost(kept_atoms(axes, named(groups, k))), share * whole)
+        rest = cost(kept_atoms(axes, named(groups, keep)))
+        if rest > (share + 0.02) * whole:
+            left = (*left, Skipped("", f"{goal}={share} cannot be reached: {rest / whole:.3f} remain, the nearest "
+                                       "that these groups allow; lower round_to or min_keep, or ignore less"))
+    macs = COSTS["macs"](network, axes)
+    chosen = {g.name: tuple(k.tolist()) for g, k in zip(groups, keep, strict=True) if len(k) < len(g)}
+    return ChannelChoice(axes, tuple(groups), chosen, round(macs(everything(axes))),
+                         round(macs(kept_atoms(axes, chosen))), (*axes.frozen, *left), vars(case).get("curves", ()))
+
+
+def costing(wanted: Selection, network: Network, axes: AxisGroups) -> tuple[str, Cost, Mapping[tuple[str, int], int]]:
+    """What the step has a target for, how it is counted, and the steps of width worth having for axes of weights."""
+    if wanted.goal == "latency":
+        table = LatencyTable.measure(network, axes, wanted.target or "onnxruntime")
+        return "latency", table.cost, table.steps()
+    goal = wanted.goal if wanted.goal in COSTS else "macs"
+    return goal, COSTS[goal](network, axes), {}
+
+
+def ranked(wanted: Selection, network: Network, task: Task, groups: Sequence[AxisGroup]) -> Scores:
+    """The step's score, made comparable between groups."""
+    found = SCORES[wanted.score](network, task, groups, wanted.seed)
+    return found if wanted.score in COMPARABLE else normalised(found)
+
+
+def candidates(wanted: Selection, axes: AxisGroups) -> tuple[list[AxisGroup], tuple[Skipped, ...]]:
+    """The groups that may be cut, and why others that could are not."""
+    groups, left = [], []
+    matched: set[str] = set()
+    for group in axes.groups:
+        made = {n for m in group.members if m.makes for n in (m.tensor, m.tensor.rpartition(".")[0])} | {group.name}
+        hits = [p for p in wanted.ignore if any(fnmatchcase(n, p) for n in made)]
+        matched.update(hits)
+        if hits:
+            left.append(Skipped(group.name, f"ignore={hits[0]!r}"))
+        elif group.residual and not wanted.residual:
+            left.append(Skipped(group.name, "a sum of several paths, and residual=False"))
+        elif len(group) <= wanted.min_keep:
+            left.append(Skipped(group.name, f"it has {len(group)} channels, and min_keep={wanted.min_keep}"))
+        else:
+            groups.append(group)
+    left.extend(Skipped(p, "this pattern of ignore=(...) matched no channels that could be cut")
+                for p in wanted.ignore if p not in matched)
+    return groups, tuple(left)
+
+
+def named(groups: Sequence[AxisGroup], keep: Keep) -> dict[str, Sequence[int]]:
+    return {g.name: k.tolist() for g, k in zip(groups, keep, strict=True)}

@@ -1,0 +1,1 @@
+"""How much a channel matters: from weights, from data, from reconstruction."""

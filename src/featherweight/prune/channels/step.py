@@ -1,0 +1,162 @@
+"""``Channels``: takes whole channels out of a network, which becomes smaller and faster without any special kernel."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import numpy as np
+
+from featherweight.axes.cut import kept_atoms
+from featherweight.axes.groups import HEADS, AxisGroup, AxisGroups, axis_groups
+from featherweight.axes.zero import zero
+from featherweight.errors import RecipeError, did_you_mean
+from featherweight.network import Network
+from featherweight.prune.channels.allocate import ALLOCATIONS
+from featherweight.prune.channels.choose import ChannelChoice, Selection, choose, ranked
+from featherweight.prune.channels.costs import TARGETS
+from featherweight.prune.channels.plan import ChannelPlan, filled
+from featherweight.prune.channels.refit import METHODS, compensated, left_out
+from featherweight.prune.channels.schedules import SCHEDULES, Pace, start
+from featherweight.prune.channels.scores.table import SCORES, Scores
+from featherweight.steps import Driver, Rewrite, Stage
+from featherweight.task import Task
+
+
+@dataclass(frozen=True)
+class Channels(Rewrite):
+    """Structured pruning of channels, hidden units, attention heads and the widths of residual streams.
+
+    How much shall remain, as a fraction 0..1 of what is there; give one of
+    macs: multiply-accumulates. params: parameters. bytes: bytes of the stored tensors. ratio: channels.
+    latency: of the sum of the layers' latencies, each measured in the runtime ``target`` (None: the one that is
+        compressed for) at several widths; the widths chosen are those that are really faster there.
+
+    Which, and what with the rest:
+    score: "l1", "l2" (norms over all coupled weights), "fpgm" (distance to the other filters), "bn" (scale of the batch
+        norm), "random"; and with calibration data "taylor", "fisher" (change of the loss), "activation" (norms of what
+        is read times weights) and "reconstruction" (error of the next layers' outputs).
+    allocation: "uniform" takes the same share of every group; "global" ranks all channels together; "erk" keeps more in
+        small groups (Erdos-Renyi kernel); "sensitivity" takes where the loss on calibration data rises least.
+    compensate: "none"; "bias" folds the mean of what goes into the biases of who read it; "least_squares" refits the
+        weights that remain, layer after layer, to the outputs of the original on calibration data.
+    iterations: the cut is made in so many parts, and the channels are scored again before each.
+    round_to: a group keeps a multiple of this many positions (8 or 16 suits most kernels).
+    min_keep: channels that every group keeps at least.
+    ignore: glob patterns of module paths or tensor names that make channels; their groups are left alone.
+    residual: False leaves channels alone that are the sum of several paths, and cuts inside blocks only.
+    heads: what goes where attention has heads: "whole" heads, or "width", the same positions in every head.
+    seed: for score="random".
+
+    During training (in a Fit's ``during=(...)``) a schedule leads to the cut, which is made at the end:
+    schedule: "gradual" (a growing share of the channels is zeroed, and chosen again, from ``begin`` to ``end``),
+        "slimming" (an L1 penalty on the scales of norms), "group_lasso" (a penalty on each channel's weights) or
+        "growing" (the channels to go are chosen at ``begin``, and the penalty on them grows until ``end``).
+    strength: of the penalty; None is the schedule's own. begin, end, frequency: shares of the training, 0..1.
+
+    A target that cannot be reached is approached as far as the groups go, which ``skipped`` then says.
+    """
+
+    macs: float | None = None
+    ratio: float | None = None
+    params: float | None = None
+    bytes: float | None = None
+    latency: float | None = None
+    score: str = "l1"
+    allocation: str = "uniform"
+    compensate: str = "none"
+    iterations: int = 1
+    round_to: int = 1
+    min_keep: int = 1
+    ignore: tuple[str, ...] = ()
+    residual: bool = True
+    heads: str = "whole"
+    target: str | None = None
+    schedule: str = "gradual"
+    strength: float | None = None
+    begin: float = 0.0
+    end: float = 0.75
+    frequency: float = 0.01
+    seed: int = 0
+
+    stage: ClassVar[Stage] = Stage.STRUCTURE
+
+    def plan(self, network: Network, task: Task) -> ChannelPlan:
+        """Scores every channel and chooses those to keep. Raises RecipeError for options that make no sense."""
+        self.check()
+        axes = axis_groups(network, self.heads)
+        work, choice, tensors = network, None, {}
+        for part in range(1, self.iterations + 1):
+            choice = self._choose(work, task, axes, part / self.iterations, choice)
+            kept = kept_atoms(axes, choice.keep)
+            if self.compensate != "none":
+                tensors = compensated(network, task, axes, kept, self.compensate)
+            if part < self.iterations:
+                work = zero(filled(network, tensors), axes, kept)
+        assert choice is not None
+        left = left_out(network, axes, kept) if self.compensate != "none" else ()
+        return ChannelPlan(choice.keep, choice.shapes(network), choice.macs_before, choice.macs_after,
+                           choice.sensitivity, self.heads, skipped=(*choice.skipped, *left), tensors=tensors)
+
+    def start(self, network: Network, task: Task) -> Driver:
+        """The schedule at work; its ``finish`` gives a ChannelPlan. Raises RecipeError for options that make no sense
+        in training."""
+        self.check()
+        if self.compensate != "none" or self.iterations > 1:
+            raise RecipeError(f"Channels(compensate={self.compensate!r}, iterations={self.iterations}) works at once, "
+                              "the training makes up for the channels itself; leave both out in Train(during=...), or "
+                              "put Channels into the recipe as a step of its own")
+        return start(self._selection(), Pace(self.schedule, self.strength, self.begin, self.end, self.frequency),
+                     network, task)
+
+    def _selection(self) -> Selection:
+        goal = next(t for t in TARGETS if getattr(self, t) is not None)
+        return Selection(goal, getattr(self, goal), self.score, self.allocation, self.round_to, self.min_keep,
+                         self.ignore, self.residual, self.heads, self.target, self.seed)
+
+    def _choose(self, work: Network, task: Task, axes: AxisGroups, progress: float,
+                before: ChannelChoice | None) -> ChannelChoice:
+        """What to keep when this share of the way is gone; what is gone already stays so."""
+        wanted = self._selection()
+        wanted = replace(wanted, share=wanted.share ** progress)
+
+        def scores(groups: Sequence[AxisGroup]) -> Scores:
+            found = ranked(wanted, work, task, groups)
+            for group, own in zip(groups, found, strict=True):
+                kept = before.keep.get(group.name) if before is not None else None
+                if kept is not None:
+                    own[np.setdiff1d(np.arange(len(own)), kept)] = -np.inf
+            return found
+
+        return choose(wanted, work, task, axes=axes, scores=scores)
+
+    def check(self) -> None:
+        """Raises RecipeError for options that make no sense."""
+        given = [t for t in TARGETS if getattr(self, t) is not None]
+        if len(given) != 1:
+            raise RecipeError(f"Channels was given {' and '.join(given) or 'none'} of {', '.join(TARGETS)}; expected "
+                              "one of them: write Channels(macs=0.5) to keep half of the MACs or Channels(ratio=0.5) "
+                              "to keep half of the channels")
+        for name in given:
+            if not 0 < getattr(self, name) <= 1:
+                raise RecipeError(f"Channels was given {name}={getattr(self, name)}; expected the fraction that "
+                                  f"remains, above 0 and up to 1, as in Channels({name}=0.5)")
+        tables: dict[str, Collection[str]] = {"score": SCORES, "allocation": ALLOCATIONS,
+                                              "compensate": ("none", *METHODS), "schedule": SCHEDULES,
+                                              "heads": HEADS}
+        for name, table in tables.items():
+            value = getattr(self, name)
+            if value not in table:
+                raise RecipeError(f"Channels has no {name} {value!r}; {did_you_mean(value, table)}; write "
+                                  f"Channels(macs=0.5, {name}=\"{next(iter(table))}\")")
+        for name in ("round_to", "min_keep", "iterations"):
+            if getattr(self, name) < 1:
+                raise RecipeError(f"Channels was given {name}={getattr(self, name)}; expected a whole number from 1, "
+                                  f"as in {name}=8")
+        if not (0 <= self.begin < self.end <= 1 and self.frequency > 0):
+            raise RecipeError(f"Channels was given begin={self.begin}, end={self.end}, frequency={self.frequency}; "
+                              "expected 0 <= begin < end <= 1, frequency above 0, as in Channels(begin=0.0, end=0.75)")
+        if self.strength is not None and self.strength <= 0:
+            raise RecipeError(f"Channels was given strength={self.strength}; expected a number above 0, or None for "
+                              f"the schedule's own ({SCHEDULES[self.schedule].STRENGTH:g})")

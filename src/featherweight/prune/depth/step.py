@@ -1,0 +1,176 @@
+"""``Layers``: makes a network shallower by dropping blocks and layers of the same shape."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import ClassVar
+
+import torch
+
+from featherweight.errors import PlanError, RecipeError, did_you_mean
+from featherweight.measure.macs import macs as count_macs
+from featherweight.network import Network
+from featherweight.network.edit import clear_dead, read_tensors
+from featherweight.prune.depth.blocks import KINDS, Block, Blocks, droppable
+from featherweight.prune.depth.scores import BLOCK_SCORES, RESCORED, BlockCase
+from featherweight.steps import Plan, Rewrite, Skipped, Stage
+from featherweight.task import Task
+
+aten = torch.ops.aten
+RELUS = (aten.relu.default, aten.relu_.default)
+PER = ("block", "macs")
+
+
+@dataclass(frozen=True)
+class LayerPlan(Plan):
+    """Blocks to drop, in the order in which they were chosen, and the last score of every block that could be."""
+
+    blocks: tuple[Block, ...]
+    scores: dict[str, float]
+
+    def apply(self, network: Network) -> Network:
+        """A copy in which each listed block gives back its input (or shortcut); what only it needed is removed.
+
+        Raises PlanError if the network is not the one planned on."""
+        known = set(droppable(network).found)
+        for block in self.blocks:
+            if block not in known:
+                raise PlanError(f"the plan drops {block.name!r} at node {block.output!r}, which is no block of this "
+                                "network that may be dropped; make the plan on this very network")
+        return without(network, self.blocks)
+
+    def summary(self) -> str:
+        names = ", ".join(b.name for b in self.blocks) or "none"
+        return f"drop {len(self.blocks)} of {len(self.scores)} blocks: {names}"
+
+
+def without(network: Network, blocks: tuple[Block, ...]) -> Network:
+    """A copy in which each block's source stands where its output was."""
+    other = network.copy()
+    before = read_tensors(other)
+    nodes = {n.name: n for n in other.graph.nodes}
+    order = {name: i for i, name in enumerate(nodes)}
+    for block in sorted(blocks, key=lambda b: -order[b.output]):
+        output, source = nodes[block.output], nodes[block.source]
+        for user in list(output.users):  # relu(relu(x)) = relu(x)
+            if user.target in RELUS and source.target in RELUS:
+                user.replace_all_uses_with(source)
+                other.graph.erase_node(user)
+        output.replace_all_uses_with(source)
+    clear_dead(other, before)
+    other.changed()
+    return other
+
+
+@dataclass(frozen=True)
+class Layers(Rewrite):
+    """Drops blocks: residual branches, plain layers of the same shape, whole encoder layers.
+
+    count: how many, those of the lowest score. Or names: glob patterns of blocks (module paths). Give one of the two.
+    score: "output" (how far the network's outputs move on calibration data when the block alone is bypassed: squared
+        distance over squared length), "loss" (by how much the loss rises there), "norm" (root mean square of the
+        block's weights; reads no data) or "random".
+    greedy: after each block that goes, those left are scored again without it, against the original; for scores that
+        read data.
+    per: "block" takes the lowest score, "macs" the lowest score for the share of all MACs that it saves.
+    kinds: "residual" (x + f(x)), "shortcut" (s(x) + f(x)), "plain" (f(x) at stride 1) and "layer" (whole modules of two
+        or more residual blocks, named "path (layer)"; they and the blocks in them exclude one another).
+    ignore: glob patterns of blocks to keep. batches: of calibration data, at most. seed: for score="random".
+    """
+
+    count: int | None = None
+    names: tuple[str, ...] = ()
+    score: str = "output"
+    ignore: tuple[str, ...] = ()
+    seed: int = 0
+    greedy: bool = True
+    per: str = "block"
+    kinds: tuple[str, ...] = ("residual", "shortcut", "plain")
+    batches: int = 4
+
+    stage: ClassVar[Stage] = Stage.STRUCTURE
+
+    def plan(self, network: Network, task: Task) -> LayerPlan:
+        """Raises RecipeError for options that make no sense, TaskError where the score needs data that is not there."""
+        self._check()
+        blocks = droppable(network)
+        free, left = self._candidates(blocks)
+        if self.names:
+            chosen: list[Block] = []
+            for block in (b for b in free if any(fnmatchcase(b.name, p) for p in self.names)):
+                clash = next((c for c in chosen if blocks.overlap(block, c)), None)
+                if clash is None:
+                    chosen.append(block)
+                else:
+                    left.append(Skipped(block.name, f"it shares calls with {clash.name!r}, which goes"))
+            return LayerPlan(tuple(chosen), {b.name: 0.0 for b in free}, skipped=tuple(left))
+        assert self.count is not None
+        dropped, scores = self._lowest(network, task, blocks, free)
+        if len(dropped) < self.count:
+            left.append(Skipped("", f"count={self.count}, but only {len(dropped)} blocks may be dropped"))
+        return LayerPlan(dropped, scores, skipped=tuple(left))
+
+    def _candidates(self, blocks: Blocks) -> tuple[list[Block], list[Skipped]]:
+        free, left = [], list(blocks.skipped)
+        for pattern in (*self.names, *self.ignore):
+            names = [b.name for b in blocks.found]
+            if not any(fnmatchcase(n, pattern) for n in names):
+                close = did_you_mean(pattern, names) if names else "none may be dropped"
+                left.append(Skipped(pattern, f"no block of this name may be dropped; {close}"))
+        for block in blocks.found:
+            if any(fnmatchcase(block.name, p) for p in self.ignore):
+                left.append(Skipped(block.name, "ignore=(...)"))
+            elif block.kind in self.kinds:
+                free.append(block)
+            else:
+                left.append(Skipped(block.name, f"it is of the kind {block.kind!r}, and kinds={self.kinds}"))
+        return free, left
+
+    def _lowest(self, network: Network, task: Task, blocks: Blocks,
+                free: list[Block]) -> tuple[tuple[Block, ...], dict[str, float]]:
+        """The blocks that go, one after the other, and the last score of each."""
+        assert self.count is not None
+        by_output = {(b.output, b.kind): b for b in free}
+        dropped: list[Block] = []
+        left = list(free)
+        scores = self._scores(BlockCase(network, network, task, blocks, self.batches, self.seed), free)
+        found = {b.name: s for b, s in zip(free, scores, strict=True)}
+        while left and len(dropped) < self.count:
+            lowest = min(left, key=lambda b: found[b.name])
+            dropped.append(lowest)
+            left = [b for b in left if not blocks.overlap(b, lowest)]
+            if self.greedy and self.score in RESCORED and left and len(dropped) < self.count:
+                smaller = without(network, tuple(dropped))
+                inner = droppable(smaller)
+                now = [(b, by_output.get((b.output, b.kind))) for b in inner.found]
+                pairs = [(b, old) for b, old in now if old is not None and old in left]
+                case = BlockCase(smaller, network, task, inner, self.batches, self.seed)
+                again = self._scores(case, [b for b, _ in pairs])
+                left = [old for _, old in pairs]
+                found.update({old.name: s for (_, old), s in zip(pairs, again, strict=True)})
+        return tuple(dropped), found
+
+    def _scores(self, case: BlockCase, asked: list[Block]) -> list[float]:
+        scores = BLOCK_SCORES[self.score](case, asked)
+        if self.per == "macs" and asked:
+            counted = count_macs(case.network)
+            saved = [sum(counted.by_node.get(n, 0) for n in case.blocks.regions[b.name]) for b in asked]
+            scores = [s / max(m / max(counted.total, 1), 1e-9) for s, m in zip(scores, saved, strict=True)]
+        return scores
+
+    def _check(self) -> None:
+        if (self.count is None) == (not self.names):
+            raise RecipeError(f"Layers was given count={self.count} and names={self.names}; expected one of the two: "
+                              "write Layers(count=2) or Layers(names=(\"layer1.1\",))")
+        for name, least in (("count", self.count), ("batches", self.batches)):
+            if least is not None and least < 1:
+                raise RecipeError(f"Layers was given {name}={least}; expected a whole number from 1, as in "
+                                  f"Layers(count=2, {'batches=4' if name == 'batches' else 'score=...'})")
+        for name, given, known in (("score", self.score, tuple(BLOCK_SCORES)), ("per", self.per, PER),
+                                   *(("kinds", k, KINDS) for k in self.kinds)):
+            if given not in known:
+                raise RecipeError(f"Layers has no {name} {given!r}; {did_you_mean(given, known)}; "
+                                  f"write Layers(count=2, {name}={self.kinds if name == 'kinds' else known[0]!r})")
+        if not self.kinds:
+            raise RecipeError(f"Layers was given kinds=(); expected one or more of {KINDS}")

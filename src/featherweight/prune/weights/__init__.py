@@ -1,0 +1,1 @@
+"""Single weights: patterns, scores, schedules during training, refits."""

@@ -1,0 +1,1 @@
+"""What evens ranges before anything is rounded."""

@@ -1,0 +1,1 @@
+"""Which way each weight is rounded."""

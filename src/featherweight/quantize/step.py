@@ -1,0 +1,186 @@
+"""Quantize: weights stored as whole numbers, values rounded to a grid between the operators."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from torch import Tensor
+
+from featherweight import deploy
+from featherweight.calibrate.distilled import CALIBRATIONS, calibrated
+from featherweight.errors import RecipeError
+from featherweight.network import Network, fold_batch_norm
+from featherweight.numerics.formats import ACTIVATIONS, GRIDS
+from featherweight.quantize.grids import prepared, value_grids, weight_scales
+from featherweight.quantize.layers import Layer, layers
+from featherweight.quantize.placement import Placement, integer_calls, placement
+from featherweight.quantize.plan import QuantizePlan, growth
+from featherweight.quantize.prepare.biases import corrected
+from featherweight.quantize.prepare.gates import gated, write_out
+from featherweight.quantize.prepare.rescale import Product, rescaled
+from featherweight.quantize.ranges import check_method
+from featherweight.quantize.request import Request, split
+from featherweight.quantize.rounding.methods import METHODS, rounded
+from featherweight.quantize.store import scale_name
+from featherweight.quantize.training.driver import Learning, Training
+from featherweight.quantize.training.learners import LEARNERS
+from featherweight.steps import Rewrite, Skipped, Stage
+from featherweight.task import Task
+
+
+@dataclass(frozen=True)
+class Quantize(Rewrite):
+    """Stores weights as whole numbers and rounds values to whole numbers between operators.
+
+    weights: "int8" to "int3" (symmetric), "ternary", "int2" (four levels, none of them zero), "binary" (signs); a scale
+        per output channel. "apot3" to "apot5": additive powers of two. "fp16", "bf16": two bytes a weight, computed as
+        float32.
+    activations: "uint8" to "uint1" (affine, a grid per value), "int8" to "int2" (symmetric, signed only where values
+        lie below zero), or None: values stay float and weights are read back to float. "dynamic": linear calls round
+        what they read to 8 bits when they run, to a grid over the range of all that is read, so that no data is
+        needed; what else has a weight reads floats. The samples of a batch share that grid.
+    ranges: how a value's grid is chosen from calibration data: "minmax", "mse" (least squared error), "percentile",
+        "kl"; None takes "minmax" for 8 bits and "mse" for fewer. weight_ranges: "minmax", "mse" or None.
+    granularity: what has a scale of its own: "channel", "tensor", or a number of weights (a group of one row).
+    rounding: "nearest", "gptq", "adaround" or "blocks" (``rounding.methods.METHODS``).
+    equalize: cross-layer equalization before; smooth: SmoothQuant's alpha (0.5 as the paper has it), None for none.
+    rescale: where the channels of a value differ too much for one grid, and no neighbour absorbs a scale for each of
+        them (as equalize and smooth need), products with vectors are put in before and after it.
+    correct_bias: shifts biases so that the mean of every channel stays what it was.
+    mixed: pattern -> another form for what it fits: {"blocks.3.*": "int8"}, with values: {"head": "int8/uint8"} or
+        {"stem": "int8/float"}. The last pattern that fits holds.
+    ends: the same for the calls that see the input or give the output, where fewer than 8 bits are asked for; None
+        treats them like the others.
+    learn: how rounding is trained when the step is used during training, ``learners.LEARNERS``: "lsq" (learned scales),
+        "ste", "pact", "dorefa"; "apot" for weights of "apot3" to "apot5"; "ttq" for weights="ternary"; "balanced" and
+        "react" for weights="binary". Where values have one bit too, "balanced" needs Train(clip=1.0), as
+        gradients grow with every layer towards its end, and AdamW at lr=0.01 without weight decay goes further than
+        SGD (benchmarks/low_bit_training.py, "lsq": 82.22 % against 80.52).
+    progressive: forms that the training passes through, in equal shares of it, before it ends with the form above:
+        ("int8", "int6/uint6") are weights, and values as well. A layer keeps its own form where that is the finer one.
+    ignore: patterns (``*`` and ``?``) of module paths, weight names or node names that stay float.
+    calibration: "data", the task's calibration split, or "distilled": inputs made from the network's batch-norm
+        statistics (``distilled_data``), so that no data is needed.
+    calibration_batches: at most so many batches of the calibration split; None takes all (4 where they are made).
+    target: the runtime whose whole-number kernels decide where values are rounded (``rules.RULES``); None takes
+        the job's, or "onnxruntime". The network runs in any runtime, if not always as fast.
+
+    With ``activations=None`` files shrink, and runtimes differ. ONNX Runtime reads the weights of convolutions back
+    once, when it loads (as fast as in float), and rounds what linear calls read to 8 bits, which makes them faster the
+    larger they are (4096 to 4096, one row: 9 times with 4 bits, 3 times with 8). OpenVINO reads the weights of
+    convolutions back once, and rounds what linear calls read to 8 bits, in groups and anew at every run; so it does
+    for "dynamic" too, with which ONNX Runtime is two to three times as fast where linear calls read many rows. On x86
+    without VNNI instructions, kernels cut off sums of products of uint8 and int8 at 16 bits. ONNX Runtime does not if
+    the session's entry "session.x64quantprecision" is "1", as in ours: write it into yours. OpenVINO has no such entry;
+    there, write Quantize("int7", ends=None), whose sums fit. Values of fewer than 8 bits are simulated: no runtime here
+    has kernels for them.
+    """
+
+    stage: ClassVar[Stage] = Stage.PRECISION
+    weights: str = "int8"
+    activations: str | None = "uint8"
+    ranges: str | None = None
+    weight_ranges: str | None = None
+    granularity: str | int = "channel"
+    rounding: str = "nearest"
+    equalize: bool = False
+    smooth: float | None = None
+    rescale: bool = False
+    correct_bias: bool = False
+    mixed: Mapping[str, str] = field(default_factory=dict)
+    ends: str | None = "int8/uint8"
+    learn: str = "lsq"
+    progressive: tuple[str, ...] = ()
+    ignore: tuple[str, ...] = ()
+    calibration: str = "data"
+    calibration_batches: int | None = None
+    target: str | None = None
+
+    def plan(self, network: Network, task: Task) -> QuantizePlan:
+        """Raises RecipeError for unknown options, ExportError for an unknown target and TaskError where calibration
+        data is needed and missing."""
+        self.check()
+        folded = fold_batch_norm(network).eval()
+        task, said = calibrated(self.calibration, network, task, self.calibration_batches)
+        request = self.request()
+        found, skipped = layers(folded, request)
+        values, more = prepared(folded, task, self.smooth, self.equalize, self.calibration_batches)
+        gates = gated(folded, integer_calls(found, request.rules()), request.rules())
+        write_out(folded, gates)
+        placed = placement(folded, found, request)
+        vectors: dict[str, Tensor] = {}
+        products: tuple[Product, ...] = ()
+        if self.rescale and placed.points:
+            new, vectors, products = rescaled(folded, task, placed, self.calibration_batches)
+            values |= new
+            found, _ = layers(folded, request)
+            placed = placement(folded, found, request)
+        skipped = [*skipped, *placed.skipped, *self._left_float(found, placed)]
+        even = folded.copy()  # what biases are corrected towards
+        scales = weight_scales(folded, found, self.weight_ranges)
+        points = value_grids(folded, task, placed, found, self.activations, self.ranges,
+                             self.calibration_batches)
+        new, points, rest = rounded(self.rounding, folded, task, found, scales, points, self.calibration_batches)
+        values |= new
+        tensors = {scale_name(name): scale for name, scale in scales.items()} | values | vectors
+        made = QuantizePlan(tuple(f.stored for f in found), points, tuple(sorted(values)), bool(found),
+                            products=products, gates=gates, tensors=tensors,
+                            skipped=tuple(dict.fromkeys([*skipped, *said, *more, *rest])),
+                            grows=growth(folded, found, points))
+        return corrected(made, network, task, self.calibration_batches, even) if self.correct_bias else made
+
+    def check(self) -> None:
+        """Raises RecipeError, or ExportError, for unknown options."""
+        self.request().check()
+        if self.ranges is not None:
+            check_method("ranges", self.ranges)
+        if self.weight_ranges is not None:
+            check_method("weight_ranges", self.weight_ranges, ("minmax", "mse"))
+        check_method("rounding", self.rounding, METHODS)
+        check_method("learn", self.learn, LEARNERS)
+        check_method("calibration", self.calibration, CALIBRATIONS)
+        if self.smooth is not None and not 0 <= self.smooth <= 1:
+            raise RecipeError(f"smooth={self.smooth}; expected a number from 0 to 1, as in smooth=0.5")
+        if self.target is not None:
+            deploy.target(self.target)
+
+    def start(self, network: Network, task: Task) -> Training:
+        """Used during training: weights and values are rounded in every step, gradients pass. Scales start where
+        calibration puts them."""
+        self.check()
+        self._check_training()
+        task, _ = calibrated(self.calibration, network, task, self.calibration_batches)
+        learning = Learning(self.learn, self.progressive, self.ranges, self.weight_ranges, self.calibration_batches)
+        return Training(self.request(), learning, network, task)
+
+    def request(self) -> Request:
+        return Request(self.weights, self.activations, self.granularity, self.mixed, self.ends, self.ignore,
+                       self.target)
+
+    def _check_training(self) -> None:
+        """Raises RecipeError for options that have no meaning during training."""
+        for name, given, plain in (("rounding", self.rounding, "nearest"), ("equalize", self.equalize, False),
+                                   ("smooth", self.smooth, None), ("rescale", self.rescale, False),
+                                   ("correct_bias", self.correct_bias, False)):
+            if given != plain:
+                raise RecipeError(f"{name}={given!r} is for networks that are trained no more; leave it out, or put "
+                                  "Quantize after Train")
+        for text in self.progressive:
+            weights, values = split(text, self.activations)
+            if weights not in GRIDS or (values is not None and values not in ACTIVATIONS):
+                raise RecipeError(f"progressive={self.progressive!r}: {text!r} is no form to train; expected weights "
+                                  f"of {', '.join(GRIDS)}, with values or without, as in ('int8/uint8', 'int6/uint6')")
+        if self.progressive and not LEARNERS[self.learn].progressive:
+            raise RecipeError(f"learn={self.learn!r} has no other number of bits to come from; leave out progressive")
+
+    def _left_float(self, found: list[Layer], placed: Placement) -> list[Skipped]:
+        if self.activations is None:
+            return []
+        return [Skipped(layer.stored.weight, "stored as whole numbers, but its call has a kernel for floats only")
+                for layer in found if layer.activations is not None
+                and not all(n.name in placed.kernels for n in layer.nodes)]
+
+
+__all__ = ["Quantize"]

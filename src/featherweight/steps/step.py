@@ -1,0 +1,49 @@
+"""A step: a frozen dataclass whose fields are its options; a Rewrite decides and then does, a Fit changes values."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from enum import IntEnum
+from typing import ClassVar
+
+from featherweight.errors import RecipeError
+from featherweight.network import Network
+from featherweight.steps.companion import Context, Driver
+from featherweight.steps.plan import Plan
+from featherweight.task import Task
+
+
+class Stage(IntEnum):
+    """Order of rewrites in a recipe: a later stage never comes before an earlier one."""
+
+    STRUCTURE = 1  #: axes, ranks, layers: shapes change
+    SPARSITY = 2  #: zero patterns: values change, shapes do not
+    PRECISION = 3  #: number types and codebooks
+
+
+class Rewrite(ABC):
+    """A step that changes structure, zero pattern or number type."""
+
+    stage: ClassVar[Stage]
+
+    @abstractmethod
+    def plan(self, network: Network, task: Task) -> Plan:
+        """Decides. May read the task's calibration or validation data; leaves the network as it was."""
+
+    def start(self, network: Network, task: Task) -> Driver:
+        """Used during training: a driver that a Fit tells of its progress. Steps that cannot raise RecipeError."""
+        raise RecipeError(
+            f"{type(self).__name__} cannot be used during training; put it into the recipe as a step of its own"
+        )
+
+
+class Fit(ABC):
+    """A step that changes values only."""
+
+    @abstractmethod
+    def fit(self, network: Network, task: Task, context: Context) -> Network:
+        """A copy of ``network`` with other values: same graph, same shapes, zeros kept where the network's
+        ``patterns`` say so. Resumes from ``context.workdir`` after a kill."""
+
+
+Step = Rewrite | Fit
