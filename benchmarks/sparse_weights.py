@@ -32,8 +32,8 @@ from rows import Rows
 from torch import Tensor, nn
 
 import featherweight as fw
-from featherweight.calibrate.moments import calls_of
 from featherweight.measure import measure
+from featherweight.network.layers import calls_of
 from featherweight.steps import Context
 
 HERE = Path(__file__).parent

@@ -17,7 +17,7 @@ from featherweight.axes.cut import cut, kept_atoms
 from featherweight.axes.groups import AxisGroup, AxisGroups, axis_groups
 from featherweight.axes.zero import zero
 from featherweight.errors import ExportError, FileError, RecipeError, TaskError
-from featherweight.judge.layer_times import Layer, One, time_all
+from featherweight.judge.layer_times import One, TimedLayer, time_all
 from featherweight.judge.widths import LatencyTable
 from featherweight.measure.macs import macs
 from featherweight.prune.channels.allocate import ALLOCATIONS, Allocation, Case, Keep, quantiles, slopes
@@ -257,7 +257,7 @@ def test_curves_ask_for_what_they_need(residual: fw.Network) -> None:
 
 
 # ---- latency
-def sixteens(layers: Sequence[Layer], target: str, threads: int) -> list[float]:
+def sixteens(layers: Sequence[TimedLayer], target: str, threads: int) -> list[float]:
     """A runtime that pads widths to multiples of 16."""
     return [1e-6 + 1e-9 * np.prod([-(-s // 16) for s in layer.weight[:2]]) for layer in layers]
 
@@ -271,7 +271,7 @@ def test_table_gives_what_was_measured_and_lies_between_it(residual: fw.Network,
     axes = found.axes
     nodes = [n for n in residual.calls() if "conv2d" in str(n.target) or "linear" in str(n.target)]
     assert [t.node for t in found.timings] == [n.name for n in nodes]
-    whole = sum(sixteens([Layer("", tuple(p.shape), (), False)], "", 1)[0]
+    whole = sum(sixteens([TimedLayer("", tuple(p.shape), (), False)], "", 1)[0]
                 for p in residual.parameters() if p.dim() > 1)
     assert found.cost(everything(axes)) == pytest.approx(whole)
     costs = [found.cost(kept(axes, axes.groups, [np.arange(len(g) * i // 8) for g in axes.groups]))
@@ -288,16 +288,16 @@ def test_widths_that_are_faster_are_found_and_chosen(residual: fw.Network, tmp_p
     keep = allocation.to_target(lambda k: found.cost(kept(axes, axes.groups, k)), 0.5 * found.cost(everything(axes)))
     assert all(len(k) % 16 == 0 for k in keep)
 
-    def smooth(layers: Sequence[Layer], target: str, threads: int) -> list[float]:
+    def smooth(layers: Sequence[TimedLayer], target: str, threads: int) -> list[float]:
         return [1e-9 * float(np.prod(layer.weight[:2])) for layer in layers]
 
     assert set(table(residual, tmp_path / "smooth.json", smooth).steps().values()) == {1}
 
 
 def test_nothing_is_measured_twice(residual: fw.Network, tmp_path: Path) -> None:
-    asked: list[Layer] = []
+    asked: list[TimedLayer] = []
 
-    def counting(layers: Sequence[Layer], target: str, threads: int) -> list[float]:
+    def counting(layers: Sequence[TimedLayer], target: str, threads: int) -> list[float]:
         asked.extend(layers)
         return sixteens(layers, target, threads)
 
@@ -323,9 +323,9 @@ def test_damaged_table_and_unknown_target_are_refused(residual: fw.Network, tmp_
 @every_problem
 def test_every_network_has_a_table(problem: Problem, tmp_path: Path) -> None:
     """Also layers that are grouped, transposed or read three axes: each resized layer can be built and run."""
-    built: set[Layer] = set()
+    built: set[TimedLayer] = set()
 
-    def running(layers: Sequence[Layer], target: str, threads: int) -> list[float]:
+    def running(layers: Sequence[TimedLayer], target: str, threads: int) -> list[float]:
         for layer in set(layers) - built:
             with torch.no_grad():
                 assert One(layer)(torch.zeros(layer.input(1))).numel()
@@ -340,8 +340,8 @@ def test_every_network_has_a_table(problem: Problem, tmp_path: Path) -> None:
 
 
 def test_layers_run_in_a_runtime() -> None:
-    layers = [Layer("aten.linear.default", (3, 4), (1,), True),
-              Layer("aten.conv2d.default", (4, 1, 3, 3), (5, 5), False,
+    layers = [TimedLayer("aten.linear.default", (3, 4), (1,), True),
+              TimedLayer("aten.conv2d.default", (4, 1, 3, 3), (5, 5), False,
                     (("stride", (1, 1)), ("padding", (1, 1)), ("dilation", (1, 1)), ("groups", 4)))]
     assert all(s > 0 for s in time_all(layers, "onnxruntime", 1))
 

@@ -12,9 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import featherweight as fw
-from featherweight.calibrate.moments import as_matrix, calls_of, from_matrix, input_norms, rows, second_moments
+from featherweight.calibrate.moments import input_norms, second_moments
 from featherweight.errors import PlanError, RecipeError, TaskError
 from featherweight.network.file.digest import digest
+from featherweight.network.layers import calls_of
+from featherweight.network.matrices import as_matrix, from_matrix, rows
 from featherweight.numerics.obs import damped, least_squares, sweep
 from featherweight.prune import WeightPlan, Weights
 from featherweight.prune.weights.masks import ALLOCATIONS, erk, masks_of, pattern_of

@@ -139,7 +139,7 @@ def test_adaround_against_gptq_on_single_layers(digits):
     walk.start(digits[1], None)
     wins = []
     for layer in walk.layers:
-        site = layerwise.Site.of(walk, layer)
+        site = layerwise.RoundedLayer.of(walk, layer)
         advance(walk.states, walk.order.number[site.node.name], set())
         walk.set(site.name, site.weight)
         x, z = layerwise.pool(site, walk.states)

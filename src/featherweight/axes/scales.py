@@ -17,9 +17,9 @@ from torch import Tensor
 from torch.fx import Node
 from torch.fx.node import map_arg
 
-from featherweight.calibrate.moments import as_matrix, from_matrix
 from featherweight.network import Network
 from featherweight.network.edit import WEIGHTED, bias_name, weight_name
+from featherweight.network.matrices import as_matrix, from_matrix
 from featherweight.network.operators import schema_argument
 
 aten = torch.ops.aten

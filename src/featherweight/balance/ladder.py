@@ -13,7 +13,7 @@ from featherweight.errors import RecipeError, did_you_mean
 from featherweight.network import Network, fold_batch_norm
 from featherweight.numerics.formats import value_bits, weight_bits
 from featherweight.quantize.damage import Judge, damages
-from featherweight.quantize.layers import Layer, layers
+from featherweight.quantize.layers import LayerForm, layers
 from featherweight.quantize.plan import QuantizePlan, Rung
 from featherweight.quantize.search import check_batches, check_split, plain, scored
 from featherweight.quantize.step import Quantize
@@ -170,10 +170,11 @@ class _Climb:
         if not few or not self._most("8 bits", few, _eight):
             self._most("float", self._layers(), _whole)
 
-    def _layers(self) -> list[Layer]:
+    def _layers(self) -> list[LayerForm]:
         return layers(fold_batch_norm(self.network), self.step.request())[0]
 
-    def _most(self, what: str, found: list[Layer], wider: Callable[[Quantize, Sequence[Layer]], Quantize]) -> bool:
+    def _most(self, what: str, found: list[LayerForm],
+              wider: Callable[[Quantize, Sequence[LayerForm]], Quantize]) -> bool:
         """Leaves as few of the layers wider as is enough, the most sensitive first; whether it was enough."""
         order, base, first = self._by_damage(found), self.step, len(self.trail)
 
@@ -194,7 +195,7 @@ class _Climb:
             low, high = (low, middle) if enough(middle) else (middle, high)
         return True
 
-    def _by_damage(self, found: list[Layer]) -> list[Layer]:
+    def _by_damage(self, found: list[LayerForm]) -> list[LayerForm]:
         """The layers whose rounding alone moves the outputs most, first."""
         split = "calibration" if self.task.has("calibration") else self.ladder.split
         with generators_kept():
@@ -208,17 +209,17 @@ def _same(a: QuantizePlan, b: QuantizePlan) -> bool:
         torch.equal(t, b.tensors[n]) for n, t in a.tensors.items())
 
 
-def _bits(layer: Layer) -> int:
+def _bits(layer: LayerForm) -> int:
     return min(weight_bits(layer.stored.kind), value_bits(layer.activations))
 
 
-def _eight(step: Quantize, chosen: Sequence[Layer]) -> Quantize:
+def _eight(step: Quantize, chosen: Sequence[LayerForm]) -> Quantize:
     kinds = {layer.stored.weight: f"int8/{'uint8' if layer.on_grid else layer.activations or 'float'}"
              for layer in chosen}
     return replace(step, mixed={**step.mixed, **kinds})
 
 
-def _whole(step: Quantize, chosen: Sequence[Layer]) -> Quantize:
+def _whole(step: Quantize, chosen: Sequence[LayerForm]) -> Quantize:
     return replace(step, ignore=(*step.ignore, *(layer.stored.weight for layer in chosen)))
 
 

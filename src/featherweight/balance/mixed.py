@@ -14,7 +14,7 @@ from featherweight.numerics.budget import choose
 from featherweight.numerics.formats import HALVES, weight_bits
 from featherweight.quantize.damage import FLOAT, Judge, check_forms, damages, forms, together
 from featherweight.quantize.latency import seconds
-from featherweight.quantize.layers import Layer, ends, layers, matches
+from featherweight.quantize.layers import LayerForm, ends, layers, matches
 from featherweight.quantize.plan import SCALE_BYTES, QuantizePlan
 from featherweight.quantize.request import of_ends
 from featherweight.quantize.search import plain
@@ -130,7 +130,7 @@ class Mixed(Quantize):
     def _goal(self) -> str:
         return next(t for t in TARGETS if getattr(self, t) is not None)
 
-    def _budget(self, network: Network, task: Task, folded: Network, options: Mapping[str, Mapping[str, Layer]],
+    def _budget(self, network: Network, task: Task, folded: Network, options: Mapping[str, Mapping[str, LayerForm]],
                 settled: Mapping[str, str]) -> tuple[float, Costs]:
         """What the free layers may cost, and what each does in each kind."""
         base = plain(self, mixed={**self.mixed, **settled}, ends=None)
@@ -176,11 +176,11 @@ def _stored(network: Network) -> float:
     return float(sum({id(t): t.numel() * t.element_size() for t in network.tensors().values()}.values()))
 
 
-def _bits(weight: Tensor, layer: Layer | None) -> float:
+def _bits(weight: Tensor, layer: LayerForm | None) -> float:
     return weight.numel() * float(32 if layer is None else weight_bits(layer.stored.kind))
 
 
-def _bytes(weight: Tensor, layer: Layer | None) -> float:
+def _bytes(weight: Tensor, layer: LayerForm | None) -> float:
     """Bytes of a weight with its scales, packed; as it is if there is no layer."""
     if layer is None:
         return float(weight.numel() * weight.element_size())

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from featherweight.measure import Layer, Measurement
+from featherweight.measure import LayerFigures, Measurement
 from featherweight.report import units
 
 out = Console()
@@ -124,7 +124,7 @@ def measurement(m: Measurement) -> Table:
     return table
 
 
-def layers(rows: Sequence[Layer]) -> Table:
+def layers(rows: Sequence[LayerFigures]) -> Table:
     """Layer by layer."""
     table = Table(header_style="bold")
     for head in ("module", "operator", "weight", "output"):

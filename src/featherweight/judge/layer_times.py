@@ -27,7 +27,7 @@ SECONDS = 0.02
 
 
 @dataclass(frozen=True)
-class Layer:
+class TimedLayer:
     """One convolution or linear call by itself: what it takes to build it.
 
     options: its arguments after the bias (a linear call has none). size: its input's shape without the channels and,
@@ -44,13 +44,13 @@ class Layer:
     def groups(self) -> int:
         return int(dict(self.options).get("groups", 1))
 
-    def at(self, widths: Mapping[int, int]) -> Layer:
+    def at(self, widths: Mapping[int, int]) -> TimedLayer:
         """The same call with other lengths of its weight's axes; a grouped one that loses whole groups has fewer."""
         shape = tuple(widths.get(d, s) for d, s in enumerate(self.weight))
         options = dict(self.options)
         if self.groups > 1 and not self.keeps_groups():
             options["groups"] = max(1, self.groups * shape[0] // self.weight[0])
-        return Layer(self.operator, shape, self.size, self.bias, tuple(options.items()))
+        return TimedLayer(self.operator, shape, self.size, self.bias, tuple(options.items()))
 
     def keeps_groups(self) -> bool:
         """Whether a cut leaves every group some positions, rather than taking whole groups."""
@@ -75,13 +75,13 @@ class Layer:
 
 
 #: (layers of one kind at several widths, target's name, threads) -> seconds of each
-Timer = Callable[[Sequence[Layer], str, int], list[float]]
+Timer = Callable[[Sequence[TimedLayer], str, int], list[float]]
 
 
 class One(nn.Module):
     """A layer alone, with random weights."""
 
-    def __init__(self, layer: Layer) -> None:
+    def __init__(self, layer: TimedLayer) -> None:
         super().__init__()
         self.call: Any = reduce(getattr, layer.operator.split("."), torch.ops)  # type: ignore[arg-type]
         self.options = dict(layer.options)
@@ -93,7 +93,7 @@ class One(nn.Module):
         return made
 
 
-def time_all(layers: Sequence[Layer], target: str, threads: int) -> list[float]:
+def time_all(layers: Sequence[TimedLayer], target: str, threads: int) -> list[float]:
     """Median seconds of one call of each layer, in interleaved rounds, batch of one."""
     runtime, runners, calls = target_named(target), [], {}
     with tempfile.TemporaryDirectory() as folder:
@@ -122,7 +122,7 @@ class Times:
         package = target_named(target).package
         self.prefix = f"{_machine()} {package} {metadata.version(package)} threads={threads} "
 
-    def times(self, layers: Sequence[Layer]) -> list[float]:
+    def times(self, layers: Sequence[TimedLayer]) -> list[float]:
         keys = [self.prefix + layer.key() for layer in layers]
         missing = {k: layer for k, layer in zip(keys, layers, strict=True) if k not in self.known}
         if missing:

@@ -20,7 +20,7 @@ from torch.fx import Node
 
 from featherweight.axes.groups import AxisGroups
 from featherweight.axes.labels import Ints
-from featherweight.judge.layer_times import Layer, Timer, Times, time_all
+from featherweight.judge.layer_times import TimedLayer, Timer, Times, time_all
 from featherweight.network import Network
 from featherweight.network.edit import CONVOLUTIONS, WEIGHTED, bias_name, weight_name
 from featherweight.network.operators import schema_argument
@@ -126,7 +126,7 @@ def _free(axes: AxisGroups) -> npt.NDArray[np.bool_]:
     return found
 
 
-def _layers(network: Network) -> tuple[dict[str, Layer], list[Skipped]]:
+def _layers(network: Network) -> tuple[dict[str, TimedLayer], list[Skipped]]:
     """Node -> the layer that it computes; and calls that are none."""
     values, found, left = network.values(1), {}, []
     for node in network.calls(*WEIGHTED):
@@ -143,7 +143,7 @@ def _layers(network: Network) -> tuple[dict[str, Layer], list[Skipped]]:
                 continue
         channel = (1 if x.dim() == network.tensor(name).dim() else 0) if options else x.dim() - 1
         size = tuple(int(s) for d, s in enumerate(x.shape) if d != channel and (d > 0 or not options))
-        found[node.name] = Layer(str(node.target), tuple(network.tensor(name).shape), size, _has_bias(node),
+        found[node.name] = TimedLayer(str(node.target), tuple(network.tensor(name).shape), size, _has_bias(node),
                                  tuple(options))
     return found, left
 
@@ -157,7 +157,7 @@ def _options(node: Node) -> list[tuple[str, Any]]:
     return [(n, tuple(v) if isinstance(v := schema_argument(node, n), (list, tuple)) else v) for n in names]
 
 
-def _timing(node: str, weight: str, layer: Layer, dims: tuple[int, ...], shares: Sequence[float],
+def _timing(node: str, weight: str, layer: TimedLayer, dims: tuple[int, ...], shares: Sequence[float],
             file: Times) -> Timing:
     """Measures one layer on a grid of widths."""
     widths = [_grid(layer.weight[d], shares, _unit(layer, d)) for d in dims]
@@ -173,14 +173,14 @@ def _grid(length: int, shares: Sequence[float], unit: int) -> list[int]:
     return sorted({min(max(round(length * s / step), 1) * step, length) for s in shares} | {length})
 
 
-def _unit(layer: Layer, dim: int) -> int:
+def _unit(layer: TimedLayer, dim: int) -> int:
     """Positions of one axis of the weight that a grouped convolution can only lose together."""
     if dim or layer.groups == 1:
         return 1
     return layer.groups if layer.keeps_groups() else layer.weight[0] // layer.groups
 
 
-def _stepped(timings: Mapping[str, Timing], layers: Mapping[str, Layer], file: Times) -> tuple[Timing, ...]:
+def _stepped(timings: Mapping[str, Timing], layers: Mapping[str, TimedLayer], file: Times) -> tuple[Timing, ...]:
     """The timings with their steps of width, which are looked for in the slowest layer of every kind."""
     slowest: dict[tuple[str, bool], str] = {}
     kinds = {n: (layer.operator, layer.groups > 1) for n, layer in layers.items()}
@@ -193,7 +193,7 @@ def _stepped(timings: Mapping[str, Timing], layers: Mapping[str, Layer], file: T
     return tuple(replace(t, step=steps.get(kinds[n], 1)) for n, t in timings.items())
 
 
-def _step(layer: Layer, dims: tuple[int, ...], file: Times) -> int:
+def _step(layer: TimedLayer, dims: tuple[int, ...], file: Times) -> int:
     """The least of STEPS by which all axes must get shorter, from a multiple of 32, to save at least half of what the
     arithmetic does; the largest if none does."""
     start = {d: max(32, layer.weight[d] // 2 // 32 * 32) for d in dims}

@@ -15,7 +15,7 @@ from featherweight.network import Network
 
 
 @dataclass(frozen=True)
-class Layer:
+class LayerFigures:
     """One call of an operator that holds weights or does MACs.
 
     ``path`` is the module it came from, ``weight`` the stored tensor behind its largest weight. ``params``,
@@ -40,7 +40,7 @@ class Layer:
         return dataclasses.asdict(self)
 
 
-def layers(network: Network) -> tuple[Layer, ...]:
+def layers(network: Network) -> tuple[LayerFigures, ...]:
     """The calls that hold weights or do MACs, in the order in which they run."""
     counted = macs(network)
     uncounted = set(counted.uncounted)
@@ -73,12 +73,12 @@ def _readers(node: Node, constant: set[Node]) -> list[Node]:
     return found
 
 
-def _row(node: Node, held: list[Weight], counted: int | None, values: dict[str, Any]) -> Layer:
+def _row(node: Node, held: list[Weight], counted: int | None, values: dict[str, Any]) -> LayerFigures:
     main = max(held, key=lambda w: w.numel, default=None)
     result = values.get(node.name)
     if isinstance(result, (tuple, list)):
         result = next((r for r in result if isinstance(r, Tensor)), None)
-    return Layer(
+    return LayerFigures(
         path=str(node.meta.get("module") or ""), operator=str(node.target),
         weight=main.name if main else None, shape=main.shape if main else None,
         params=sum(w.numel for w in held), nonzeros=sum(w.nonzeros for w in held), macs=counted,

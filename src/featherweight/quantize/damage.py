@@ -18,7 +18,7 @@ from featherweight.numerics import grids
 from featherweight.numerics.formats import ACTIVATIONS, DYNAMIC, GRIDS, HALVES, check_kinds
 from featherweight.quantize.grids import weight_scales
 from featherweight.quantize.judging import HOW, Measure
-from featherweight.quantize.layers import Layer, layers
+from featherweight.quantize.layers import LayerForm, layers
 from featherweight.quantize.ranges import Grid, activation_grids, usual_method
 from featherweight.quantize.request import Request, split
 from featherweight.quantize.search import check_batches, check_known, check_split, data
@@ -30,7 +30,7 @@ from featherweight.task import Task
 aten = torch.ops.aten
 FLOAT = "float"  #: the kind of a layer that stays as it is
 #: weight's name -> kind -> the layer in that form
-Forms = Mapping[str, Mapping[str, Layer]]
+Forms = Mapping[str, Mapping[str, LayerForm]]
 
 
 @dataclass(frozen=True)
@@ -91,9 +91,9 @@ def check_forms(where: str, kinds: Sequence[str], activations: str | None) -> No
             check_kinds(where, *split(kind, activations))
 
 
-def forms(folded: Network, step: Quantize, kinds: Sequence[str]) -> dict[str, dict[str, Layer]]:
+def forms(folded: Network, step: Quantize, kinds: Sequence[str]) -> dict[str, dict[str, LayerForm]]:
     """The layers in each of the kinds that they can have, but "float", which all can; in graph order."""
-    found: dict[str, dict[str, Layer]] = {}
+    found: dict[str, dict[str, LayerForm]] = {}
     for kind in kinds:
         if kind != FLOAT:
             weights, values = split(kind, step.activations)
@@ -174,7 +174,7 @@ class Bench:
         self.network.changed()
         return copy.name
 
-    def rounded(self, layer: Layer) -> Tensor:
+    def rounded(self, layer: LayerForm) -> Tensor:
         """The layer's weight on its grid."""
         stored = layer.stored
         weight = self.network.tensor(stored.weight).detach()
@@ -186,7 +186,7 @@ class Bench:
         return grids.fake_quantize(weight.double(), spread, zero, GRIDS[stored.kind]).to(weight.dtype)
 
     @contextmanager
-    def put(self, layer: Layer) -> Iterator[None]:
+    def put(self, layer: LayerForm) -> Iterator[None]:
         """For a while, the layer alone is in its other form."""
         made = self.rounded(layer)
         taps: dict[str, Callable[[Any], Any]] = {n: lambda w: made for n in self.weights[layer.stored.weight]}

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from featherweight.network import Network
 from featherweight.numerics.formats import ACTIVATIONS, DYNAMIC, GRIDS
-from featherweight.quantize.layers import Layer
+from featherweight.quantize.layers import LayerForm
 from featherweight.quantize.placement import Placement
 from featherweight.quantize.prepare.equalize import equalized
 from featherweight.quantize.prepare.smooth import smoothed
@@ -33,7 +33,7 @@ def prepared(folded: Network, task: Task, smooth: float | None, equalize: bool,
     return values, skipped
 
 
-def weight_scales(folded: Network, found: list[Layer], method: str | None) -> Values:
+def weight_scales(folded: Network, found: list[LayerForm], method: str | None) -> Values:
     """Weight's name -> the scales of its grid; none for halves."""
     scales = {}
     for layer in found:
@@ -45,7 +45,7 @@ def weight_scales(folded: Network, found: list[Layer], method: str | None) -> Va
     return scales
 
 
-def value_grids(folded: Network, task: Task, placed: Placement, found: list[Layer], activations: str | None,
+def value_grids(folded: Network, task: Task, placed: Placement, found: list[LayerForm], activations: str | None,
                 ranges: str | None, batches: int | None) -> tuple[Point, ...]:
     """The grids of the activations: those that share one take the widest kind that a reader of theirs wants.
 

@@ -20,7 +20,7 @@ from featherweight.task import call
 
 if TYPE_CHECKING:
     from featherweight.quantize.damage import Bench
-    from featherweight.quantize.layers import Layer
+    from featherweight.quantize.layers import LayerForm
 
 Measure = Callable[[], float]
 
@@ -55,7 +55,7 @@ def by_hessian(bench: Bench) -> dict[str, dict[str, float]]:
                               'write how="output"')
     found = mean_traces(bench)
 
-    def away(layer: Layer) -> float:
+    def away(layer: LayerForm) -> float:
         moved = bench.rounded(layer) - bench.network.tensor(layer.stored.weight).detach()
         return float(moved.double().square().sum())
 

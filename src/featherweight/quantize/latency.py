@@ -11,7 +11,7 @@ from typing import Any
 
 from featherweight import deploy, measure
 from featherweight.network import Network
-from featherweight.quantize.layers import Layer
+from featherweight.quantize.layers import LayerForm
 from featherweight.quantize.search import plain
 from featherweight.quantize.step import Quantize
 from featherweight.task import Task
@@ -24,7 +24,7 @@ Timer = Callable[[Mapping[str, Network]], dict[str, float]]
 Costs = dict[str, dict[str, float]]
 
 
-def seconds(network: Network, task: Task, step: Quantize, options: Mapping[str, Mapping[str, Layer]],
+def seconds(network: Network, task: Task, step: Quantize, options: Mapping[str, Mapping[str, LayerForm]],
             kinds: tuple[str, ...], share: float, timer: Timer | None = None) -> tuple[float, Costs]:
     """What the layers of ``options`` may cost together so that the network takes ``share`` of the float one's latency,
     and what each costs in each kind: how much longer the network takes than with all layers of the first kind.

@@ -25,7 +25,7 @@ READABLE = (*WEIGHTED, aten.embedding.default, *RECURRENT)
 
 
 @dataclass(frozen=True)
-class Layer:
+class LayerForm:
     """A weight, the calls that read it, and the form that it and what these calls read shall have."""
 
     stored: Stored
@@ -38,7 +38,7 @@ class Layer:
         return self.activations in ACTIVATIONS
 
 
-def layers(network: Network, request: Request) -> tuple[list[Layer], list[Skipped]]:
+def layers(network: Network, request: Request) -> tuple[list[LayerForm], list[Skipped]]:
     """The weights that are stored in another form, in graph order; and the others, with why."""
     found: dict[str, list[Node]] = {}
     skipped: list[Skipped] = []
@@ -68,7 +68,7 @@ def layers(network: Network, request: Request) -> tuple[list[Layer], list[Skippe
 
 
 def _layer(network: Network, name: str, nodes: list[Node], request: Request,
-           outer: set[Node]) -> tuple[Layer | None, str]:
+           outer: set[Node]) -> tuple[LayerForm | None, str]:
     """The layer, and what could not be had of it; None where nothing could."""
     kind, values = request.weights, request.activations
     if request.ends is not None and outer & set(nodes) and _few(kind, values):
@@ -84,11 +84,11 @@ def _layer(network: Network, name: str, nodes: list[Node], request: Request,
         length = weight[0].numel()
         if not lookup and nodes[0].target not in TRANSPOSED and length % request.granularity == 0:
             group = None if length == request.granularity else request.granularity  # a whole row is a channel
-            return Layer(Stored(name, axis, kind, group), tuple(nodes), values), ""
+            return LayerForm(Stored(name, axis, kind, group), tuple(nodes), values), ""
         why = f"a scale per channel: its rows of {length} numbers are not whole groups of {request.granularity}"
-        return Layer(Stored(name, axis, kind), tuple(nodes), values), why
+        return LayerForm(Stored(name, axis, kind), tuple(nodes), values), why
     whole = request.granularity == "tensor" and not lookup
-    return Layer(Stored(name, None if whole else axis, kind), tuple(nodes), None if lookup else values), ""
+    return LayerForm(Stored(name, None if whole else axis, kind), tuple(nodes), None if lookup else values), ""
 
 
 def _few(weights: str, activations: str | None) -> bool:
@@ -164,4 +164,4 @@ def matches(node: Node, name: str | None, patterns: tuple[str, ...]) -> bool:
     return any(fnmatch(k, pattern) for k in known for pattern in patterns)
 
 
-__all__ = ["Layer", "ends", "layers", "matches", "read_weight", "read_weights", "weight_axis"]
+__all__ = ["LayerForm", "ends", "layers", "matches", "read_weight", "read_weights", "weight_axis"]

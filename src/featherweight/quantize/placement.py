@@ -27,7 +27,7 @@ from featherweight.deploy.kernels import (
 from featherweight.network import Network
 from featherweight.network.edit import WEIGHTED
 from featherweight.numerics.formats import ACTIVATIONS, DYNAMIC
-from featherweight.quantize.layers import Layer
+from featherweight.quantize.layers import LayerForm
 from featherweight.quantize.request import Request
 from featherweight.steps import Skipped
 
@@ -61,7 +61,7 @@ class Placement:
         return replace(self, readers=readers, dynamic=dynamic, kernels=(*self.kernels, *(n.name for n in calls)))
 
 
-def placement(folded: Network, found: Sequence[Layer], request: Request) -> Placement:
+def placement(folded: Network, found: Sequence[LayerForm], request: Request) -> Placement:
     """Where activations are rounded: around the calls of ``found`` that compute on integers."""
     rules, placed = request.rules(), Placement()
     if request.activations in ACTIVATIONS or any(layer.on_grid for layer in found):
@@ -70,7 +70,7 @@ def placement(folded: Network, found: Sequence[Layer], request: Request) -> Plac
                                for n in layer.nodes if rules.takes(n, DYNAMIC)])
 
 
-def integer_calls(found: Sequence[Layer], rules: Rules) -> set[str]:
+def integer_calls(found: Sequence[LayerForm], rules: Rules) -> set[str]:
     """The calls that multiply integers: the target has a kernel for them, and what they read is on a grid."""
     return {n.name for layer in found if layer.on_grid for n in layer.nodes if rules.multiplies(n)}
 

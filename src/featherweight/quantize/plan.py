@@ -12,7 +12,7 @@ from featherweight.errors import PlanError
 from featherweight.network import Network, fold_batch_norm
 from featherweight.network.devices import device_of
 from featherweight.numerics.formats import weight_bits
-from featherweight.quantize.layers import Layer
+from featherweight.quantize.layers import LayerForm
 from featherweight.quantize.prepare.gates import write_out
 from featherweight.quantize.prepare.rescale import Product, multiply
 from featherweight.quantize.store import Point, Stored, round_value, scale_name, store_weight
@@ -102,7 +102,7 @@ class QuantizePlan(Plan):
         return self.tensors[name]
 
 
-def growth(folded: Network, found: Sequence[Layer], points: Sequence[Point]) -> tuple[str, ...]:
+def growth(folded: Network, found: Sequence[LayerForm], points: Sequence[Point]) -> tuple[str, ...]:
     """("bytes",) where the network is so small that the file's graph grows by more than its weights shrink."""
     saved = sum(folded.tensor(f.stored.weight).numel() * (4 - weight_bits(f.stored.kind) / 8)
                 - SCALE_BYTES * f.stored.scales(folded.tensor(f.stored.weight).shape) for f in found)

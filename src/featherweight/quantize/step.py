@@ -14,7 +14,7 @@ from featherweight.errors import RecipeError
 from featherweight.network import Network, fold_batch_norm
 from featherweight.numerics.formats import ACTIVATIONS, GRIDS
 from featherweight.quantize.grids import prepared, value_grids, weight_scales
-from featherweight.quantize.layers import Layer, layers
+from featherweight.quantize.layers import LayerForm, layers
 from featherweight.quantize.placement import Placement, integer_calls, placement
 from featherweight.quantize.plan import QuantizePlan, growth
 from featherweight.quantize.prepare.biases import corrected
@@ -175,7 +175,7 @@ class Quantize(Rewrite):
         if self.progressive and not LEARNERS[self.learn].progressive:
             raise RecipeError(f"learn={self.learn!r} has no other number of bits to come from; leave out progressive")
 
-    def _left_float(self, found: list[Layer], placed: Placement) -> list[Skipped]:
+    def _left_float(self, found: list[LayerForm], placed: Placement) -> list[Skipped]:
         if self.activations is None:
             return []
         return [Skipped(layer.stored.weight, "stored as whole numbers, but its call has a kernel for floats only")

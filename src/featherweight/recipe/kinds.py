@@ -18,7 +18,9 @@ from featherweight.errors import RecipeError, did_you_mean
 from featherweight.network import Network
 from featherweight.steps import Fit, Objective, Rewrite
 
-FAMILIES = ("prune", "factorize", "share", "quantize", "distill", "recover")
+FAMILIES = ("prune", "factorize", "share", "quantize", "distill", "recover", "balance")
+#: kinds of version 0.1 -> what they are now
+ALIASES = {"quantize.Ladder": "balance.Ladder", "quantize.Mixed": "balance.Mixed"}
 REGISTERED: dict[str, type] = {}
 
 
@@ -67,7 +69,7 @@ def build(table: Mapping[str, Any], where: str = "steps") -> Any:
     kind = options.pop("kind", None)
     if not isinstance(kind, str):
         raise RecipeError(f'{where}: a table without kind; write e.g. kind = "prune.Channels"')
-    known = kinds()
+    known, kind = kinds(), ALIASES.get(kind, kind)
     if kind not in known:
         raise RecipeError(f"{where}: unknown kind {kind!r}; {did_you_mean(kind, known)}")
     return make(known[kind], options, kind)

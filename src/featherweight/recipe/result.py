@@ -12,7 +12,7 @@ import torch
 
 from featherweight import codec, deploy
 from featherweight.errors import RecipeError
-from featherweight.measure import Layer, Measurement
+from featherweight.measure import LayerFigures, Measurement
 from featherweight.network import Network
 from featherweight.recipe import toml
 from featherweight.recipe.files import copy_file, write_json, write_text
@@ -71,8 +71,8 @@ class Result:
     final: Final | None = None
     flags: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
-    layers_before: tuple[Layer, ...] = ()
-    layers_after: tuple[Layer, ...] = ()
+    layers_before: tuple[LayerFigures, ...] = ()
+    layers_after: tuple[LayerFigures, ...] = ()
     preface: str = ""  #: TOML tables of the job, ahead of the steps
 
     @property

@@ -21,7 +21,7 @@ from featherweight.calibrate.walk import BUDGET, Half, Order, input_values
 from featherweight.errors import RecipeError, did_you_mean
 from featherweight.network import Network
 from featherweight.numerics.least_squares import Moments, factor, refit
-from featherweight.prune.channels.refit_calls import Site, find_sites
+from featherweight.prune.channels.refit_calls import RefitCall, find_sites
 from featherweight.steps import Skipped
 from featherweight.task import Task, batch_size
 
@@ -157,7 +157,7 @@ class Walk:
                  + sum(first.size.get(n.name, 0) for n in {s.node, s.end}) for s in self.sites]
         return [BUDGET / max(1.0, *loads[i:]) for i in range(len(loads))]
 
-    def _rows(self, site: Site, bias: Tensor | None) -> Rows:
+    def _rows(self, site: RefitCall, bias: Tensor | None) -> Rows:
         """What a site reads in the short network and what it should make of that; ``bias`` is taken off."""
         there = self.orders[1].named
         inputs = max(1, math.prod(site.kernel) * len(site.ins) * len(site.groups))
@@ -177,7 +177,7 @@ class Walk:
             yield (wide(site.read(x, places)), wide(site.made(y, places)) - less,
                    None if level is None else wide(site.made(level, places)) - less)
 
-    def _fit(self, site: Site, method: Method) -> dict[str, Tensor]:
+    def _fit(self, site: RefitCall, method: Method) -> dict[str, Tensor]:
         """Refits one call and sets the short network's tensors; gives them."""
         weight = self.short.tensor(site.weight).detach()
         bias = None if site.bias is None else self.short.tensor(site.bias).detach()

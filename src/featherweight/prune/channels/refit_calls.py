@@ -16,9 +16,9 @@ from torch.fx import Node
 from featherweight.axes.groups import AxisGroups
 from featherweight.axes.labels import operator_name, path_of
 from featherweight.axes.rules.basics import operators
-from featherweight.calibrate.moments import as_matrix, from_matrix, rows
 from featherweight.network import Network
 from featherweight.network.edit import CONVOLUTIONS, TRANSPOSED, WEIGHTED, bias_name, constant_value, weight_name
+from featherweight.network.matrices import as_matrix, from_matrix, rows
 from featherweight.network.operators import schema_argument as argument
 from featherweight.steps import Skipped
 
@@ -34,7 +34,7 @@ TINY = 1e-4
 
 
 @dataclass(frozen=True)
-class Site:
+class RefitCall:
     """One linear or convolution call, and the weight that it alone reads.
 
     groups [g], ins [i], outs [o]: the groups that are kept, and the positions kept inside each of them.
@@ -202,13 +202,13 @@ def _flat(node: Node) -> tuple[float, float] | None:
 
 
 # ---- finding them
-def find_sites(network: Network, axes: AxisGroups, kept: np.ndarray) -> tuple[list[Site], tuple[Skipped, ...]]:
+def find_sites(network: Network, axes: AxisGroups, kept: np.ndarray) -> tuple[list[RefitCall], tuple[Skipped, ...]]:
     """The calls that read what a cut changes, in graph order; and what of them is left as it is, and why."""
     names = {id(network.tensor(n)): n for n in axes.tensors}
     lost = {n for n, atoms in axes.tensors.items() if any(a is not None and not kept[a].all() for a in atoms)}
     shapes = {n: getattr(v, "shape", None) for n, v in network.values().items()}
     touched: set[Node] = set()
-    sites: list[Site] = []
+    sites: list[RefitCall] = []
     left: list[Skipped] = []
     for node in network.graph.nodes:
         if node.op == "get_attr" and names.get(id(network.tensor(str(node.target)))) in lost:
@@ -242,7 +242,7 @@ def _refusal(network: Network, node: Node) -> str:
     return "" if dtype.is_floating_point else f"not refit: its weight holds {dtype}"
 
 
-def _site(network: Network, node: Node, parts: Parts, shapes: Mapping[str, Any]) -> Site:
+def _site(network: Network, node: Node, parts: Parts, shapes: Mapping[str, Any]) -> RefitCall:
     name = str(weight_name(node))
     bias, mean = bias_name(node), None
     if bias is not None and len(network.users_of(bias)) > 1:
@@ -254,7 +254,7 @@ def _site(network: Network, node: Node, parts: Parts, shapes: Mapping[str, Any])
     kernel = tuple(network.tensor(name).shape[2:]) if node.target in CONVOLUTIONS else ()
     end = total[0] if total else chain[-1] if chain else node
     bounds = {_flat(u) for u in end.users}
-    return Site(node, name, kernel, *parts, bias, mean, chain, total, bounds.pop() if len(bounds) == 1 else None)
+    return RefitCall(node, name, kernel, *parts, bias, mean, chain, total, bounds.pop() if len(bounds) == 1 else None)
 
 
 def _parts(network: Network, axes: AxisGroups, kept: np.ndarray, node: Node, names: Mapping[int, str]) -> Parts | str:

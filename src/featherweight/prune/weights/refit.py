@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from featherweight.calibrate.moments import as_matrix, from_matrix, second_moments
+from featherweight.calibrate.moments import second_moments
 from featherweight.network import Network
 from featherweight.network.edit import WEIGHTED
+from featherweight.network.matrices import as_matrix, from_matrix
 from featherweight.numerics.obs import LAZY, Decide, Rule, least_squares, sweep
 from featherweight.prune.weights.masks import Pattern, lowest, lowest_of_rows, of_groups
 from featherweight.prune.weights.scores import BATCHES

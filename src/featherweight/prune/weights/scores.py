@@ -10,9 +10,10 @@ from torch import Tensor
 from torch.fx import Node
 from torch.utils._pytree import tree_map_only
 
-from featherweight.calibrate.moments import as_matrix, input_norms, second_moments
+from featherweight.calibrate.moments import input_norms, second_moments
 from featherweight.network import Network
 from featherweight.network.devices import device_of
+from featherweight.network.matrices import as_matrix
 from featherweight.numerics.obs import inverse_factor
 from featherweight.task import Batch, Task, batch_size, call, move
 

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from featherweight.calibrate.moments import as_matrix, calls_of, from_matrix
 from featherweight.errors import PlanError, RecipeError, did_you_mean
 from featherweight.network import Network
 from featherweight.network.edit import WEIGHTED, weight_name
+from featherweight.network.layers import calls_of
+from featherweight.network.matrices import as_matrix, from_matrix
 from featherweight.prune.weights.masks import ALLOCATIONS, Pattern, masks_of, pattern_of
 from featherweight.prune.weights.refit import COMPENSATIONS, compensated
 from featherweight.prune.weights.schedules import CURVES, REGROW, Grow, MaskSchedule

@@ -47,7 +47,7 @@ def corrected(plan: QuantizePlan, network: Network, task: Task, batches: int | N
 
 
 @dataclass(frozen=True)
-class Site:
+class BiasedCall:
     """A call by its name in both networks, its bias, and the axis, from the end, that its channels lie along."""
 
     name: str
@@ -55,7 +55,7 @@ class Site:
     axis: int
 
 
-def find_sites(whole: Network, rounded: Network) -> tuple[list[Site], list[Skipped]]:
+def find_sites(whole: Network, rounded: Network) -> tuple[list[BiasedCall], list[Skipped]]:
     """The calls whose bias can be corrected, in graph order, and the others with why."""
     there = {n.name: n for n in rounded.calls(*WEIGHTED)}
     sites, skipped = [], []
@@ -64,7 +64,7 @@ def find_sites(whole: Network, rounded: Network) -> tuple[list[Site], list[Skipp
         if other is None:
             continue
         if name is not None and len(whole.users_of(name)) == 1 and bias_name(other) == name:
-            sites.append(Site(node.name, name, -1 if node.target is aten_linear else -1 - _kernel_axes(node)))
+            sites.append(BiasedCall(node.name, name, -1 if node.target is aten_linear else -1 - _kernel_axes(node)))
         else:
             why = "its bias is read by several calls" if name is not None else "it has no bias"
             skipped.append(Skipped(node.meta.get("module") or node.name, f"not corrected: {why}"))
@@ -100,13 +100,13 @@ class _Walk:
         calls = [n.name for n in first.calls if n.target in WEIGHTED and n.name in second.number]
         return max((o.held(o.number[c] + 1) for o in self.orders for c in calls), default=1.0) * 2
 
-    def _values(self, site: Site) -> Iterator[tuple[Tensor, Tensor]]:
+    def _values(self, site: BiasedCall) -> Iterator[tuple[Tensor, Tensor]]:
         for whole, rounded in self.states:
             for half in (whole, rounded):
                 half.advance(half.order.number[site.name] + 1, {site.name})
             yield whole.values[site.name], rounded.values[site.name]
 
-    def shift(self, site: Site) -> Tensor:
+    def shift(self, site: BiasedCall) -> Tensor:
         """[c] float64: what the call's bias gets too; the rounded network goes on with it."""
         total, count = torch.zeros((), dtype=torch.float64), 0
         for want, given in self._values(site):

@@ -52,7 +52,7 @@ class Product:
 
 
 @dataclass(frozen=True)
-class Site:
+class UnevenValue:
     """A value that is rounded, and who absorbs its scales. maker: the call that gives it, if one can absorb them."""
 
     node: Node
@@ -82,7 +82,7 @@ def rescaled(network: Network, task: Task, placed: Placement,
         values[name] = to(old.double()).to(old.dtype)
         network.set_tensor(name, values[name])
 
-    def put(site: Site, readers: tuple[Node, ...], factor: Tensor, ending: str) -> None:
+    def put(site: UnevenValue, readers: tuple[Node, ...], factor: Tensor, ending: str) -> None:
         product = Product(site.node.name, f"{site.node.name}_{ending}", tuple(r.name for r in readers))
         vectors[product.factor] = factor.view([-1] + [1] * (-site.axis - 1)).float()
         multiply(network, product, vectors[product.factor])
@@ -126,7 +126,7 @@ def multiply(network: Network, product: Product, factor: Tensor) -> None:
     network.changed()
 
 
-def _site(network: Network, placed: Placement, node: Node) -> Site | None:
+def _site(network: Network, placed: Placement, node: Node) -> UnevenValue | None:
     """The value of a point; None where a call multiplies it that cannot absorb scales, or none can at all."""
     kernels = set(placed.kernels)
     multipliers = tuple(u for u in node.users if u.name in kernels and u.name in placed.readers[node.name])
@@ -140,10 +140,10 @@ def _site(network: Network, placed: Placement, node: Node) -> Site | None:
     if any(unfit(network, m) or m.all_input_nodes.count(node) != 1 for m in multipliers):
         return None
     axes = {channel_axis(network, m) for m in (*multipliers, *([] if given is None else [given]))}
-    return Site(node, given, multipliers, others, axes.pop()) if len(axes) == 1 else None
+    return UnevenValue(node, given, multipliers, others, axes.pop()) if len(axes) == 1 else None
 
 
-def _scale(network: Network, site: Site, sizes: Tensor) -> Tensor:
+def _scale(network: Network, site: UnevenValue, sizes: Tensor) -> Tensor:
     """[c] float64: what the channels are divided by, 1 for the median one."""
     dense = [n for n in site.multipliers if not _depthwise(network, n)]
     scale = sizes
@@ -159,11 +159,11 @@ def _depthwise(network: Network, node: Node) -> bool:
         by_channel(node, network.tensor(str(weight_name(node))).detach()).shape[2] == 1
 
 
-def _largest(network: Network, task: Task, sites: list[Site], batches: int | None) -> dict[str, Tensor]:
+def _largest(network: Network, task: Task, sites: list[UnevenValue], batches: int | None) -> dict[str, Tensor]:
     """Node's name -> [c] float64, the largest magnitude in each channel."""
     found: dict[str, Tensor] = {}
 
-    def watch(site: Site) -> Callable[[Any], None]:
+    def watch(site: UnevenValue) -> Callable[[Any], None]:
         def tap(value: Tensor) -> None:
             new = value.detach().abs().movedim(site.axis, 0).flatten(1).amax(1).double()
             found[site.node.name] = torch.maximum(found.get(site.node.name, new), new)

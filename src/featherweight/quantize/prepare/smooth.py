@@ -34,7 +34,7 @@ aten = torch.ops.aten
 
 
 @dataclass(frozen=True)
-class Site:
+class SmoothedCalls:
     """A call in whose tensors scales are absorbed, the calls that read its channels, which of them are free."""
 
     node: Node
@@ -84,10 +84,10 @@ def _scaled_inputs(reader: ScaleReader, scale: Tensor, weight: Tensor) -> Tensor
     return scaled(reader.node, weight, inputs=spread(scale, reader.labels))
 
 
-def find_sites(network: Network) -> tuple[list[Site], list[Skipped]]:
+def find_sites(network: Network) -> tuple[list[SmoothedCalls], list[Skipped]]:
     """Where scales of linear calls' inputs are absorbed, in graph order; and the linear calls without such a place."""
     follower = Follower(network)
-    sites: list[Site] = []
+    sites: list[SmoothedCalls] = []
     stopped: dict[Node, str] = {}
     for node in network.calls():
         why = None if node.target not in ABSORB else ABSORB[node.target](network, node)
@@ -98,7 +98,8 @@ def find_sites(network: Network) -> tuple[list[Site], list[Skipped]]:
             continue
         paths = follower.follow(node, channel_axis(network, node) if node.target in WEIGHTED else -1)
         device = device_of(network)
-        site = Site(node, tuple(ScaleReader(r.node, r.labels.to(device)) for r in paths.readers), paths.free.to(device))
+        site = SmoothedCalls(node, tuple(ScaleReader(r.node, r.labels.to(device)) for r in paths.readers),
+                             paths.free.to(device))
         if site.linears and site.free.any():
             sites.append(site)
         elif paths.reasons:

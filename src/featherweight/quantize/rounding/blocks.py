@@ -16,10 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from featherweight.calibrate.moments import from_matrix
 from featherweight.calibrate.walk import run
+from featherweight.network.matrices import from_matrix
 from featherweight.numerics.adaround import Schedule, Soft, decide
-from featherweight.quantize.rounding.layerwise import Site, pool, swept
+from featherweight.quantize.rounding.layerwise import RoundedLayer, pool, swept
 from featherweight.quantize.rounding.regions import Region, blocks
 from featherweight.quantize.rounding.state import Walk, advance
 from featherweight.quantize.training.quantizers import Lsq
@@ -93,7 +93,7 @@ def started(walk: Walk, region: Region) -> tuple[dict[str, Tensor], dict[str, Te
     found, aims = {}, {}
     states = walk.ahead()
     for layer in region.layers:
-        site = Site.of(walk, layer)
+        site = RoundedLayer.of(walk, layer)
         advance(states, walk.order.number[site.node.name], set())
         value, aim = swept(site, *pool(site, states))
         found[site.name], aims[site.name] = site.put(value), from_matrix(site.node, aim, site.weight.shape)

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from featherweight.calibrate.moments import as_matrix, from_matrix, rows
 from featherweight.calibrate.walk import run
 from featherweight.network.edit import bias_name
+from featherweight.network.matrices import as_matrix, from_matrix, rows
 from featherweight.numerics import adaround as ada
 from featherweight.numerics import gptq as sweeps
-from featherweight.quantize.layers import Layer
+from featherweight.quantize.layers import LayerForm
 from featherweight.quantize.rounding.regions import activation
 from featherweight.quantize.rounding.state import Pair, Walk, WeightGrid, advance
 from featherweight.seeds import seed_from
@@ -27,7 +27,7 @@ SCHEDULE = ada.Schedule()  #: of "adaround"
 
 
 @dataclass(frozen=True)
-class Site:
+class RoundedLayer:
     """A layer as a matrix [g, o, i] with its grid in the same shape."""
 
     name: str
@@ -37,7 +37,7 @@ class Site:
     grid: WeightGrid
 
     @classmethod
-    def of(cls, walk: Walk, layer: Layer) -> Site:
+    def of(cls, walk: Walk, layer: LayerForm) -> RoundedLayer:
         node, name = layer.nodes[0], layer.stored.weight
         weight, grid = walk.whole.tensor(name).detach(), walk.grids[name]
         kept = None if grid.kept is None else as_matrix(node, grid.kept)
@@ -50,7 +50,7 @@ class Site:
         return from_matrix(self.node, numbers * self.grid.scale, self.weight.shape)
 
 
-def pool(site: Site, states: list[Pair]) -> tuple[Tensor, Tensor]:
+def pool(site: RoundedLayer, states: list[Pair]) -> tuple[Tensor, Tensor]:
     """Rows [g, n, i] that a layer, which is the next call, reads in the rounded network; and the float one's."""
     node, weight = site.node, site.weight
     generator = torch.Generator().manual_seed(seed_from("rows", site.name))
@@ -71,7 +71,7 @@ def pool(site: Site, states: list[Pair]) -> tuple[Tensor, Tensor]:
     return torch.cat(found[0], 1), torch.cat(found[1], 1)
 
 
-def swept(site: Site, x: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+def swept(site: RoundedLayer, x: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
     """The layer's matrix on its grid by GPTQ and some coordinate descent; and what each weight was to be before it was
     rounded for the last time."""
     gram, cross, grid = (x.mT @ x).double(), (x.mT @ z).double(), site.grid
@@ -89,7 +89,7 @@ def gptq(walk: Walk) -> dict[str, Tensor]:
     """Frantar et al. 2023, layer by layer, after moving the weights towards the float network's outputs."""
     found = {}
     for layer in walk.layers:
-        site = Site.of(walk, layer)
+        site = RoundedLayer.of(walk, layer)
         advance(walk.states, walk.order.number[site.node.name], set())
         found[site.name] = site.put(swept(site, *pool(site, walk.states))[0])
         walk.set(site.name, found[site.name])
@@ -101,14 +101,14 @@ def adaround(walk: Walk) -> dict[str, Tensor]:
     (eq. 25)."""
     found = {}
     for layer in walk.layers:
-        site = Site.of(walk, layer)
+        site = RoundedLayer.of(walk, layer)
         advance(walk.states, walk.order.number[site.node.name], set())
         found[site.name] = site.put(_learned(walk, site, *pool(site, walk.states)))
         walk.set(site.name, found[site.name])
     return found
 
 
-def _learned(walk: Walk, site: Site, x: Tensor, z: Tensor) -> Tensor:
+def _learned(walk: Walk, site: RoundedLayer, x: Tensor, z: Tensor) -> Tensor:
     node, after, known = site.node, activation(site.node), bias_name(site.node)
     bias = None if known is None else walk.whole.tensor(known).detach().view(site.matrix.shape[0], 1, -1)
 
@@ -126,4 +126,4 @@ def _learned(walk: Walk, site: Site, x: Tensor, z: Tensor) -> Tensor:
                         kept=grid.kept, schedule=SCHEDULE)
 
 
-__all__ = ["Site", "adaround", "gptq", "pool", "swept"]
+__all__ = ["RoundedLayer", "adaround", "gptq", "pool", "swept"]

@@ -4,7 +4,7 @@ The values that are found lie exactly on the grids, so that storing them rounds 
 
 Measured on ResNet-20 and CIFAR-10, three-bit weights and eight-bit values, 1,024 images to round by, one core: the
 divergence of the outputs from the float ones, on training images that were not used, is 0.845 after rounding to
-nearest, 0.0107 after "gptq" (40 s), 0.0081 after "adaround" (110 s), 0.0076 after "blocks" (160 s). Layer by layer
+nearest, 0.0107 after "gptq" (40 s), 0.0081 after "adaround" (110 s), 0.0076 after "blocks" (160 s). LayerForm by layer
 neither "gptq" nor "adaround" always wins (tests/test_quantize_rounding.py).
 """
 
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from featherweight.network import Network
-from featherweight.quantize.layers import Layer
+from featherweight.quantize.layers import LayerForm
 from featherweight.quantize.rounding.blocks import reconstructed
 from featherweight.quantize.rounding.layerwise import adaround, gptq
 from featherweight.quantize.rounding.state import Walk
@@ -30,7 +30,7 @@ Method = Callable[[Walk], dict[str, Tensor]]
 METHODS: dict[str, Method | None] = {"nearest": None, "gptq": gptq, "adaround": adaround, "blocks": reconstructed}
 
 
-def rounded(method: str, network: Network, task: Task, found: list[Layer], scales: Mapping[str, Tensor],
+def rounded(method: str, network: Network, task: Task, found: list[LayerForm], scales: Mapping[str, Tensor],
             points: tuple[Point, ...], batches: int | None,
             ) -> tuple[dict[str, Tensor], tuple[Point, ...], list[Skipped]]:
     """Weight's name -> its values on its grid; the points, some of their scales learned; what is rounded to nearest

@@ -13,7 +13,7 @@ from torch.fx import Node
 from featherweight.calibrate.walk import Order
 from featherweight.deploy.kernels import CLAMPS, UNARY
 from featherweight.network import Network
-from featherweight.quantize.layers import Layer
+from featherweight.quantize.layers import LayerForm
 
 #: layers that a block may have; parts with more are taken layer by layer
 LARGEST = 4
@@ -23,7 +23,7 @@ LARGEST = 4
 class Region:
     """Calls that compute the value of ``end`` out of the values ``entries``, and the layers among them."""
 
-    layers: tuple[Layer, ...]
+    layers: tuple[LayerForm, ...]
     nodes: tuple[Node, ...]
     entries: tuple[str, ...]
     end: Node
@@ -38,7 +38,7 @@ def activation(node: Node) -> Node | None:
     return user if clamps or user.target in UNARY else None
 
 
-def single(layer: Layer, copies: Mapping[str, Any]) -> Region:
+def single(layer: LayerForm, copies: Mapping[str, Any]) -> Region:
     """A layer with the rounding of its input (``copies``: names of the calls that round) and its activation."""
     node = layer.nodes[0]
     given = node.args[0]
@@ -50,7 +50,7 @@ def single(layer: Layer, copies: Mapping[str, Any]) -> Region:
     return Region((layer,), nodes, (entry,), nodes[-1])
 
 
-def blocks(network: Network, order: Order, layers: list[Layer], copies: Mapping[str, Any]) -> list[Region]:
+def blocks(network: Network, order: Order, layers: list[LayerForm], copies: Mapping[str, Any]) -> list[Region]:
     """Every layer in one region, in graph order: a region lies between two values, one of which all that comes later
     is computed from, and has at most LARGEST layers, or is a single layer."""
     two, three = network.values(2), network.values(3)
@@ -79,7 +79,8 @@ def _parts(network: Network, order: Order, tensors: set[str], copies: Mapping[st
     yield part
 
 
-def _region(part: list[Node], layers: list[Layer], two: Mapping[str, Any], three: Mapping[str, Any]) -> Region | None:
+def _region(part: list[Node], layers: list[LayerForm], two: Mapping[str, Any],
+            three: Mapping[str, Any]) -> Region | None:
     """None where a value that comes in has no samples along its first axis, or a layer does not reach the end."""
     end = part[-1]
     needed = {end}

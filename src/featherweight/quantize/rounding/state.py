@@ -19,7 +19,7 @@ from featherweight.network import Network
 from featherweight.network.edit import WEIGHTED, insert_call
 from featherweight.numerics.formats import GRIDS, HALVES
 from featherweight.numerics.grids import Spec, fake_quantize
-from featherweight.quantize.layers import Layer
+from featherweight.quantize.layers import LayerForm
 from featherweight.quantize.store import Point, rounder
 from featherweight.steps import Skipped
 from featherweight.task import Task
@@ -44,7 +44,8 @@ class Walk:
     """The float network and the one rounded so far, all samples at the same place. In both graphs the readers of a
     point read a copy of its value, which is rounded in the second."""
 
-    def __init__(self, network: Network, found: list[Layer], scales: Mapping[str, Tensor], points: tuple[Point, ...]):
+    def __init__(self, network: Network, found: list[LayerForm], scales: Mapping[str, Tensor],
+                 points: tuple[Point, ...]):
         self.whole = network.copy().eval()
         self.points = {_copy(self.whole, p): p for p in points}
         self.whole.changed()
@@ -53,7 +54,7 @@ class Walk:
         self.order = Order(self.whole)
         self.grids = {f.stored.weight: self._grid(f, scales[f.stored.weight]) for f in found
                       if f.stored.weight in scales}
-        self.layers: list[Layer] = []
+        self.layers: list[LayerForm] = []
         self.skipped: list[Skipped] = []
         for layer in found:
             why = self._why_not(layer)
@@ -65,14 +66,14 @@ class Walk:
                 self.set(layer.stored.weight, self._nearest(layer))
         self.states: list[Pair] = []
 
-    def _grid(self, layer: Layer, scale: Tensor) -> WeightGrid:
+    def _grid(self, layer: LayerForm, scale: Tensor) -> WeightGrid:
         weight = self.whole.tensor(layer.stored.weight).detach()
         names = self.whole.tied_names(layer.stored.weight)
         spread = layer.stored.spread(scale.to(weight.device), weight.shape).expand(weight.shape)
         kept = weight != 0 if self.whole.patterns.keys() & set(names) else None
         return WeightGrid(spread, GRIDS[layer.stored.kind], kept)
 
-    def _why_not(self, layer: Layer) -> str | None:
+    def _why_not(self, layer: LayerForm) -> str | None:
         """None where a layer can be rounded by data; nothing to say where it is not rounded to a grid."""
         if layer.stored.weight not in self.grids:
             return ""
@@ -82,7 +83,7 @@ class Walk:
             return f"{layer.nodes[0].target} is no linear or convolution call"
         return None
 
-    def _nearest(self, layer: Layer) -> Tensor:
+    def _nearest(self, layer: LayerForm) -> Tensor:
         weight = self.whole.tensor(layer.stored.weight).detach()
         if layer.stored.kind in HALVES:
             return weight.to(HALVES[layer.stored.kind]).to(weight.dtype)

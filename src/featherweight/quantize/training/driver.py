@@ -20,7 +20,7 @@ from featherweight.network.operators import schema_argument
 from featherweight.numerics.formats import ACTIVATIONS, DYNAMIC, GRIDS
 from featherweight.numerics.grids import SMALLEST_SCALE, Spec
 from featherweight.quantize.grids import value_grids
-from featherweight.quantize.layers import Layer, layers, weight_axis
+from featherweight.quantize.layers import LayerForm, layers, weight_axis
 from featherweight.quantize.placement import Placement, integer_calls, placement
 from featherweight.quantize.plan import QuantizePlan, growth
 from featherweight.quantize.prepare.gates import gated, write_out
@@ -85,7 +85,7 @@ class Training(Driver):
             self._round(name, copies[name], learner)
         network.changed()
 
-    def _found(self, folded: Network, learner: Learner) -> tuple[list[Layer], list[Skipped]]:
+    def _found(self, folded: Network, learner: Learner) -> tuple[list[LayerForm], list[Skipped]]:
         """The layers that are trained, and what is left alone."""
         found, skipped = layers(folded, self.request)
         kept = []
@@ -109,7 +109,7 @@ class Training(Driver):
                               "or learn='lsq'")
         return kept, skipped
 
-    def _mixes(self, layer: Layer) -> bool:
+    def _mixes(self, layer: LayerForm) -> bool:
         node = layer.nodes[0]
         return node.target in TRANSPOSED and node.name in self.norms and int(schema_argument(node, "groups")) > 1
 
@@ -125,20 +125,20 @@ class Training(Driver):
                              self.learning.calibration_batches)
         return Phase({f.stored.weight: f.stored.kind for f in found}, {p.node: p for p in points})
 
-    def _scale(self, layer: Layer, kind: str) -> Tensor:
+    def _scale(self, layer: LayerForm, kind: str) -> Tensor:
         """The scale of a weight as it is now, shaped to meet it."""
         weight = self.network.tensor(layer.stored.weight).detach()
         method = self.learning.weight_ranges or usual_method(GRIDS[kind].bits)
         stored = replace(layer.stored, kind=kind)
         return stored.spread(chosen_scale(weight.cpu(), stored, method), weight.shape).to(weight.device)
 
-    def _weight(self, layer: Layer, phase: Phase, learner: Learner) -> Quantizer:
+    def _weight(self, layer: LayerForm, phase: Phase, learner: Learner) -> Quantizer:
         stored, kind = layer.stored, phase.kinds[layer.stored.weight]
         made = learner.of_weight(stored.kind)(GRIDS[kind], self._scale(layer, kind))
         made.begin(self.network.tensor(stored.weight).detach())
         return made
 
-    def _hold(self, layer: Layer) -> None:
+    def _hold(self, layer: LayerForm) -> None:
         names = self.network.tied_names(layer.stored.weight)
         quantizer = self.weights[layer.stored.weight]
         for node in self.network.graph.nodes:
@@ -234,7 +234,7 @@ class Training(Driver):
                             gates=self.gates, skipped=tuple(dict.fromkeys(self.skipped)), tensors=tensors,
                             grows=growth(self.network, self.found, points))
 
-    def _settled(self, layer: Layer) -> tuple[Stored, Tensor, Tensor]:
+    def _settled(self, layer: LayerForm) -> tuple[Stored, Tensor, Tensor]:
         """How a weight is stored, its values and its scales, once batch norm is folded."""
         quantizer = self.weights[layer.stored.weight]
         stored = replace(layer.stored, kind=quantizer.stored_as or layer.stored.kind)

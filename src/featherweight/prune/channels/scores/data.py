@@ -12,9 +12,10 @@ from torch import Tensor
 
 from featherweight.axes.groups import AxisGroup
 from featherweight.axes.readers import Reader, readers
-from featherweight.calibrate.moments import as_matrix, inputs_of
+from featherweight.calibrate.moments import inputs_of
 from featherweight.network import Network, trees
 from featherweight.network.devices import device_of
+from featherweight.network.matrices import as_matrix
 from featherweight.prune.channels.scores.weights import Floats, Scores, norm
 from featherweight.task import Task, call, move
 

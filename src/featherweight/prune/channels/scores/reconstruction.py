@@ -13,9 +13,10 @@ from torch.fx import Node
 from featherweight.axes.groups import AxisGroup
 from featherweight.axes.labels import Ints
 from featherweight.axes.readers import readers
-from featherweight.calibrate.moments import as_matrix, inputs_of, rows
+from featherweight.calibrate.moments import inputs_of
 from featherweight.network import Network
 from featherweight.network.edit import CONVOLUTIONS
+from featherweight.network.matrices import as_matrix, rows
 from featherweight.numerics.least_squares import Moments, backward_selection, factor, reconstruction_errors
 from featherweight.prune.channels.scores.data import unread
 from featherweight.prune.channels.scores.weights import Floats, Scores

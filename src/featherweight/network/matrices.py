@@ -1,0 +1,61 @@
+"""A layer as a matrix: its weight as [g, o, i * k], the rows of its input that the matrix is multiplied with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+from featherweight.network.edit import CONVOLUTIONS, TRANSPOSED
+from featherweight.network.operators import schema_argument
+from featherweight.numerics.patches import patches, transposed_patches
+
+
+def as_matrix(node: Node, weight: Tensor) -> Tensor:
+    """``weight`` of a linear or convolution call as [g, o, i * k]: groups, outputs of one, what each output reads.
+
+    A transposed convolution keeps its weight as [i, o, *kernel]; here it is turned.
+    """
+    if node.target not in CONVOLUTIONS:
+        return weight[None]
+    groups = int(schema_argument(node, "groups"))
+    if node.target not in TRANSPOSED:
+        return weight.reshape(groups, weight.shape[0] // groups, -1)
+    split = weight.reshape(groups, weight.shape[0] // groups, weight.shape[1], -1)
+    return split.transpose(1, 2).reshape(groups, weight.shape[1], -1)
+
+
+def from_matrix(node: Node, matrix: Tensor, shape: torch.Size) -> Tensor:
+    """The weight of ``shape`` that ``as_matrix`` made ``matrix`` of."""
+    if node.target not in TRANSPOSED:
+        return matrix.reshape(shape)
+    groups = matrix.shape[0]
+    split = matrix.reshape(groups, shape[1], shape[0] // groups, -1)
+    return split.transpose(1, 2).reshape(shape)
+
+
+def rows(node: Node, weight: Tensor, x: Tensor) -> Tensor:
+    """[g, n, i * k]: the rows of input ``x`` that ``as_matrix(node, weight)`` is multiplied with."""
+    if node.target not in CONVOLUTIONS:
+        return x.reshape(1, -1, x.shape[-1])
+    kernel = weight.shape[2:]
+    axes, groups = len(kernel), int(schema_argument(node, "groups"))
+    x = x if x.dim() == axes + 2 else x[None]
+    stride, dilation = (_each(schema_argument(node, name), axes) for name in ("stride", "dilation"))
+    padding = schema_argument(node, "padding")
+    if node.target in TRANSPOSED:
+        extra = _each(schema_argument(node, "output_padding"), axes)
+        return transposed_patches(x, kernel, stride, _each(padding, axes), extra, dilation, groups)
+    if isinstance(padding, str):
+        whole = [d * (k - 1) if padding == "same" else 0 for k, d in zip(kernel, dilation, strict=True)]
+        sides = [(w // 2, w - w // 2) for w in whole]
+    else:
+        sides = [(p, p) for p in _each(padding, axes)]
+    return patches(x, kernel, stride, sides, dilation, groups)
+
+
+def _each(value: int | Sequence[int], axes: int) -> list[int]:
+    found = [value] if isinstance(value, int) else list(value)
+    return found * axes if len(found) == 1 else found
