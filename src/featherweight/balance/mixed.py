@@ -17,10 +17,13 @@ from featherweight.quantize.request import split
 from featherweight.quantize.step import Quantize
 from featherweight.quantize.training.driver import Training
 from featherweight.steps import Plan, Rewrite, Stage
+from featherweight.steps.options import REMAINS, Numbers, check_numbers
 from featherweight.task import Task
 
 #: what a ``Mixed`` may have budgets of
 BUDGETS = ("bytes", "bits", "latency", *(name for name in COUNTED if name != "bytes"))
+NUMBERS = {**dict.fromkeys(BUDGETS, REMAINS), "bits": Numbers(4, above=0, most=32, unit=" bits", none="another budget"),
+           "damage": Numbers(0.01, above=0, none="another budget")}
 
 
 def _step() -> Quantize:
@@ -84,13 +87,19 @@ class Mixed(Rewrite):
     def start(self, network: Network, task: Task) -> Training:
         """Used during training: chooses, and trains on the grids that were chosen."""
         self.check()
-        if self.families:
-            raise RecipeError(f"Mixed was given families={self.families}, which are not trained beside integers; leave "
-                              "them out in Train(during=...), or put Mixed into the recipe as a step of its own")
+        self.check_training()
         found = chosen(self._asked(), network, task)
         driver = as_step(self.step, self.kinds, found.picks, found.settled).start(network, task)
         driver.skipped += found.skipped
         return driver
+
+    def check_training(self) -> None:
+        """Raises RecipeError for options that have no meaning during training, whichever kinds are chosen."""
+        if self.families:
+            raise RecipeError(f"Mixed was given families={self.families}, which are not trained beside integers; leave "
+                              "them out in Train(during=...), or put Mixed into the recipe as a step of its own")
+        kinds = {kind: kind for kind in self.kinds if kind != FLOAT}
+        replace(self.step, mixed={**self.step.mixed, **kinds}).check_training()
 
     def _asked(self) -> Asked:
         budgets = {name: getattr(self, name) for name in BUDGETS if getattr(self, name) is not None}
@@ -118,16 +127,10 @@ class Mixed(Rewrite):
 
     def _check_budgets(self) -> None:
         goals = (*BUDGETS, "damage")
-        given = {name: getattr(self, name) for name in goals if getattr(self, name) is not None}
-        if not given:
+        if all(getattr(self, name) is None for name in goals):
             raise RecipeError(f"Mixed was given none of {', '.join(goals)}; expected one of them, or several: write "
                               "Mixed(bytes=0.15) to keep that share of the bytes, or Mixed(bits=4)")
-        for name, value in given.items():
-            most = {"bits": 32.0, "damage": float("inf")}.get(name, 1.0)
-            if not 0 < value <= most:
-                text = {"bits": " and up to 32 bits", "damage": ""}.get(name, " and up to 1, the fraction that remains")
-                raise RecipeError(f"Mixed was given {name}={value}; expected a number above 0{text}, as in "
-                                  f"Mixed({name}={4 if name == 'bits' else 0.5})")
+        check_numbers(self, NUMBERS)
 
     def _check_family(self, name: str) -> None:
         if name == Kinds.name:

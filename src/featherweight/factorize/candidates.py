@@ -30,6 +30,11 @@ class Energies(Family):
     options: tuple[float, ...] = (0.5, 0.7, 0.8, 0.9, 0.95)
     step: LowRank = field(default_factory=lambda: LowRank(min_gain=0.0))
 
+    def check(self) -> None:
+        """Raises RecipeError for options that make no sense."""
+        for energy in self.options:
+            replace(self.step, energy=energy).check()
+
     def candidates(self, network: Network, task: Task, layer: str | None = None) -> tuple[Candidate, ...]:
         found: dict[str, list[Candidate]] = {}
         for energy in self.options:

@@ -18,7 +18,7 @@ from featherweight.network.devices import device_of
 from featherweight.numerics.change import relative_change
 from featherweight.numerics.hessian import traces
 from featherweight.seeds import generators_kept, seed_all, seed_from
-from featherweight.steps.options import check_batches, check_known, check_split
+from featherweight.steps.options import COUNT, SEED, check_batches, check_known, check_number, check_split
 from featherweight.task import Batch, Task, call, move
 
 #: gives the damage of what is put at the moment
@@ -45,8 +45,8 @@ class Judge:
         check_known(name, option, self.measure, MEASURES)
         check_split(name, self.split)
         check_batches(name, self.batches)
-        if self.probes < 1:
-            raise RecipeError(f"{name} was given probes={self.probes}; expected a whole number from 1, as in probes=32")
+        check_number(name, "probes", self.probes, COUNT)
+        check_number(name, "seed", self.seed, SEED)
 
 
 @dataclass(frozen=True)

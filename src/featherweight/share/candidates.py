@@ -29,6 +29,11 @@ class Bits(Family):
     options: tuple[int, ...] = (2, 3, 4, 5)
     step: Codebook = field(default_factory=Codebook)
 
+    def check(self) -> None:
+        """Raises RecipeError for options that make no sense."""
+        for bits in self.options:
+            self._at(bits).check()
+
     def _at(self, bits: int) -> Codebook:
         return replace(self.step, bits=bits, clusters=None)
 

@@ -20,10 +20,10 @@ CHOICE_SPLITS = ("validation", "calibration", "train")
 
 @dataclass(frozen=True)
 class Numbers:
-    """Finite numbers between two bounds: ``above`` or ``least``, and ``below`` or ``most``; True and False are none.
+    """Finite numbers within bounds; True and False are none.
 
-    like: one of them, for the line to write. whole: integers only. noun: what they are called. unit: of the upper bound.
-    none: what None stands for; None is refused where that is "".
+    like: one of them, for the line to write. whole: integers only. noun, unit: the words before and after the bounds.
+    none: what None stands for; "" where None is refused.
     """
 
     like: float
@@ -43,19 +43,16 @@ class Numbers:
             return bool(self.none)
         if isinstance(value, bool) or not isinstance(value, Integral if self.whole else Real):
             return False
-        return (math.isfinite(value) and (self.above is None or value > self.above)
-                and (self.least is None or value >= self.least) and (self.below is None or value < self.below)
-                and (self.most is None or value <= self.most))
+        x: Any = value
+        return ((isinstance(x, Integral) or math.isfinite(x))
+                and (self.above is None or x > self.above) and (self.least is None or x >= self.least)
+                and (self.below is None or x < self.below) and (self.most is None or x <= self.most))
 
     def __str__(self) -> str:
         noun = "a whole number" if self.whole and self.noun == "a number" else self.noun
-        low = [f"{word} {bound:g}" for word, bound in (("above", self.above), ("from", self.least))
-               if bound is not None]
-        high = [f"{word} {bound:g}{self.unit}" for word, bound in (("below", self.below), ("up to", self.most))
-                if bound is not None]
-        bounds = " and ".join(low + high) if self.least is None or self.most is None else (
-            f"from {self.least:g} to {self.most:g}{self.unit}")
-        return " ".join(filter(None, (noun, bounds))) + (f", or None for {self.none}" if self.none else "")
+        named = {"above": self.above, "from": self.least, "below": self.below, "up to": self.most}
+        bounds = " and ".join(f"{word} {bound:g}" for word, bound in named.items() if bound is not None)
+        return (f"{noun} {bounds}".rstrip() + self.unit) + (f", or None for {self.none}" if self.none else "")
 
 
 #: what remains of something, as a fraction of it; None where another target is given
@@ -116,8 +113,8 @@ def check_pace(step: Any) -> None:
     numbers = not any(isinstance(g, bool) or not isinstance(g, Real) for g in given)
     if not (numbers and 0 <= begin < end <= 1 and 0 < frequency < math.inf):
         name = type(step).__name__
-        raise RecipeError(f"{name} was given begin={begin}, end={end}, frequency={frequency}; expected 0 <= begin < end "
-                          f"<= 1, frequency above 0, as in {name}(begin=0.0, end=0.75)")
+        raise RecipeError(f"{name} was given begin={begin}, end={end}, frequency={frequency}; expected "
+                          f"0 <= begin < end <= 1, frequency above 0, as in {name}(begin=0.0, end=0.75)")
 
 
 __all__ = ["BATCH_LIMIT", "CHOICE_SPLITS", "COUNT", "REMAINS", "SEED", "Numbers", "check_batches", "check_known",

@@ -26,6 +26,11 @@ class Sparsities(Family):
     options: tuple[float, ...] = (0.5, 0.7, 0.8, 0.9, 0.95)
     step: Weights = field(default_factory=lambda: Weights(allocation="layer"))
 
+    def check(self) -> None:
+        """Raises RecipeError for options that make no sense."""
+        for sparsity in self.options:
+            replace(self.step, sparsity=sparsity).check()
+
     def candidates(self, network: Network, task: Task, layer: str | None = None) -> tuple[Candidate, ...]:
         plans = {s: replace(self.step, sparsity=s).plan(network, task) for s in self.options}
         layers = dict.fromkeys(name for plan in plans.values() for name in plan.zeros)
