@@ -8,6 +8,6 @@ from featherweight.recipe import Job, Recipe, Result, compress
 from featherweight.task import Task
 
 __version__ = "0.1.0"
-__all__ = ["Assembly", "Job", "Network", "Recipe", "Result", "Sensitivity", "Task", "balance", "capture", "compress", "distill",
-           "errors", "factorize", "load", "prune", "quantize", "recover", "scores", "sensitivity",
-           "share"]
+__all__ = ["Assembly", "Job", "Network", "Recipe", "Result", "Sensitivity", "Task", "balance", "capture",
+           "compress", "distill", "errors", "factorize", "load", "prune", "quantize", "recover", "scores",
+           "sensitivity", "share"]

@@ -1,4 +1,4 @@
-"""A form for every layer, of all that families offer, within budgets; and the plan that gives the layers these forms."""
+"""A form for every layer, of all that families offer, within budgets; and the plan that gives layers these forms."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class Limit:
 
 
 def chosen(asked: Asked, network: Network, task: Task) -> Choice:
-    """The picks whose damages sum to the least within the budgets; with a budget of damage, those of the fewest bytes."""
+    """The picks whose damages sum to the least within the budgets; with a budget of damage, the fewest bytes."""
     with generators_kept():
         folded = fold_batch_norm(network).eval()
         settled = settled_kinds(asked.step, folded)
@@ -78,7 +78,7 @@ def chosen(asked: Asked, network: Network, task: Task) -> Choice:
             limits.append(Limit("damage", asked.damage, harm))
         limits, said = _met(asked, limits)
         made = choose_jointly(goal, [m.costs for m in limits], [m.most for m in limits])
-        picks = [{n: mine[k] for (n, mine), k in zip(offers.items(), made.picks, strict=True)}]
+        picks: list[Picks] = [{n: mine[k] for (n, mine), k in zip(offers.items(), made.picks, strict=True)}]
         if asked.damage is None:
             picks += _even(asked, offers, limits)
         if offers and len(picks) > 1:
@@ -114,7 +114,7 @@ def offered(asked: Asked, folded: Network, task: Task, settled: Mapping[str, str
         offers[c.layer].append(c)
     for name, mine in offers.items():
         if whole:
-            before = {k for k in asked.kinds[:asked.kinds.index(FLOAT)]}
+            before = set(asked.kinds[:asked.kinds.index(FLOAT)])
             mine.insert(sum(c.option in before for c in mine), _as_it_is(name))
     return {name: mine for name, mine in offers.items() if mine}
 
@@ -152,7 +152,7 @@ def _limit(asked: Asked, name: str, network: Network, folded: Network, task: Tas
     cost = COUNTED[name]
     fixed = [c for n, kind in settled.items()
              for c in Kinds((kind,), asked.step).candidates(folded, task, n)]
-    spent = sum(c.costs[cost] for c in priced(folded, fixed, (cost,)))
+    spent = sum((c.costs[cost] for c in priced(folded, fixed, (cost,))), 0.0)
     most = share * COSTS[cost](network) - COSTS[cost](folded) - spent
     return Limit(name, most, _counts(folded, offers, cost))
 
@@ -164,7 +164,7 @@ def _counts(folded: Network, offers: Offers, cost: str) -> list[list[float]]:
 
 
 def _bits(kind: str) -> int:
-    return 32 if kind == FLOAT else weight_bits(kind.partition("/")[0])
+    return 32 if kind == FLOAT else int(weight_bits(kind.partition("/")[0]))
 
 
 def _latency(asked: Asked, share: float, network: Network, task: Task, offers: Offers,

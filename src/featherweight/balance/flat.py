@@ -12,18 +12,18 @@ from featherweight.quantize.step import Quantize
 T = TypeVar("T", LadderStep, MixedStep)
 
 
-def Ladder(*args: Any, **options: Any) -> LadderStep:  # noqa: N802  (as the class was called)
+def Ladder(*args: Any, **options: Any) -> LadderStep:
     """``balance.Ladder(Quantize(...), score_drop=...)`` from options without a step inside."""
     return _with_step(LadderStep, args, options)
 
 
-def Mixed(*args: Any, **options: Any) -> MixedStep:  # noqa: N802
-    """``balance.Mixed(Quantize(...), bytes=...)`` from options without a step inside; ``ends`` is None if not given."""
+def Mixed(*args: Any, **options: Any) -> MixedStep:
+    """``balance.Mixed(Quantize(...), bytes=...)`` from options without a step inside; ``ends`` is None if not said."""
     return _with_step(MixedStep, args, options, ends=None)
 
 
 def _with_step(cls: type[T], args: tuple[Any, ...], options: dict[str, Any], **usual: Any) -> T:
-    inner = [f.name for f in fields(Quantize)]
+    inner: list[str] = [f.name for f in fields(Quantize)]
     names = [*inner, *(f.name for f in fields(cls) if f.name != "step")]
     given = dict(zip(names, args, strict=False))
     if len(args) > len(names) or given.keys() & options.keys():

@@ -19,7 +19,7 @@ from featherweight.quantize.layers import LayerForm, layers
 from featherweight.quantize.plan import QuantizePlan, Rung
 from featherweight.quantize.step import Quantize
 from featherweight.seeds import generators_kept
-from featherweight.steps import Driver, Rewrite, Skipped, Stage
+from featherweight.steps import Rewrite, Skipped, Stage
 from featherweight.steps.options import Numbers, check_batches, check_known, check_number, check_split
 from featherweight.task import Task
 
@@ -91,11 +91,6 @@ class Ladder(Rewrite):
         """Raises RecipeError: a ladder is for networks that are trained no more."""
         raise RecipeError("Ladder cannot be used during training, which learns its rounding; write "
                           "Train(during=(Quantize(...),)), or put Ladder into the recipe as a step of its own")
-
-    def start(self, network: Network, task: Task) -> Driver:
-        """Raises RecipeError."""
-        self.check_training()
-        raise AssertionError
 
     def check(self) -> None:
         """Raises RecipeError for options that make no sense."""

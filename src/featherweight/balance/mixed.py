@@ -32,8 +32,8 @@ def _step() -> Quantize:
 
 @dataclass(frozen=True)
 class Mixed(Rewrite):
-    """A form for every layer: one of ``kinds``, or of what ``families`` offer, the damages summing to the least that the
-    budgets allow.
+    """A form for every layer: one of ``kinds``, or of what ``families`` offer, the damages summing to the least that
+    the budgets allow.
 
         fw.balance.Mixed(fw.quantize.Quantize(activations=None), bytes=0.15, kinds=("int8", "int4", "int3"))
 
@@ -137,8 +137,8 @@ class Mixed(Rewrite):
             raise RecipeError('Mixed was given families=("quantize", ...), whose forms are its kinds; write '
                               'kinds=("int8", "int4")')
         if not family_of(name).single:
-            raise RecipeError(f"Mixed was given families={self.families}; {name!r} changes several tensors at once, and "
-                              "a layer's form would depend on others: put its step into the recipe before Mixed; "
+            raise RecipeError(f"Mixed was given families={self.families}; {name!r} changes several tensors at once, "
+                              "and a layer's form would depend on others: put its step into the recipe before Mixed; "
                               f"families can be {', '.join(n for n, f in FAMILIES.items() if f.single)}")
         if self.bits is not None:
             raise RecipeError(f"Mixed was given bits={self.bits} and families={self.families}; bits are counted of "

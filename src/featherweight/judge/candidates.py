@@ -66,7 +66,7 @@ class Family(ABC):
         """The plans of candidates for different layers, as fewer ones that do the same one after another."""
         return tuple(plans)
 
-    def check(self) -> None:
+    def check(self) -> None:  # noqa: B027  (many have nothing to check)
         """Raises RecipeError for options that make no sense."""
 
 

@@ -6,7 +6,7 @@ changes add up over layers; the bytes of names and places in a file's header do 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 
 import torch
 from torch.fx import Graph, Node

@@ -81,7 +81,8 @@ class LatencyTable:
         """Times every distinct layer at ``shares`` of its axes that hold channels.
 
         path: a JSON file with what was measured before, on this kind of machine and with these versions; new
-        measurements are added to it as they are taken, by several processes at once if need be. By default in $FEATHERWEIGHT_CACHE, else ~/.cache/featherweight.
+        measurements are added to it as they are taken, by several processes at once if need be. By default
+        latency.json in $FEATHERWEIGHT_CACHE, else in ~/.cache/featherweight.
         Raises ExportError if there is no such target.
         """
         file = Times(Path(path) if path is not None else cache_folder() / "latency.json", target, threads,

@@ -56,11 +56,13 @@ def choose_jointly(damages: Table, costs: Sequence[Table], budgets: Sequence[flo
     def within(chosen: Floats) -> bool:
         return all(float(p @ chosen) <= b + EXACT * s for p, b, s in zip(prices, budgets, scales, strict=True))
 
-    found = first = _solved(harm, prices, scales, budgets, owner, nodes) if damages else None
-    if found is not None and found.x is not None and not within(np.round(found.x)):  # by the solver's tolerance
+    if not damages:
+        raise ValueError(f"nothing to choose costs 0, which is above one of the budgets {list(budgets)}")
+    found = first = _solved(harm, prices, scales, budgets, owner, nodes)
+    if found.x is not None and not within(np.round(found.x)):  # by the solver's tolerance
         found = _solved(harm, prices, scales, [b - 2 * TOLERANCE * s for b, s in zip(budgets, scales, strict=True)],
                         owner, nodes)
-    if found is None or found.x is None or not within(np.round(found.x)):
+    if found.x is None or not within(np.round(found.x)):
         raise ValueError(f"no choice was found within the budgets {list(budgets)}")
     chosen, scale = np.round(found.x), max(float(abs(harm).max()), 1e-300)
     damage = float(harm @ chosen)

@@ -9,6 +9,6 @@ from featherweight.steps.moved import moved
 
 __all__ = ["Damage", "Kinds", "Quantize", "QuantizePlan", "Rung", "distilled_data", "sensitivity"]
 
-__getattr__ = moved(__name__, {"Ladder": "featherweight.balance.flat.Ladder", "Mixed": "featherweight.balance.flat.Mixed"},
+__getattr__ = moved(__name__, {n: f"featherweight.balance.flat.{n}" for n in ("Ladder", "Mixed")},
                     {"Ladder": "fw.balance.Ladder(fw.quantize.Quantize(...), score_drop=...)",
                      "Mixed": "fw.balance.Mixed(fw.quantize.Quantize(...), bytes=...)"})
