@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.fx import Node
 
 from featherweight.axes.labels import Cost, Ints, Labels, Shuffle, Trace, Value, path_of
@@ -36,9 +37,10 @@ from featherweight.axes.rules import (
 from featherweight.axes.rules import (
     weights as axes_weights,
 )
-from featherweight.axes.rules.basics import RULES, pointwise, unknown
+from featherweight.axes.rules.basics import RULES, operators, pointwise, unknown
 from featherweight.axes.unions import resolve_grids, solve
 from featherweight.errors import PlanError
+from featherweight.measure.weights import constant_nodes
 from featherweight.network import Network
 from featherweight.network.edit import WEIGHTED, weight_name
 from featherweight.network.operators import has_schema
@@ -153,14 +155,27 @@ def walk(network: Network, heads: str = "whole") -> Trace:
                 value = trace.values.get(used.name)
                 for labels in value if isinstance(value, list) else [value]:
                     trace.freeze(labels, node, "its channels are the network's output")
+    constant = constant_nodes(network)
+    trace.costs = [c for c in trace.costs if network.node(c.node) not in constant]
     return trace
+
+
+#: operators whose rules understand sizes and places that the graph computes
+PLACED = set(operators("slice.Tensor", "slice_scatter", "narrow", "select.int", "sym_size.int"))
+
+
+def _has_computed_options(trace: Trace, node: Node) -> bool:
+    """Whether a number that says what a call does (its groups, an axis) is computed; sizes in lists may be."""
+    return has_schema(node.target) and any(
+        isinstance(a, Node) and not isinstance(trace.shapes.get(a.name), (Tensor, list, tuple)) and a.op != "get_attr"
+        for a in (*node.args, *node.kwargs.values()))
 
 
 def _step(trace: Trace, node: Node) -> Value:
     known = RULES.get(node.target)
     if known is None and has_schema(node.target) and torch.Tag.pointwise in node.target.tags:  # type: ignore[union-attr]
         known = pointwise
-    if known is None:
+    if known is None or (node.target not in PLACED and _has_computed_options(trace, node)):
         return unknown(trace, node)
     value = known(trace, node)
     shape = trace.shapes[node.name]
