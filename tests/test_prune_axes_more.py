@@ -319,7 +319,7 @@ def captured(name: str) -> tuple[nn.Module, fw.Network, Tensor]:
     model = build().eval()
     unsettle(model)
     x = inputs()
-    return model, fw.capture(model, x, parts=False), x
+    return model, fw.capture(model, x, parts=False, keep_parametrizations=True), x
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -12,8 +12,9 @@ from torch.fx import Node
 from featherweight.axes.groups import AxisGroups
 from featherweight.axes.labels import Ints, Labels
 from featherweight.axes.rules.basics import operators
+from featherweight.axes.rules.indexing import index_along
 from featherweight.axes.rules.shuffles import channel_order
-from featherweight.axes.rules.views import index_along, pad_widths
+from featherweight.axes.rules.views import pad_widths
 from featherweight.axes.rules.weights import picks, whole_groups
 from featherweight.network import Network
 from featherweight.network.edit import insert_call

@@ -20,8 +20,8 @@ from torch import Tensor
 from torch.fx import Node
 from torch.fx.node import map_arg
 
-from featherweight.measure.weights import constant_nodes
 from featherweight.network import Network
+from featherweight.network.edit import constant_nodes
 from featherweight.network.operators import has_schema
 
 #: (arguments by schema name, result) -> MACs
