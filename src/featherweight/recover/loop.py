@@ -276,10 +276,10 @@ def on_device(task: Task, device: torch.device) -> Task:
     if device.type == "cpu":
         return task
 
-    def moved(start: Any) -> Any:
-        return lambda: Moved(start(), device)
+    def moved(split: str) -> Any:
+        return lambda: Moved(task.start(split), device)
 
-    return dataclasses.replace(task, **{s: moved(getattr(task, s)) for s in SPLITS if task.has(s)})
+    return dataclasses.replace(task, **{s: moved(s) for s in SPLITS if task.has(s)})
 
 
 class Moved:
