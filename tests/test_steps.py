@@ -178,7 +178,7 @@ def test_there_are_nested_fields_of_every_sort_among_them() -> None:
 @pytest.mark.parametrize(("change", "match"), [
     ({"tensors": {}}, "tensors: no such field"), ({"macs_after": "few"}, "macs_after: .*integer"),
     ({"skipped": [{"path": "a"}]}, r"skipped\.0\.reason: this field is missing"), ({"keep": None}, "keep: "),
-    ({"sensitivity": [dataclasses.asdict(fw.prune.Curve("a", "output", 2, (0.5,), (0.1,))) | {"novel": 1}]},
+    ({"sensitivity": [dataclasses.asdict(fw.prune.Curve("a", (0.5,), (0.1,), "output", 2)) | {"novel": 1}]},
      r"sensitivity\.0\.novel: no such field"),
 ])
 def test_wrong_fields_are_named(change: dict[str, Any], match: str) -> None:
