@@ -9,7 +9,8 @@ those of the values aimed at; estimated anew, they would undo part of the fit.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from itertools import accumulate
 
 import numpy as np
 import torch
@@ -17,13 +18,13 @@ from torch import Tensor
 
 from featherweight.axes.groups import AxisGroups
 from featherweight.axes.zero import zero
-from featherweight.calibrate.walk import BUDGET, Half, Order, input_values
+from featherweight.calibrate.pair import Pair, wide
 from featherweight.errors import RecipeError, did_you_mean
 from featherweight.network import Network
 from featherweight.numerics.least_squares import Moments, factor, refit
 from featherweight.prune.channels.refit_calls import RefitCall, find_sites
 from featherweight.steps import Skipped
-from featherweight.task import Task, batch_size
+from featherweight.task import Task
 
 ROWS = 50_000  #: observations of a fit at most: places of calibration samples, chosen at random
 ELEMENTS = 1 << 27  #: observations times inputs of a fit at most
@@ -35,11 +36,6 @@ ROUNDS = 4  #: further fits where a ReLU follows, whose targets know of it
 Rows = Iterable[tuple[Tensor, Tensor, Tensor | None]]
 #: (weight [g, o, p], rows, whether a constant may be added) -> the new weight and the constant [g, o], float64
 Method = Callable[[Tensor, Rows, bool], tuple[Tensor, Tensor]]
-
-
-def wide(value: Tensor) -> Tensor:
-    """In float32 or wider."""
-    return value.to(torch.promote_types(value.dtype, torch.float32))
 
 
 def bias(weight: Tensor, rows: Rows, constant: bool) -> tuple[Tensor, Tensor]:
@@ -101,8 +97,12 @@ def compensated(network: Network, task: Task, axes: AxisGroups, kept: np.ndarray
         raise RecipeError(f"there is no compensation {method!r}; {did_you_mean(method, METHODS)}; "
                           'write compensate="least_squares"')
     task.require("calibration")
+    calls, _ = find_sites(network, axes, kept)
+    if not calls:
+        return {}
     with torch.no_grad():
-        return Walk(network, axes, kept).run(task, METHODS[method], batches)
+        pair = Pair.of(network, task.batches("calibration", batches), zero(network, axes, kept))
+        return refitted(pair, calls, METHODS[method])
 
 
 def left_out(network: Network, axes: AxisGroups, kept: np.ndarray) -> tuple[Skipped, ...]:
@@ -110,85 +110,71 @@ def left_out(network: Network, axes: AxisGroups, kept: np.ndarray) -> tuple[Skip
     return find_sites(network, axes, kept)[1]
 
 
-class Walk:
-    """The whole and the cut network (zeroed, so that shapes agree), batch by batch at the same call."""
+def refitted(pair: Pair, calls: Sequence[RefitCall], method: Method) -> dict[str, Tensor]:
+    """New values for the tensors of ``calls``, in graph order, by name; the compressed network gets them too.
 
-    def __init__(self, network: Network, axes: AxisGroups, kept: np.ndarray) -> None:
-        self.whole, self.short = network.copy().eval(), zero(network, axes, kept).eval()
-        self.orders = Order(self.whole), Order(self.short)
-        self.sites = find_sites(self.whole, axes, kept)[0]
-        self.states: list[tuple[Half, Half]] = []
-        self.samples = 0
-        self.generator = torch.Generator().manual_seed(0)
-
-    def run(self, task: Task, method: Method, batches: int) -> dict[str, Tensor]:
-        waiting = self._inputs(task, batches)
-        wanted = {name for s in self.sites for name in (s.node.name, s.end.name)}
-        found: dict[str, Tensor] = {}
-        for site, room in zip(self.sites, self._room(), strict=True):
-            while waiting and (not self.states or self.samples + waiting[0][0] <= room):
-                size, values = waiting.pop(0)
-                self.samples += size
-                self.states.append((Half(self.whole, self.orders[0], dict(values)),
-                                    Half(self.short, self.orders[1], dict(values))))
-            for whole, short in self.states:
-                whole.advance(self.orders[0].number[site.end.name] + 1, wanted)
-                short.advance(self.orders[1].number[site.node.name], set())
-            found.update(self._fit(site, method))
-            for name in {site.node.name, site.end.name}:
-                wanted.discard(name)
-                for whole, _ in self.states:
-                    whole.forget(name)
-        return found
-
-    def _inputs(self, task: Task, batches: int) -> list[tuple[int, dict[str, Tensor]]]:
-        """The number of samples and the inputs by name of every batch."""
-        found = [(batch_size(inputs), input_values(self.whole, inputs))
-                 for inputs, _ in (task.batches("calibration", batches) if self.sites else ())]
-        if self.sites and not found:
+    pair: the whole network, and the cut one zeroed, so that shapes agree. More batches are let in where later calls
+    hold less. Raises RecipeError without any batch.
+    """
+    pair.whole.keep([name for c in calls for name in (c.node.name, c.end.name)])
+    generator = torch.Generator().manual_seed(0)
+    found: dict[str, Tensor] = {}
+    for call, load in zip(calls, loads(pair, calls), strict=True):
+        pair.admit(load)
+        if not pair.samples:
             raise RecipeError("the calibration split gave no batches; check Task(calibration=...), it must start a "
                               "fresh pass at every call")
-        return found
+        pair.whole.go_past(call.end.name)
+        pair.compressed.go_to(call.node.name)
+        new = _fit(pair, call, method, generator)
+        for name, value in new.items():
+            pair.set(name, value)
+        found |= new
+        pair.whole.release([call.node.name, call.end.name])
+    return found
 
-    def _room(self) -> list[float]:
-        """How many samples fit into ``BUDGET`` at each site and all later ones."""
-        first, second = self.orders
-        loads = [first.held(first.number[s.end.name] + 1) + second.held(second.number[s.node.name])
-                 + sum(first.size.get(n.name, 0) for n in {s.node, s.end}) for s in self.sites]
-        return [BUDGET / max(1.0, *loads[i:]) for i in range(len(loads))]
 
-    def _rows(self, site: RefitCall, bias: Tensor | None) -> Rows:
-        """What a site reads in the short network and what it should make of that; ``bias`` is taken off."""
-        there = self.orders[1].named
-        inputs = max(1, math.prod(site.kernel) * len(site.ins) * len(site.groups))
-        each = -(-min(ROWS, ELEMENTS // inputs) // self.samples)
-        for whole, short in self.states:
-            x, own = short.get(there[site.node.name].args[0]), whole.values[site.node.name]
-            other = short.get(there[site.total[0].name].args[site.total[1]]) if site.total is not None else 0
-            end = whole.values[site.end.name]
-            y = site.undone(self.short, end - other)
-            y = torch.where(y.isfinite(), y, own)
-            places = torch.randperm(site.places(y), generator=self.generator)[:each].to(y.device)
-            level = None
-            if site.flat is not None:
-                bound = end.clamp(*site.flat)
-                level = site.undone(self.short, torch.where(end == bound, torch.nan, bound) - other)
-            less = 0 if bias is None else bias
-            yield (wide(site.read(x, places)), wide(site.made(y, places)) - less,
-                   None if level is None else wide(site.made(level, places)) - less)
+def loads(pair: Pair, calls: Sequence[RefitCall]) -> list[float]:
+    """Bytes that both networks hold of one sample at each call, or at a later one where that is more."""
+    whole, cut = pair.whole.order, pair.compressed.order
+    own = [whole.held[whole.number[c.end.name] + 1] + cut.held[cut.number[c.node.name]]
+           + sum(whole.size.get(name, 0.0) for name in {c.node.name, c.end.name}) for c in calls]
+    return list(accumulate(reversed(own), max))[::-1]
 
-    def _fit(self, site: RefitCall, method: Method) -> dict[str, Tensor]:
-        """Refits one call and sets the short network's tensors; gives them."""
-        weight = self.short.tensor(site.weight).detach()
-        bias = None if site.bias is None else self.short.tensor(site.bias).detach()
-        outs = site.outputs(site.matrix(weight).shape[:2].numel())
-        old = None if bias is None else bias[outs].view(len(site.groups), 1, -1)
-        new, shift = method(wide(site.kept(weight)), self._rows(site, old), site.constant is not None)
-        found = {site.weight: site.put(weight, new)}
-        if site.constant is not None:
-            value = self.short.tensor(site.constant).detach().double()
-            sign = 1 if bias is not None else -1
-            found[site.constant] = value.index_add(0, outs, shift.flatten(), alpha=sign).to(weight.dtype)
-        for name, tensor in found.items():
-            self.short.set_tensor(name, tensor)
-        return found
+
+def _rows(pair: Pair, call: RefitCall, bias: Tensor | None, generator: torch.Generator) -> Rows:
+    """What a call reads in the cut network and what it should make of that; ``bias`` is taken off."""
+    inputs = max(1, math.prod(call.kernel) * len(call.ins) * len(call.groups))
+    each = -(-min(ROWS, ELEMENTS // inputs) // pair.samples)
+    whole, cut = pair.whole, pair.compressed
+    others: Sequence[Tensor | int] = [0] * len(cut.batches)
+    if call.total is not None:
+        others = cut.reads(call.total[0].name, call.total[1])
+    network, less = cut.network, 0 if bias is None else bias
+    for x, other, own, end in zip(cut.reads(call.node.name), others, whole.gave(call.node.name),
+                                  whole.gave(call.end.name), strict=True):
+        y = call.undone(network, end - other)
+        y = torch.where(y.isfinite(), y, own)
+        places = torch.randperm(call.places(y), generator=generator)[:each].to(y.device)
+        level = None
+        if call.flat is not None:
+            bound = end.clamp(*call.flat)
+            level = call.undone(network, torch.where(end == bound, torch.nan, bound) - other)
+        yield (wide(call.read(x, places)), wide(call.made(y, places)) - less,
+               None if level is None else wide(call.made(level, places)) - less)
+
+
+def _fit(pair: Pair, call: RefitCall, method: Method, generator: torch.Generator) -> dict[str, Tensor]:
+    """New values for the tensors of one call."""
+    network = pair.compressed.network
+    weight = network.tensor(call.weight).detach()
+    bias = None if call.bias is None else network.tensor(call.bias).detach()
+    outs = call.outputs(call.matrix(weight).shape[:2].numel())
+    old = None if bias is None else bias[outs].view(len(call.groups), 1, -1)
+    new, shift = method(wide(call.kept(weight)), _rows(pair, call, old, generator), call.constant is not None)
+    found = {call.weight: call.put(weight, new)}
+    if call.constant is not None:
+        value = network.tensor(call.constant).detach().double()
+        sign = 1 if bias is not None else -1
+        found[call.constant] = value.index_add(0, outs, shift.flatten(), alpha=sign).to(weight.dtype)
+    return found

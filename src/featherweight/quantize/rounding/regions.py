@@ -3,7 +3,7 @@ everything flows."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,7 +50,7 @@ def single(layer: LayerForm, copies: Mapping[str, Any]) -> Region:
     return Region((layer,), nodes, (entry,), nodes[-1])
 
 
-def blocks(network: Network, order: Order, layers: list[LayerForm], copies: Mapping[str, Any]) -> list[Region]:
+def blocks(network: Network, order: Order, layers: Sequence[LayerForm], copies: Mapping[str, Any]) -> list[Region]:
     """Every layer in one region, in graph order: a region lies between two values, one of which all that comes later
     is computed from, and has at most LARGEST layers, or is a single layer."""
     two, three = network.values(2), network.values(3)
