@@ -23,14 +23,13 @@ from torch.fx import Node
 
 from featherweight.calibrate.walk import Flow, Order, Waiting
 from featherweight.network.edit import weight_name
-from featherweight.network.matrices import as_matrix, rows
+from featherweight.network.matrices import as_matrix, portions, rows
 from featherweight.network.network import Network
 from featherweight.network.program import Tap
 from featherweight.task import Batch
 
 ROWS = 1 << 17  #: inputs of a layer that are looked at: places of calibration samples, chosen at random
 ELEMENTS = 1 << 25  #: numbers of such inputs that are held at once
-CHUNK = 1 << 24  #: numbers of them that are unfolded at once
 
 
 @dataclass
@@ -112,11 +111,9 @@ class Pair:
         for pair in zip(self.compressed.reads(node.name), self.whole.reads(node.name), strict=True):
             given = [wide(x) for x in pair]
             length = given[0].shape[0]
-            alone = weight.dim() > 2 and given[0].dim() < weight.dim()
-            size = length if alone else max(1, CHUNK // max(1, given[0][:1].numel() * weight[:1, :1].numel()))
-            for start in range(0, length, size):
-                unfolded = [rows(node, weight, x[start:start + size]) for x in given]
-                count = max(1, round(share * min(size, length - start) / length))
+            for part in portions(node, weight, given[0]):
+                unfolded = [rows(node, weight, x[part]) for x in given]
+                count = max(1, round(share * (part.stop - part.start) / length))
                 chosen = torch.randperm(unfolded[0].shape[1], generator=generator)[:count].to(weight.device)
                 for held, new in zip(found, unfolded, strict=True):
                     held.append(new[:, chosen])
