@@ -402,6 +402,17 @@ def test_masks_are_kept_by_name_under_every_tied_name() -> None:
     assert not net.patterns
 
 
+@pytest.mark.parametrize("name", ["residual", "shared", "tied"])
+def test_batches_that_memory_does_not_hold_are_run_from_the_beginning(name: str,
+                                                                      monkeypatch: pytest.MonkeyPatch) -> None:
+    net, work = network(PROBLEMS[name]), task(PROBLEMS[name])
+    step = Weights(0.5, compensate="obs")
+    full = step.plan(net, work)
+    monkeypatch.setattr("featherweight.calibrate.walk.BUDGET", 1)
+    for key, value in step.plan(net, work).tensors.items():
+        torch.testing.assert_close(value, full.tensors[key])
+
+
 def test_a_weight_that_an_embedding_reads_too_is_masked_and_not_changed() -> None:
     net = network(PROBLEMS["tied"])
     plan = Weights(0.5, compensate="obs").plan(net, task(PROBLEMS["tied"]))

@@ -47,7 +47,7 @@ def _chunks(node: Node, weight: Tensor, x: Tensor) -> Iterator[Tensor]:
 
 
 def gram(node: Node, weight: Tensor, inputs: Iterable[Tensor]) -> Tensor:
-    """Sum of x x^T [g, i * k, i * k], float64, over the rows of a call's ``inputs`` that its weight is multiplied with."""
+    """Sum of x x^T [g, i * k, i * k], float64, over the rows of a call's ``inputs`` that meet its weight."""
     found = torch.zeros((), dtype=torch.float64, device=weight.device)
     for x in inputs:
         for chunk in _chunks(node, weight, x.float()):
