@@ -24,7 +24,7 @@ from featherweight.numerics.least_squares import Moments, backward_selection, re
 from featherweight.prune import axis_groups
 from featherweight.prune.channels import refit as compensate
 from featherweight.prune.channels.refit import compensated, left_out
-from featherweight.prune.channels.refit_calls import find_sites
+from featherweight.prune.channels.refit_calls import find_refit_calls
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -139,7 +139,7 @@ def test_rows_times_weights_are_what_the_call_gives(name: str) -> None:
     network = fw.capture(model, normal(*shape))
     axes = axis_groups(network)
     kept = kept_atoms(axes, {axes.groups[0].name: range(1, len(axes.groups[0]))})
-    site = find_sites(network, axes, kept)[0][0]
+    site = find_refit_calls(network, axes, kept)[0][0]
     assert site.weight == "2.weight"
     x = normal(*shape, seed=3)
     axis = -1 if "linear" in name else 1
@@ -372,7 +372,7 @@ def test_samples_wait_where_memory_is_short(monkeypatch: pytest.MonkeyPatch) -> 
     network = problems.network(problems.PROBLEMS["conv_bn"])
     axes, kept = decided(network)
     data = [problems.images(16, seed=s) for s in range(6)]
-    calls, _ = find_sites(network, axes, kept)
+    calls, _ = find_refit_calls(network, axes, kept)
 
     def pair() -> Pair:
         return Pair.of(network, task_of(*data).batches("calibration"), zero(network, axes, kept))

@@ -22,11 +22,12 @@ from torch import Tensor
 from torch.fx import Node
 
 from featherweight.calibrate.walk import Flow, Order, Waiting
+from featherweight.network.devices import device_of
 from featherweight.network.edit import weight_name
 from featherweight.network.matrices import as_matrix, portions, rows
 from featherweight.network.network import Network
 from featherweight.network.program import Tap
-from featherweight.task import Batch
+from featherweight.task import Batch, move
 
 ROWS = 1 << 17  #: inputs of a layer that are looked at: places of calibration samples, chosen at random
 ELEMENTS = 1 << 25  #: numbers of such inputs that are held at once
@@ -69,8 +70,9 @@ class Pair:
         """
         fullest = max(self.whole.order.held) + max(self.compressed.order.held)
         for inputs in self.waiting.admitted(fullest if sample_bytes is None else sample_bytes):
-            self.whole.add(inputs)
-            self.compressed.add(inputs)
+            placed = move(inputs, device_of(self.whole.network))
+            self.whole.add(placed)
+            self.compressed.add(placed)
         return self.waiting.left_out()
 
     def go_to(self, name: str) -> None:

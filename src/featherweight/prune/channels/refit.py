@@ -3,13 +3,14 @@
 The calls that a cut reaches are gone through in graph order, once, the whole and the cut network side by side: each is
 refit on what it reads in the cut network as refit so far, towards what the whole network gave there, so that errors do
 not add up (He et al. 2017, section 3.3; Zhang et al. 2016, section 3.3). Batch norms keep their statistics, which are
-those of the values aimed at; estimated anew, they would undo part of the fit.
+those of the outputs aimed at; estimated anew, they would undo part of the fit.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from itertools import accumulate
 
 import numpy as np
@@ -22,7 +23,7 @@ from featherweight.calibrate.pair import Pair, wide
 from featherweight.errors import RecipeError, did_you_mean
 from featherweight.network import Network
 from featherweight.numerics.least_squares import Moments, factor, refit
-from featherweight.prune.channels.refit_calls import RefitCall, find_sites
+from featherweight.prune.channels.refit_calls import RefitCall, find_refit_calls
 from featherweight.steps import Skipped
 from featherweight.task import Task
 
@@ -31,9 +32,21 @@ ELEMENTS = 1 << 27  #: observations times inputs of a fit at most
 RIDGE = 1e-4  #: pull towards the old weights, relative to the mean square of an input
 ROUNDS = 4  #: further fits where a ReLU follows, whose targets know of it
 
-#: batch by batch: X [g, r, p], Y [g, r, o], and level [g, r, o] or None where nothing flat follows. Where the level is
-#: a number, all that lies beyond it on Y's side is as good as Y.
-Rows = Iterable[tuple[Tensor, Tensor, Tensor | None]]
+
+@dataclass(frozen=True)
+class Observations:
+    """What a call reads and should give at some places of one batch.
+
+    x [g, r, p]: inputs; y [g, r, o]: targets. level [g, r, o]: the clipping bound where the activation function that
+    follows saturates on y (NaN where it does not); a saturated target only has to stay saturated. None: it never does.
+    """
+
+    x: Tensor
+    y: Tensor
+    level: Tensor | None
+
+
+Rows = Iterable[Observations]  #: batch by batch
 #: (weight [g, o, p], rows, whether a constant may be added) -> the new weight and the constant [g, o], float64
 Method = Callable[[Tensor, Rows, bool], tuple[Tensor, Tensor]]
 
@@ -41,22 +54,22 @@ Method = Callable[[Tensor, Rows, bool], tuple[Tensor, Tensor]]
 def bias(weight: Tensor, rows: Rows, constant: bool) -> tuple[Tensor, Tensor]:
     """The constant alone: the mean of what is missing. Exact where what was cut is constant."""
     total, count = torch.zeros(weight.shape[:2], dtype=torch.float64, device=weight.device), 0
-    for x, y, _ in rows if constant else ():
-        total += (y.mean(1) - (weight @ x.mean(1)[..., None])[..., 0]).double() * y.shape[1]
-        count += y.shape[1]
+    for seen in rows if constant else ():
+        total += (seen.y.mean(1) - (weight @ seen.x.mean(1)[..., None])[..., 0]).double() * seen.y.shape[1]
+        count += seen.y.shape[1]
     return weight.double(), total / max(count, 1)
 
 
 def least_squares(weight: Tensor, rows: Rows, constant: bool) -> tuple[Tensor, Tensor]:
     """All weights and the constant (He et al. 2017, eq. 3, with a ridge towards the old weights).
 
-    Where a ReLU follows, outputs that it had cut off need only stay cut off: each further fit aims at the allowed value
-    next to the last one's, so that the distance to what is allowed falls with every round (the fits of Zhang et al.
-    2016, section 3.2, take values after the ReLU for targets, to the same end).
+    Where a ReLU follows, saturated outputs only have to stay saturated: each further fit aims at the allowed output
+    next to that of the last fit, so that the distance to what is allowed falls with every round (the fits of Zhang et
+    al. 2016, section 3.2, take activations after the ReLU for targets, to the same end).
     """
     held, moments = list(rows), Moments()
-    for x, y, _ in held:
-        moments.add(x, y)
+    for seen in held:
+        moments.add(seen.x, seen.y)
     gram, cross = moments.products(centred=constant)
     lower = factor(gram, RIDGE)
     middle, aim = moments.means()
@@ -64,18 +77,20 @@ def least_squares(weight: Tensor, rows: Rows, constant: bool) -> tuple[Tensor, T
     for done in range(ROUNDS + 1):
         new = refit(gram, cross, weight, RIDGE, lower)
         shift = (aim - (new @ middle[..., None])[..., 0]) * constant
-        if done == ROUNDS or all(level is None for _, _, level in held):
+        if done == ROUNDS or all(seen.level is None for seen in held):
             break
         cross, aim = torch.zeros_like(cross), torch.zeros_like(aim)
-        for x, y, level in held:
-            target = y if level is None else nearest(x @ new.mT.to(x) + shift[:, None].to(x), y, level)
+        for seen in held:
+            x, target = seen.x, seen.y
+            if seen.level is not None:
+                target = nearest(x @ new.mT.to(x) + shift[:, None].to(x), seen.y, seen.level)
             cross += ((x - middle[:, None].to(x)).mT @ target).double() / moments.count
             aim += target.sum(1).double() / moments.count
     return new, shift
 
 
 def nearest(made: Tensor, y: Tensor, level: Tensor) -> Tensor:
-    """The allowed value next to ``made``: ``y`` where the level is no number, else what lies beyond it on y's side."""
+    """The allowed output next to ``made``: ``y`` itself, or anything beyond ``level`` on y's side where y saturates."""
     beyond = torch.where((made - level) * (y - level) >= 0, made, level)
     return torch.where(level.isnan(), y, beyond)
 
@@ -97,7 +112,7 @@ def compensated(network: Network, task: Task, axes: AxisGroups, kept: np.ndarray
         raise RecipeError(f"there is no compensation {method!r}; {did_you_mean(method, METHODS)}; "
                           'write compensate="least_squares"')
     task.require("calibration")
-    calls, _ = find_sites(network, axes, kept)
+    calls, _ = find_refit_calls(network, axes, kept)
     if not calls:
         return {}
     with torch.no_grad():
@@ -107,7 +122,7 @@ def compensated(network: Network, task: Task, axes: AxisGroups, kept: np.ndarray
 
 def left_out(network: Network, axes: AxisGroups, kept: np.ndarray) -> tuple[Skipped, ...]:
     """The calls below a cut that ``compensated`` leaves as they are or refits without a constant, and why."""
-    return find_sites(network, axes, kept)[1]
+    return find_refit_calls(network, axes, kept)[1]
 
 
 def refitted(pair: Pair, calls: Sequence[RefitCall], method: Method) -> dict[str, Tensor]:
@@ -157,11 +172,11 @@ def _rows(pair: Pair, call: RefitCall, bias: Tensor | None, generator: torch.Gen
         y = torch.where(y.isfinite(), y, own)
         places = torch.randperm(call.places(y), generator=generator)[:each].to(y.device)
         level = None
-        if call.flat is not None:
-            bound = end.clamp(*call.flat)
+        if call.saturation is not None:
+            bound = end.clamp(*call.saturation)
             level = call.undone(network, torch.where(end == bound, torch.nan, bound) - other)
-        yield (wide(call.read(x, places)), wide(call.made(y, places)) - less,
-               None if level is None else wide(call.made(level, places)) - less)
+        yield Observations(wide(call.read(x, places)), wide(call.made(y, places)) - less,
+                           None if level is None else wide(call.made(level, places)) - less)
 
 
 def _fit(pair: Pair, call: RefitCall, method: Method, generator: torch.Generator) -> dict[str, Tensor]:

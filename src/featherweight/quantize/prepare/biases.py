@@ -24,15 +24,15 @@ def corrected(plan: QuantizePlan, network: Network, task: Task, batches: int | N
 
     Nagel et al. 2019, section 4.2, with means taken from calibration data (appendix D): b += E[y] - E[y_quantized],
     call by call in graph order, each seeing what the corrected calls before it give. whole: the float network to
-    compare with (equalized or smoothed as the plan's is); None takes ``network`` with batch norm folded. Both networks
-    walk side by side over all batches, as many as fit in memory: a bias's shift is added to what its call gave,
-    and nothing is computed twice. Calls without a bias are named. Raises TaskError where calibration data is missing.
+    compare with (equalized or smoothed as the plan's is); None takes ``network`` with batch norm folded. Every batch
+    runs once, as many batches as memory holds: the shift of a bias is added to the activation that its call gave.
+    Calls without a bias are named. Raises TaskError where calibration data is missing.
     """
     if not plan.stored and not plan.points:
         return plan
     whole = (fold_batch_norm(network) if whole is None else whole).eval()
     rounded = plan.apply(network).eval()
-    calls, skipped = find_sites(whole, rounded)
+    calls, skipped = find_biased_calls(whole, rounded)
     found: dict[str, Tensor] = {}
     if calls:
         with torch.no_grad():
@@ -54,20 +54,20 @@ class BiasedCall:
     axis: int
 
 
-def find_sites(whole: Network, rounded: Network) -> tuple[list[BiasedCall], list[Skipped]]:
+def find_biased_calls(whole: Network, rounded: Network) -> tuple[list[BiasedCall], list[Skipped]]:
     """The calls whose bias can be corrected, in graph order, and the others with why."""
     there = {n.name: n for n in rounded.calls(*WEIGHTED)}
-    sites, skipped = [], []
+    found, skipped = [], []
     for node in whole.calls(*WEIGHTED):
         name, other = bias_name(node), there.get(node.name)
         if other is None:
             continue
         if name is not None and len(whole.users_of(name)) == 1 and bias_name(other) == name:
-            sites.append(BiasedCall(node.name, name, -1 if node.target is aten_linear else -1 - _kernel_axes(node)))
+            found.append(BiasedCall(node.name, name, -1 if node.target is aten_linear else -1 - _kernel_axes(node)))
         else:
             why = "its bias is read by several calls" if name is not None else "it has no bias"
             skipped.append(Skipped(node.meta.get("module") or node.name, f"not corrected: {why}"))
-    return sites, skipped
+    return found, skipped
 
 
 def _kernel_axes(node: Node) -> int:
@@ -107,4 +107,4 @@ def _moved(shift: Tensor, given: Tensor) -> Tensor:
     return given + shift.to(given)
 
 
-__all__ = ["corrected", "find_sites"]
+__all__ = ["corrected", "find_biased_calls"]

@@ -2,21 +2,23 @@
 
 Li et al. 2021, "BRECQ: pushing the limit of post-training quantization by block reconstruction": the rounding variables
 of AdaRound, for the squared error at the end of a residual block. Wei et al. 2022, "QDrop: randomly dropping
-quantization for extremely low-bit post-training quantization": while values have few bits, the rounding of every number
-is left out at random, and step sizes of values are learned along (Esser et al. 2020). Here the two levels that a weight
-chooses from are those around what it was to be when GPTQ rounded it, and it starts near to what GPTQ chose.
+quantization for extremely low-bit post-training quantization": where activations have few bits, the rounding of each
+number is left out at random, and their step sizes are learned along (Esser et al. 2020). Here the two levels that a
+weight chooses from are those around what it was to be when GPTQ rounded it, and it starts near to what GPTQ chose.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from featherweight.calibrate.walk import run
+from featherweight.network import Network
 from featherweight.network.matrices import from_matrix
 from featherweight.numerics.adaround import Schedule, Soft, decide
 from featherweight.quantize.rounding.layerwise import RoundedLayer, one_by_one, swept
@@ -30,35 +32,51 @@ SCHEDULE = Schedule(iterations=500)
 LEAN = 0.7  #: how far rounding starts from undecided towards what GPTQ found
 SAMPLES = 32  #: of a step
 DROP = 0.5  #: share of the numbers whose rounding is left out in a step
-VALUE_RATE = 1e-3  #: step size of the scales of values, relative to them
+VALUE_RATE = 1e-3  #: step size of the scales of activations, relative to them
 
 
+@dataclass(frozen=True)
 class TunedBlock:
     """A region's samples at its entries and its end, and what is learned in it.
 
-    Both networks are at the region's entries; the float one goes past its end.
+    given, unrounded: activations at the entries, by name, in the rounded and (where roundings are dropped) in the float
+    network. wanted: the float network's activation at the end. softs: by weight's name, the rounding that is learned.
+    rounds: what rounds activations inside, by name of the copy; learned: those of them whose scale is learned.
     """
 
-    def __init__(self, work: Rounding, region: Region, aims: Mapping[str, Tensor]) -> None:
-        self.network, self.region, points = work.pair.compressed.network, region, work.points
-        whole, rounded = work.pair.whole, work.pair.compressed
-        self.given = {n: torch.cat(rounded.gave(n)) for n in region.entries}
+    network: Network
+    region: Region
+    given: Mapping[str, Tensor]
+    unrounded: Mapping[str, Tensor]
+    wanted: Tensor
+    softs: Mapping[str, Soft]
+    rounds: Mapping[str, Lsq]
+    learned: Mapping[str, Lsq]
+    drops: bool
+    generator: torch.Generator
+
+    @classmethod
+    def of(cls, work: Rounding, region: Region, aims: Mapping[str, Tensor]) -> TunedBlock:
+        """Both networks are at the region's entries; the float one goes past its end."""
+        whole, rounded, points = work.pair.whole, work.pair.compressed, work.points
         inside = {n.name: points[n.name] for n in region.nodes if n.name in points}
-        self.drops = any(p.spec.bits < 8 for p in inside.values())
-        self.float = {n: torch.cat(whole.gave(n)) for n in region.entries if self.drops}
+        drops = any(p.spec.bits < 8 for p in inside.values())
+        given = {n: torch.cat(rounded.gave(n)) for n in region.entries}
+        before = {n: torch.cat(whole.gave(n)) for n in region.entries if drops}
         whole.keep([region.end.name])
         whole.go_past(region.end.name)
-        self.wanted = torch.cat(whole.gave(region.end.name))
+        wanted = torch.cat(whole.gave(region.end.name))
         whole.release([region.end.name])
-        self.softs = {name: Soft(aim, work.grids[name].scale, work.grids[name].spec, work.grids[name].kept, LEAN)
-                      for name, aim in aims.items()}
-        self.generator = torch.Generator().manual_seed(seed_from("blocks", *aims))
-        once = {name: inside[name] for name in rounded_once(self.network, inside)}
-        self.rounds = {name: Lsq(p.spec, torch.tensor(p.scale, device=self.wanted.device), p.zero_point, values=True)
-                       for name, p in once.items()}
+        softs = {name: Soft(aim, work.grids[name].scale, work.grids[name].spec, work.grids[name].kept, LEAN)
+                 for name, aim in aims.items()}
+        once = {name: inside[name] for name in rounded_once(rounded.network, inside)}
+        rounds = {name: Lsq(p.spec, torch.tensor(p.scale, device=wanted.device), p.zero_point, values=True)
+                  for name, p in once.items()}
         grids = Counter((p.scale, p.zero_point, p.kind) for p in points.values())
-        self.learned = {name: self.rounds[name] for name, p in once.items()
-                        if self.drops and grids[p.scale, p.zero_point, p.kind] == 1}  # those that share a grid keep it
+        learned = {name: rounds[name] for name, p in once.items()
+                   if drops and grids[p.scale, p.zero_point, p.kind] == 1}  # those that share a grid keep it
+        return cls(rounded.network, region, given, before, wanted, softs, rounds, learned, drops,
+                   torch.Generator().manual_seed(seed_from("blocks", *aims)))
 
     def made(self, values: dict[str, Any], weights: Mapping[str, Tensor],
              taps: Mapping[str, Callable[[Any], Any]]) -> Tensor:
@@ -76,7 +94,7 @@ class TunedBlock:
         return torch.where(drawn, other, kept)
 
     def dropped(self) -> dict[str, Callable[[Any], Any]]:
-        """What points do during a step: gradients pass the rounding of their values."""
+        """Taps during a step: gradients pass the rounding of the activations."""
         def tap(rounds: Lsq) -> Callable[[Any], Any]:
             return (lambda value: self.mixed(rounds(value), value)) if self.drops else rounds
 
@@ -110,7 +128,7 @@ def learned(work: Rounding, region: Region) -> dict[str, Tensor]:
     worse on all samples than rounding layer by layer with GPTQ."""
     start, aims = started(work, region)
     taps = work.pair.compressed.taps
-    block = TunedBlock(work, region, aims)
+    block = TunedBlock.of(work, region, aims)
     base = block.whole_error(start, taps)
     if not base > 0:
         return start
@@ -120,7 +138,7 @@ def learned(work: Rounding, region: Region) -> dict[str, Tensor]:
         index = torch.randint(len(block.wanted), (SAMPLES,), generator=block.generator).to(block.wanted.device)
         given = {n: v[index] for n, v in block.given.items()}
         if block.drops:
-            given = {n: block.mixed(v, block.float[n][index]) for n, v in given.items()}
+            given = {n: block.mixed(v, block.unrounded[n][index]) for n, v in given.items()}
         made = block.made(dict(given), dict(zip(block.softs, values, strict=True)), dropped)
         return (made - block.wanted[index]).square().mean() / base
 

@@ -95,8 +95,8 @@ def gptq(work: Rounding) -> dict[str, Tensor]:
 
 
 def adaround(work: Rounding) -> dict[str, Tensor]:
-    """Nagel et al. 2020, layer by layer, with the activation that follows and towards the float network's outputs
-    (eq. 25)."""
+    """Nagel et al. 2020, layer by layer, with the activation function that follows and towards the float network's
+    outputs (eq. 25)."""
     return one_by_one(work, work.layers, work.pair, partial(_learned, work.whole))
 
 

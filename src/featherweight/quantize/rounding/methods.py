@@ -1,8 +1,8 @@
 """Weights on their grids: rounding that looks at data.
 
-The values that are found lie exactly on the grids, so that storing them rounds nothing any more.
+The weights that are found lie exactly on the grids, so that storing them rounds nothing any more.
 
-Measured on ResNet-20 and CIFAR-10, three-bit weights and eight-bit values, 1,024 images to round by, one core: the
+Measured on ResNet-20 and CIFAR-10, three-bit weights and eight-bit activations, 1,024 images to round by, one core: the
 divergence of the outputs from the float ones, on training images that were not used, is 0.845 after rounding to
 nearest, 0.0107 after "gptq" (40 s), 0.0081 after "adaround" (110 s), 0.0076 after "blocks" (160 s). Layer by layer
 neither "gptq" nor "adaround" always wins (tests/test_quantize_rounding.py).
