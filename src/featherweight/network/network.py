@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from torch.fx import Graph, Node
 
 from featherweight.network import trees
-from featherweight.network.kept.facts import Facts, Form
 from featherweight.network.file.file import save
+from featherweight.network.kept.facts import Facts, Form
+from featherweight.network.kept.places import Part, Place, holder, places, remove
+from featherweight.network.kept.values import values
 from featherweight.network.program import Program, Tap
 from featherweight.network.signature import Input, Signature, shape_text
 from featherweight.network.snapshot import Snapshot
-from featherweight.network.kept.places import Part, Place, holder, places, remove
-from featherweight.network.kept.values import values
 
 Parameters = dict[str, Tensor]
 
@@ -100,10 +100,10 @@ class Network(nn.Module):
     def tensor(self, name: str) -> Tensor:
         """The parameter, buffer or constant with this dotted name."""
         owner, leaf = holder(self, name)
-        found = owner._parameters.get(leaf)
-        if found is None and (found := owner._buffers.get(leaf)) is None:
-            raise KeyError(f"no tensor named {name!r}")
-        return found
+        for table in (owner._parameters, owner._buffers):
+            if table.get(leaf) is not None:
+                return table[leaf]  # type: ignore[return-value]
+        raise KeyError(f"no tensor named {name!r}")
 
     def tensors(self) -> Parameters:
         """Every tensor by name, tied ones under each name, buffers left out of the state dict too."""

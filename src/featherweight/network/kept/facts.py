@@ -48,5 +48,6 @@ class Facts:
         return self._found[key]
 
     def carried(self, form: Form, other: Form) -> Facts:
-        """The same results for a copy of the network that has this form; the copy's is ``other``."""
-        return Facts(other, self._found) if form == self._form else Facts()
+        """The same results for a copy of the network, which has this ``form``; the copy's is ``other``. None where a
+        tensor's copy lies otherwise in memory."""
+        return Facts(other, self._found) if form == self._form and form.tensors == other.tensors else Facts()

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+
 class Part(nn.Module):
     """A bare container: it holds parameters and buffers under their original names."""
 
