@@ -15,7 +15,7 @@ from torch.fx import Graph, Node
 from featherweight.network import trees
 from featherweight.network.file.file import save
 from featherweight.network.kept.facts import Facts, Form
-from featherweight.network.kept.places import Part, Place, holder, places, remove
+from featherweight.network.kept.names import Part, Ties, holder, lookup, named, remove
 from featherweight.network.kept.values import values
 from featherweight.network.program import Program, Tap
 from featherweight.network.signature import Input, Signature, shape_text
@@ -41,9 +41,9 @@ class Network(nn.Module):
         self._signature = signature
         self._taps: dict[str, list[Tap]] = {}
         self._program: Program | None = None
-        self._places: dict[str, Place] | None = None
         self._nodes: dict[str, Node] = {}
         self._facts = Facts()
+        self._ties = Ties()
         self.patterns: dict[str, str] = {}
         self.notes: list[str] = []
         self.training = False
@@ -59,7 +59,7 @@ class Network(nn.Module):
 
     def changed(self) -> None:
         """To be called after the graph or the tensors' names changed."""
-        self._program, self._places, self._nodes, self._facts = None, None, {}, Facts()
+        self._program, self._nodes, self._facts, self._ties = None, {}, Facts(), Ties()
 
     def fact(self, key: Hashable, find: Callable[[], Any]) -> Any:
         """What ``find()`` gives: asked once for each key, until the graph or the tensors' shapes change.
@@ -94,25 +94,20 @@ class Network(nn.Module):
     def users_of(self, name: str) -> list[Node]:
         """The calls that read the tensor ``name`` (under any of its tied names)."""
         same = set(self.tied_names(name))
-        return [u for n in self._graph.nodes if n.op == "get_attr" and n.target in same for u in n.users]
+        return [u for n in self._graph.find_nodes(op="get_attr") if n.target in same for u in n.users]
 
     # ---- tensors by dotted name
     def tensor(self, name: str) -> Tensor:
         """The parameter, buffer or constant with this dotted name."""
-        owner, leaf = holder(self, name)
-        for table in (owner._parameters, owner._buffers):
-            if table.get(leaf) is not None:
-                return table[leaf]  # type: ignore[return-value]
-        raise KeyError(f"no tensor named {name!r}")
+        return lookup(self, name)
 
     def tensors(self) -> Parameters:
         """Every tensor by name, tied ones under each name, buffers left out of the state dict too."""
-        return {name: t for name, place in self._known().items() if (t := place.tensor(self)) is not None}
+        return named(self)
 
     def tied_names(self, name: str) -> list[str]:
         """All names under which the tensor ``name`` is known."""
-        tensor = self.tensor(name)
-        return [n for n, place in self._known().items() if place.tensor(self) is tensor]
+        return self._ties.names(self, name)
 
     def set_tensor(self, name: str, value: Tensor) -> None:
         """Puts ``value`` where the tensor ``name`` is, under all its tied names; a parameter stays one."""
@@ -121,7 +116,10 @@ class Network(nn.Module):
         if isinstance(old, nn.Parameter):
             value = nn.Parameter(value, requires_grad=old.requires_grad and value.is_floating_point())
         for known in self.tied_names(name):
-            self._known()[known].put(self, value)
+            owner, leaf = holder(self, known)
+            table = owner._parameters if leaf in owner._parameters else owner._buffers
+            table[leaf] = value  # type: ignore[assignment]
+        self._ties.moved(old, value)
 
     def add_tensor(self, name: str, value: Tensor, *, buffer: bool = False, persistent: bool = True) -> None:
         """Adds a parameter (or buffer) under a new dotted name."""
@@ -135,18 +133,12 @@ class Network(nn.Module):
                 owner._non_persistent_buffers_set.add(leaf)
         else:
             owner._parameters[leaf] = value if isinstance(value, nn.Parameter) else nn.Parameter(value.detach())
-        self._places = None
+        self._ties.came(self.tensor(name))
 
     def remove_tensor(self, name: str) -> None:
         """Removes one name of a tensor; containers left empty go with it."""
         remove(self, name)
         self.patterns.pop(name, None)
-        self._places = None
-
-    def _known(self) -> dict[str, Place]:
-        if self._places is None:
-            self._places = places(self)
-        return self._places
 
     # ---- running
     def train(self, mode: bool = True) -> Self:
