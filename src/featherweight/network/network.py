@@ -16,7 +16,7 @@ from featherweight.network import trees
 from featherweight.network.file.file import save
 from featherweight.network.kept.facts import Facts, Form
 from featherweight.network.kept.names import Part, Ties, holder, lookup, named, remove
-from featherweight.network.kept.values import values
+from featherweight.network.kept.values import Alike, values
 from featherweight.network.program import Program, Tap
 from featherweight.network.signature import Input, Signature, shape_text
 from featherweight.network.snapshot import Snapshot
@@ -208,7 +208,8 @@ class Network(nn.Module):
         """
         args, kwargs = self.example_inputs(batch)
         leaves = self._signature.leaves(args, kwargs)
-        return dict(self.fact(("values", batch), lambda: values(self._graph, self.tensor, leaves)))
+        alike = self.fact("alike values", lambda: Alike(self._graph))
+        return dict(self.fact(("values", batch), lambda: values(self._graph, self.tensor, leaves, alike)))
 
     # ---- copies and files
     def copy(self) -> Network:

@@ -18,16 +18,15 @@ from featherweight.network.operators import has_schema
 from featherweight.network.program import resolve
 
 
-def values(graph: Graph, tensor: Callable[[str], Tensor], inputs: Sequence[Tensor]) -> dict[str, Any]:
+def values(graph: Graph, tensor: Callable[[str], Tensor], inputs: Sequence[Tensor], alike: Alike) -> dict[str, Any]:
     """Node name -> what it gives for these inputs, as tensors without data; numbers are plain numbers.
 
-    tensor: looks stored tensors up by name. Values that are alike may be one tensor.
+    tensor: looks stored tensors up by name. Values that are alike may be one tensor, of these and of other inputs that
+    were asked for with the same ``alike``.
     """
-    mode = FakeTensorMode(allow_non_fake_inputs=True)
-    alike = Alike(mode, all(_of_metadata(n) for n in graph.nodes))
     given = iter(inputs)
     found: dict[Node, Any] = {}
-    with mode, torch.no_grad():
+    with alike.mode, torch.no_grad():
         for node in graph.nodes:
             if node.op == "placeholder":
                 found[node] = alike.empty(next(given))
@@ -47,13 +46,11 @@ def _of_metadata(node: Node) -> bool:
 
 
 class Alike:
-    """One tensor without data for all that are alike, and one result for all calls with arguments that are alike.
+    """One tensor without data for all that are alike, and one result for all calls with arguments that are alike."""
 
-    merge: False keeps everything apart.
-    """
-
-    def __init__(self, mode: FakeTensorMode, merge: bool) -> None:
-        self.mode, self.merge = mode, merge
+    def __init__(self, graph: Graph) -> None:
+        self.mode = FakeTensorMode(allow_non_fake_inputs=True)
+        self.merge = all(_of_metadata(n) for n in graph.nodes)  # or else everything is kept apart
         self.tensors: dict[Any, Tensor] = {}
         self.results: dict[Any, Any] = {}
         self.known: set[int] = set()  # ids of ``tensors``
