@@ -7,15 +7,17 @@ and a group is a set of channels that sit in the same axes of the same tensors.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.fx import Node
 
-from featherweight.axes.labels import Cost, Ints, Labels, Shuffle, Trace, Value, path_of
+from featherweight.axes.labels import AtomSets, Cost, Ints, Labels, Shuffle, Trace, Value, path_of
 from featherweight.axes.rules import computed, indexing, norms, products, recurrent, shuffles, views, weights
 from featherweight.axes.rules.basics import RULES, operators, pointwise, unknown
 from featherweight.axes.unions import resolve_grids, solve
@@ -93,8 +95,12 @@ class AxisGroups:
 
     def macs(self, kept: np.ndarray) -> float:
         """Multiply-accumulates for one sample of what is left: ``kept`` says which atoms stay."""
-        return sum(c.factor * float(np.prod([np.count_nonzero(kept[a]) for a in c.axes], dtype=np.float64))
-                   for c in self.costs)
+        counts = iter(self._cost_axes.count(kept))
+        return sum(c.factor * float(math.prod(next(counts) for _ in c.axes)) for c in self.costs)
+
+    @cached_property
+    def _cost_axes(self) -> AtomSets:
+        return AtomSets([a for c in self.costs for a in c.axes])
 
 
 def axis_groups(network: Network, heads: str = "whole") -> AxisGroups:

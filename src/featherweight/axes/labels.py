@@ -77,6 +77,21 @@ class Cost:
     axes: tuple[Ints, ...]
 
 
+class AtomSets:
+    """Sets of atoms, none of them empty, of which it is asked again and again how many are kept."""
+
+    def __init__(self, sets: Sequence[Ints]) -> None:
+        self._atoms = np.concatenate([s.ravel() for s in sets]) if sets else np.zeros(0, np.int64)
+        self._starts = np.cumsum([0, *(s.size for s in sets)])[:-1]
+
+    def count(self, kept: npt.NDArray[np.bool_]) -> list[int]:
+        """How many of each set stay; ``kept`` [atoms] says which do."""
+        if not len(self._starts):
+            return []
+        counts: list[int] = np.add.reduceat(kept[self._atoms], self._starts, dtype=np.int64).tolist()
+        return counts
+
+
 @dataclass(frozen=True)
 class Shuffle:
     """Node ``last`` is node ``source`` with position ``order[p]`` of axis ``dim`` at ``p``; ``inner`` lie between."""
