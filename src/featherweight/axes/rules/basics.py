@@ -185,7 +185,8 @@ def along(trace: Trace, node: Node) -> Value:
     name = "dims" if node.target in operators("flip", "roll") else "dim"
     dims = argument(node, name)
     dims = [wrap(int(d), x) for d in (dims if isinstance(dims, (list, tuple)) else [dims])] or range(len(x.shape))
-    return Labels(x.shape, trace.untouchable(x, dims, node, "it mixes channels"), x.stored)
+    kept, plain = Labels(x.shape, trace.untouchable(x, dims, node, "it mixes channels"), x.stored), trace.plain(node)
+    return [kept] * len(plain) if isinstance(plain, list) else kept  # sorted, and where from
 
 
 @rule("grid_sampler", "grid_sampler_2d", "grid_sampler_3d")
