@@ -191,7 +191,7 @@ def along(trace: Trace, node: Node) -> Value:
     for dim in dims:
         x = trace.whole(x, dim, node, "it mixes channels")
     plain = trace.plain(node)
-    return [Labels(x.shape, x.fields) for _ in plain] if isinstance(plain, list) else x
+    return [Labels(x.shape, x.fields)] * len(plain) if isinstance(plain, list) else x  # sorted, and where from
 
 
 @rule("grid_sampler", "grid_sampler_2d", "grid_sampler_3d")

@@ -27,7 +27,8 @@ def batch_norm(trace: Trace, node: Node) -> Value:
             trace.role(position, role, node)
             trace.tie(own, trace.axis(p, 0, node), node, "it normalises an axis that is never cut")
     fields = trace.untouchable(x, [d for d in range(len(x.shape)) if d != 1], node, "it is averaged over")
-    return Labels(trace.shape(node), tuple(f for f in fields if f.dims == (1,)))
+    made, plain = Labels(x.shape, tuple(f for f in fields if f.dims == (1,))), trace.plain(node)
+    return [made, *plain[1:]] if isinstance(plain, list) else made  # and statistics, which nothing is left of
 
 
 @rule("prelu")
