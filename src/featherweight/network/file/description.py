@@ -86,9 +86,9 @@ def rebuild(description: Any, tensors: Mapping[str, Tensor], types: Mapping[str,
     """What ``describe`` described. Every wrong field is a FileError."""
     try:
         graph = _graph(description["nodes"])
-        kinds = {_tensor_name(k): _kind(k, v) for k, v in description["tensors"].items()}
         ties = {_text(k): _text(v) for k, v in description["ties"].items()}
-        _check_tensors(graph, kinds, ties, tensors)
+        _check_tensors(graph, description["tensors"], ties, tensors)
+        kinds = {_tensor_name(k): _kind(k, v) for k, v in description["tensors"].items()}
         return Snapshot(graph, _signature(description, graph, types), tensors, kinds, ties,
                         tuple(_tensor_name(path) for path in _list(description.get("order", []))),
                         {_text(k): _text(v) for k, v in description["patterns"].items()},
