@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from featherweight.errors import CaptureError, InputError
 from featherweight.network import trees
 from featherweight.network.assembly import Assembly, put
+from featherweight.network.capture.computed import store_computed_weights
 from featherweight.network.capture.convert import convert
 from featherweight.network.capture.export import Arguments, Attempt, attempts, export, hopeless
 from featherweight.network.network import Network
@@ -21,7 +22,8 @@ CALLS = 8  #: calls of one child, of different shapes, that its capture is compa
 
 
 def capture(model: nn.Module, example_inputs: Any, *, kwargs: Mapping[str, Any] | None = None,
-            parts: bool | None = None, tolerance: float = 1e-4) -> Network | Assembly:
+            parts: bool | None = None, tolerance: float = 1e-4,
+            keep_parametrizations: bool = False) -> Network | Assembly:
     """Captures ``model`` as a graph that runs, trains, saves and exports without the model's class.
 
     example_inputs: a tensor, a tuple (positions) or a dict (keywords) that ``model`` can be called with.
@@ -29,6 +31,9 @@ def capture(model: nn.Module, example_inputs: Any, *, kwargs: Mapping[str, Any] 
     parts: None captures whole and falls back to parts; True goes to parts at once; False never does.
     tolerance: largest difference allowed between the graph's and the model's outputs, relative to the largest output;
         compared on the examples and, where the batch is free, on batches of other sizes made from them.
+    keep_parametrizations: weights that the model computes from parameters (weight_norm, spectral_norm, orthogonal,
+        ``torch.nn.utils.prune``, LoRA) go on being computed. By default they are stored as they are in evaluation,
+        which ``notes`` then says, so that every technique treats them like other weights.
 
     The model is captured in evaluation mode and left as it was. Axis 0 of the inputs stays free (the batch) unless the
     model fixes it, which ``notes`` then says. Raises CaptureError with module path, source line and the parts that
@@ -48,14 +53,14 @@ def capture(model: nn.Module, example_inputs: Any, *, kwargs: Mapping[str, Any] 
         trees.register_dataclasses(expected)
         if parts is not True:
             try:
-                return _capture_whole(model, [(args, keywords)], expected, tolerance)
+                return _capture_whole(model, [(args, keywords)], expected, tolerance, keep_parametrizations)
             except CaptureError as error:
                 if parts is False:
                     raise
                 whole_error = error
         else:
             whole_error = CaptureError("parts were asked for")
-        return _capture_parts(model, args, keywords, expected, tolerance, whole_error)
+        return _capture_parts(model, args, keywords, expected, tolerance, keep_parametrizations, whole_error)
 
 
 def _arguments(example: Any, kwargs: Mapping[str, Any] | None) -> Arguments:
@@ -91,7 +96,7 @@ def run(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 
 # ---- whole
 
-def _capture_whole(model: nn.Module, calls: list[Arguments], expected: Any, tolerance: float,
+def _capture_whole(model: nn.Module, calls: list[Arguments], expected: Any, tolerance: float, keep: bool,
                    spatial: bool = False) -> Network:
     """The first attempt whose network gives what the model gives, on all ``calls`` and on other sizes of the first.
 
@@ -103,6 +108,8 @@ def _capture_whole(model: nn.Module, calls: list[Arguments], expected: Any, tole
     for attempt in attempts(*calls[0], spatial=spatial):
         try:
             network = convert(export(model, attempt), model)
+            if not keep:
+                store_computed_weights(network)
             if attempt.dynamic and not any(None in i.shape for i in network.signature.inputs):
                 continue  # the model fixes the sizes, and those of this attempt may be doubled
             _agree(network, calls, wanted, tolerance)
@@ -214,7 +221,7 @@ def _apart(want: Tensor, got: Tensor) -> float:
 # ---- parts
 
 def _capture_parts(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], expected: Any, tolerance: float,
-                   whole: CaptureError) -> Assembly:
+                   keep: bool, whole: CaptureError) -> Assembly:
     """Replaces the largest children that do capture, on a copy of the model."""
     outer = copy.deepcopy(model)
     calls = _record_calls(outer, args, kwargs)
@@ -230,7 +237,7 @@ def _capture_parts(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, An
                 if where not in calls:
                     raise CaptureError("it was not called (or by another method than forward)")
                 given = run(child, *calls[where][0])
-                network = _capture_whole(child, calls[where], given, tolerance, spatial=True)
+                network = _capture_whole(child, calls[where], given, tolerance, keep, spatial=True)
             except CaptureError as error:
                 left[where] = str(error)
                 visit(child, where)
