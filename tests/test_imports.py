@@ -44,7 +44,7 @@ LATE: dict[tuple[str, str], str] = {
     ("recover.train", "recover.loop"): "the loop knows Train's options; opened with Companion",
 }
 #: circles that are still to be opened
-CIRCLES = [{"quantize.damage", "quantize.judging"}, {"recover.loop", "recover.train"}]
+CIRCLES = [{"recover.loop", "recover.train"}]
 #: lines of a file, lines of a function, share of all lines in one folder, files in one flat folder
 FILE, FUNCTION, FOLDER, FLAT = 310, 60, 0.2, 15
 

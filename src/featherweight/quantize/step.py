@@ -16,7 +16,7 @@ from featherweight.numerics.formats import ACTIVATIONS, GRIDS
 from featherweight.quantize.grids import prepared, value_grids, weight_scales
 from featherweight.quantize.layers import LayerForm, layers
 from featherweight.quantize.placement import Placement, integer_calls, placement
-from featherweight.quantize.plan import QuantizePlan, growth
+from featherweight.quantize.plan import QuantizePlan, announced
 from featherweight.quantize.prepare.biases import corrected
 from featherweight.quantize.prepare.gates import gated, write_out
 from featherweight.quantize.prepare.rescale import Product, rescaled
@@ -132,9 +132,10 @@ class Quantize(Rewrite):
         tensors = {scale_name(name): scale for name, scale in scales.items()} | values | vectors
         made = QuantizePlan(tuple(f.stored for f in found), points, tuple(sorted(values)), bool(found),
                             products=products, gates=gates, tensors=tensors,
-                            skipped=tuple(dict.fromkeys([*skipped, *said, *more, *rest])),
-                            grows=growth(folded, found, points))
-        return corrected(made, network, task, self.calibration_batches, even) if self.correct_bias else made
+                            skipped=tuple(dict.fromkeys([*skipped, *said, *more, *rest])))
+        if self.correct_bias:
+            made = corrected(made, network, task, self.calibration_batches, even)
+        return announced(made, network)
 
     def check(self) -> None:
         """Raises RecipeError, or ExportError, for options that make no sense."""

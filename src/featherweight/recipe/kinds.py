@@ -20,8 +20,10 @@ from featherweight.steps import Fit, Objective, Rewrite
 from featherweight.steps.kinds import REGISTERED, kind_of, options
 
 FAMILIES = ("prune", "factorize", "share", "quantize", "distill", "recover", "balance")
-#: kinds of version 0.1 -> what they are now
-ALIASES = {"quantize.Ladder": "balance.Ladder", "quantize.Mixed": "balance.Mixed"}
+#: kinds of version 0.1 that had the options of a ``Quantize`` beside their own -> what they are now, around a step; and
+#: what that step has where the table does not say it
+FLAT: dict[str, tuple[str, dict[str, Any]]] = {"quantize.Ladder": ("balance.Ladder", {}),
+                                               "quantize.Mixed": ("balance.Mixed", {"ends": "none"})}
 
 
 def register(kind: str, cls: type) -> None:
@@ -63,10 +65,21 @@ def build(table: Mapping[str, Any], where: str = "steps") -> Any:
     kind = options.pop("kind", None)
     if not isinstance(kind, str):
         raise RecipeError(f'{where}: a table without kind; write e.g. kind = "prune.Channels"')
-    known, kind = kinds(), ALIASES.get(kind, kind)
+    known = kinds()
+    if kind in FLAT:
+        kind, options = _around_a_step(kind, options)
     if kind not in known:
         raise RecipeError(f"{where}: unknown kind {kind!r}; {did_you_mean(kind, known)}")
     return make(known[kind], options, kind)
+
+
+def _around_a_step(kind: str, options: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """A kind of ``FLAT`` and its options as they are written now."""
+    new, usual = FLAT[kind]
+    inner = {f.name for f in dataclasses.fields(kinds()["quantize.Quantize"])}
+    step = usual | {name: value for name, value in options.items() if name in inner}
+    return new, {"step": {"kind": "quantize.Quantize", **step},
+                 **{name: value for name, value in options.items() if name not in inner}}
 
 
 def make(cls: type, options: Mapping[str, Any], name: str) -> Any:

@@ -21,7 +21,7 @@ from featherweight.numerics.grids import SMALLEST_SCALE, Spec
 from featherweight.quantize.grids import value_grids
 from featherweight.quantize.layers import LayerForm, layers, weight_axis
 from featherweight.quantize.placement import Placement, integer_calls, placement
-from featherweight.quantize.plan import QuantizePlan, growth
+from featherweight.quantize.plan import QuantizePlan, announced
 from featherweight.quantize.prepare.gates import gated, write_out
 from featherweight.quantize.ranges import usual_method
 from featherweight.quantize.request import Request, split
@@ -59,7 +59,7 @@ class Training(Driver):
     """A ``Quantize`` at work in a Fit: taps on weights, and on copies of the values that kernels read."""
 
     def __init__(self, request: Request, learning: Learning, network: Network, task: Task) -> None:
-        self.request, self.learning, self.network = request, learning, network
+        self.request, self.learning, self.network, self.origin = request, learning, network, network.copy()
         learner, rules = LEARNERS[learning.learn], request.rules()
         with generators_kept(), torch.no_grad():
             folded = fold_batch_norm(network).eval()
@@ -221,9 +221,9 @@ class Training(Driver):
                 tensors |= {made.weight: value, scale_name(made.weight): scale}
         points = tuple(replace(p, scale=float(self.values[self.leaders[p.node]].scale(torch.empty(0))))
                        for p in self.phases[-1].points.values())
-        return QuantizePlan(tuple(stored), points, tuple(sorted(s.weight for s in stored)), bool(stored),
-                            gates=self.gates, skipped=tuple(dict.fromkeys(self.skipped)), tensors=tensors,
-                            grows=growth(self.network, self.found, points))
+        plan = QuantizePlan(tuple(stored), points, tuple(sorted(s.weight for s in stored)), bool(stored),
+                            gates=self.gates, skipped=tuple(dict.fromkeys(self.skipped)), tensors=tensors)
+        return announced(plan, self.origin)
 
     def _settled(self, layer: LayerForm) -> tuple[Stored, Tensor, Tensor]:
         """How a weight is stored, its values and its scales, once batch norm is folded."""
