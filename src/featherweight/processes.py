@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
-
-from accelerate import Accelerator
+from typing import TYPE_CHECKING
 
 from featherweight.errors import RecipeError
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 
 def accelerator() -> Accelerator:
@@ -14,6 +16,8 @@ def accelerator() -> Accelerator:
 
     Raises RecipeError where several were started but do not know of one another, and would each do all the work.
     """
+    from accelerate import Accelerator
+
     found = Accelerator()
     started = int(os.environ.get("WORLD_SIZE", "1"))
     if started > 1 and found.num_processes == 1:

@@ -15,7 +15,7 @@ from featherweight.network import Network, load
 from featherweight.network.devices import device_of, placed
 from featherweight.network.trees import flatten
 from featherweight.steps import Context, Criterion
-from featherweight.steps.options import Numbers, check_numbers
+from featherweight.steps.options import Numbers, check_number, check_numbers
 from featherweight.task import Inputs, call
 
 NUMBERS = {"temperature": Numbers(4.0, above=0), "axis": Numbers(1, whole=True),
@@ -43,6 +43,8 @@ class Logits:
     def check(self) -> None:
         """Raises RecipeError for options that make no sense."""
         check_numbers(self, NUMBERS)
+        if self.output is not None and not isinstance(self.output, str):
+            check_number("Logits", "output", self.output, Numbers(0, whole=True, noun="a key, a field or a position"))
 
     def begin(self, network: Network, context: Context) -> Criterion:
         """The teacher in evaluation mode on the network's device. Raises RecipeError where there is no teacher."""

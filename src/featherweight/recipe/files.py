@@ -18,7 +18,7 @@ T = TypeVar("T")
 #: of a job's state, as ``fingerprint.json`` says it
 JOB_FORMAT = 2
 #: formats that are gone on from no more -> the version that wrote them
-PAST = {1: "0.1"}
+OLD_JOB_FORMATS = {1: "0.1"}
 
 
 def write_text(path: Path, text: str) -> None:
@@ -76,7 +76,7 @@ class State:
             raise FileError(f"{self.folder / 'fingerprint.json'} names no format of a job's state; write "
                             "compress(..., resume=False) to start over")
         if form != JOB_FORMAT:
-            writer = f"version {PAST[form]}" if form in PAST else "a newer version"
+            writer = f"version {OLD_JOB_FORMATS[form]}" if form in OLD_JOB_FORMATS else "a newer version"
             raise RecipeError(f"{self.folder.parent} holds the state of a job that {writer} of featherweight wrote "
                               f"(format {form}), from which this one cannot go on (it reads format {JOB_FORMAT}); "
                               "what is finished in it (result.json, network.fw, the plans) can be read. Go on with "

@@ -23,7 +23,7 @@ from featherweight.files import written_whole
 FILE = "checkpoint.safetensors"
 FORMAT = "featherweight checkpoint 2"
 #: formats that are read no more -> the version that wrote them
-PAST = {"featherweight checkpoint 1": "0.1"}
+OLD_FORMATS = {"featherweight checkpoint 1": "0.1"}
 
 
 @dataclass(frozen=True)
@@ -67,18 +67,22 @@ def read(folder: Path, mark: str) -> Checkpoint | None:
     try:
         with safetensors.safe_open(path, "pt") as file:
             meta = file.metadata() or {}
+            _check_format(path, meta["format"])
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
-        given, form = meta["fingerprint"], meta["format"]
+        given = meta["fingerprint"]
         position, numbers = Position(**json.loads(meta["position"])), json.loads(meta["numbers"])
     except (safetensors.SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
         warnings.warn(f"the checkpoint {path} cannot be read ({error}); starting from the beginning", stacklevel=2)
         return None
-    if form != FORMAT:
-        writer = f"version {PAST[form]}" if form in PAST else "a newer version"
-        raise RecipeError(f"the checkpoint {path} was written by {writer} of featherweight (format {form!r}), from "
-                          f"which this one cannot go on (it reads {FORMAT!r}); finish it with that version, or pass "
-                          "another Context(workdir=...), or delete it to start over")
     if given != mark:
         raise RecipeError(f"the checkpoint {path} belongs to other options, another network or another number of "
                           "processes; pass another Context(workdir=...), or delete it to start over")
     return Checkpoint(position, tensors, numbers)
+
+
+def _check_format(path: Path, form: str) -> None:
+    if form != FORMAT:
+        writer = f"version {OLD_FORMATS[form]}" if form in OLD_FORMATS else "a newer version"
+        raise RecipeError(f"the checkpoint {path} was written by {writer} of featherweight (format {form!r}), from "
+                          f"which this one cannot go on (it reads {FORMAT!r}); finish it with that version, or pass "
+                          "another Context(workdir=...), or delete it to start over")

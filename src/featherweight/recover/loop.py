@@ -9,7 +9,6 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 import torch
-from accelerate.utils import broadcast
 from torch import Tensor
 
 from featherweight.errors import RecipeError, TaskError
@@ -184,6 +183,8 @@ class Run:
     def _share_values(self) -> None:
         """Every process starts from the first one's values."""
         if self.world > 1:
+            from accelerate.utils import broadcast
+
             with torch.no_grad():
                 for tensor in [*self.work.tensors().values(), *self.own]:
                     tensor.data.copy_(broadcast(tensor.detach().clone()))
@@ -277,10 +278,10 @@ def on_device(task: Task, device: torch.device) -> Task:
     if device.type == "cpu":
         return task
 
-    def moved(start: Any) -> Any:
-        return lambda: Moved(start(), device)
+    def moved(split: str) -> Any:
+        return lambda: Moved(task.start(split), device)
 
-    return dataclasses.replace(task, **{s: moved(getattr(task, s)) for s in SPLITS if task.has(s)})
+    return dataclasses.replace(task, **{s: moved(s) for s in SPLITS if task.has(s)})
 
 
 class Moved:

@@ -95,16 +95,16 @@ def check_split(name: str, split: str) -> None:
 
 
 def check_batches(name: str, batches: int | None) -> None:
+    """Raises RecipeError for a bound on the batches read that is no whole number from 1, nor None for all."""
     check_number(name, "batches", batches, BATCH_LIMIT)
 
 
-def check_one(step: Any, options: Collection[str], why: str) -> str:
-    """The name of the one of these options that was given. Raises RecipeError where several were, or none."""
+def check_one(step: Any, options: Collection[str], write: str) -> None:
+    """Raises RecipeError where not exactly one of these options was given."""
     given = [option for option in options if getattr(step, option) is not None]
     if len(given) != 1:
         raise RecipeError(f"{type(step).__name__} was given {' and '.join(given) or 'none'} of {', '.join(options)}; "
-                          f"expected one of them: write {why}")
-    return given[0]
+                          f"expected one of them: write {write}")
 
 
 def check_pace(step: Any) -> None:

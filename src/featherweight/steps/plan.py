@@ -31,7 +31,7 @@ class Skipped:
 
 #: kind -> class of every plan that can be read
 PLANS: dict[str, type[Plan]] = {}
-#: kinds as version 0.1 wrote them -> what reads them
+#: kinds as version 0.1 wrote them -> what reads them; a package with plans of its own adds those that it wrote
 ALIASES = {
     "prune.ChannelPlan": "prune.channels/1",
     "prune.WeightPlan": "prune.weights/1",

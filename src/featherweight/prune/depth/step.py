@@ -62,6 +62,8 @@ def without(network: Network, blocks: tuple[Block, ...]) -> Network:
                 user.replace_all_uses_with(source)
                 other.graph.erase_node(user)
         output.replace_all_uses_with(source)
+    for node in other.calls(aten.view.default):  # what comes now may lie otherwise in memory
+        node.target = aten.reshape.default
     clear_dead(other, before)
     other.changed()
     return other
