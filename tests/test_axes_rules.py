@@ -184,8 +184,8 @@ def rnn(op: Any, y: Proxy, g: Graph) -> Any:
 
 PLAIN = [
     "contiguous", "clone", "detach", "alias", "lift_fresh_copy", "positive", "mT", "adjoint", "relu", "relu6",
-    "hardtanh", "hardswish", "hardsigmoid", "silu", "mish", "gelu", "elu", "selu", "celu", "leaky_relu", "softplus", "softshrink",
-    "hardshrink", "log_sigmoid"]
+    "hardtanh", "hardswish", "hardsigmoid", "silu", "mish", "gelu", "elu", "selu", "celu", "leaky_relu", "softplus",
+    "softshrink", "hardshrink", "log_sigmoid"]
 ROWS: dict[str, Row] = {
     **dict.fromkeys(PLAIN, plain()),
     **{f"{kind}dropout": plain(0.5, False) for kind in ("", "feature_", "alpha_", "feature_alpha_")},

@@ -22,7 +22,7 @@ from torch import Tensor
 from typer.testing import CliRunner
 
 import featherweight as fw
-from featherweight.cli import app
+from featherweight.cli.app import app
 from featherweight.errors import PlanError, RecipeError
 from featherweight.steps import PLANS, Context, Plan
 

@@ -30,12 +30,11 @@ recipe
 balance
 demo
 cli
-__main__
 """
 FLOOR = {folder: i for i, line in enumerate(FLOORS.strip().splitlines()) for folder in line.split()}
 #: imports of our own inside functions that are allowed: (file's module, imported module), each with its reason
 LATE: dict[tuple[str, str], str] = {
-    ("__main__", "cli"): "the version is said without torch",
+    ("cli", "cli.app"): "the version is said without torch",
     ("cli.app", "demo.job"): "only the demo needs it",
     ("cli.app", "cli.groups"): "only inspect needs it",
     ("measure.memory", "deploy"): "it is a process of its own, which must start small",

@@ -20,7 +20,7 @@ from featherweight.errors import RecipeError, TaskError
 from featherweight.judge.in_network import InNetwork
 from featherweight.network.file.digest import digest
 from featherweight.numerics.budget import choose
-from featherweight.numerics.hessian import traces
+from featherweight.numerics.damage import traces
 from featherweight.quantize import Damage, Quantize, sensitivity
 from featherweight.steps import Plan
 

@@ -17,9 +17,10 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from featherweight.axes.labels import AtomSets, Cost, Ints, Labels, Shuffle, Trace, Value, path_of
+from featherweight.axes.labels import AtomSets, Cost, Ints, Labels, Shuffle, Value
 from featherweight.axes.rules import computed, indexing, norms, products, recurrent, shuffles, views, weights
 from featherweight.axes.rules.basics import RULES, operators, pointwise, unknown
+from featherweight.axes.trace import Trace, path_of
 from featherweight.axes.unions import resolve_grids, solve
 from featherweight.errors import PlanError
 from featherweight.network import Network
@@ -232,7 +233,7 @@ class _Notes:
         self.comp, self.block = comp[order], block[order]
 
     def of(self, comps: Ints) -> tuple[str, ...]:
-        low, high = (np.searchsorted(self.comp, comps, side=s) for s in ("left", "right"))  # type: ignore[call-overload]
+        low, high = (np.searchsorted(self.comp, comps, side=s) for s in ("left", "right"))
         blocks = sorted({b for i, j in zip(low, high, strict=True) for b in self.block[i:j].tolist()})
         return tuple(dict.fromkeys(self.texts[b] for b in blocks))
 

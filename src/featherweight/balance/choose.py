@@ -46,7 +46,7 @@ class Asked:
 
 
 @dataclass(frozen=True)
-class Choice:
+class Chosen:
     """Weight's name -> what was picked for it; weight's name -> the kind that ``mixed`` or ``ends`` had settled; and
     what is to be said of budgets that cannot be met."""
 
@@ -64,7 +64,7 @@ class Limit:
     costs: list[list[float]]
 
 
-def chosen(asked: Asked, network: Network, task: Task) -> Choice:
+def chosen(asked: Asked, network: Network, task: Task) -> Chosen:
     """The picks whose damages sum to the least within the budgets; with a budget of damage, the fewest bytes."""
     with generators_kept():
         folded = fold_batch_norm(network).eval()
@@ -84,7 +84,7 @@ def chosen(asked: Asked, network: Network, task: Task) -> Choice:
         if offers and len(picks) > 1:
             real = together(folded, task, [[c.form for c in pick.values()] for pick in picks], asked.judge)
             picks = [picks[real.index(min(real))]]
-    return Choice(picks[0], settled, said)
+    return Chosen(picks[0], settled, said)
 
 
 def settled_kinds(step: Quantize, folded: Network) -> dict[str, str]:
@@ -152,8 +152,8 @@ def _limit(asked: Asked, name: str, network: Network, folded: Network, task: Tas
     cost = COUNTED[name]
     fixed = [c for n, kind in settled.items()
              for c in Kinds((kind,), asked.step).candidates(folded, task, n)]
-    spent = sum((c.costs[cost] for c in priced(folded, fixed, (cost,))), 0.0)
-    most = share * COSTS[cost](network) - COSTS[cost](folded) - spent
+    settled_cost = sum((c.costs[cost] for c in priced(folded, fixed, (cost,))), 0.0)
+    most = share * COSTS[cost](network) - COSTS[cost](folded) - settled_cost
     return Limit(name, most, _counts(folded, offers, cost))
 
 
@@ -231,4 +231,4 @@ def joined(step: Quantize, kinds: Sequence[str], network: Network, task: Task, p
     return replace(made, grows=growth(network, made.apply(network)))
 
 
-__all__ = ["COUNTED", "FLOAT", "Asked", "Choice", "as_step", "chosen", "joined"]
+__all__ = ["COUNTED", "FLOAT", "Asked", "Chosen", "as_step", "chosen", "joined"]

@@ -15,8 +15,7 @@ from featherweight.errors import RecipeError
 from featherweight.judge.bench import Bench, Form, readings
 from featherweight.network import Network, trees
 from featherweight.network.devices import device_of
-from featherweight.numerics.change import relative_change
-from featherweight.numerics.hessian import traces
+from featherweight.numerics.damage import relative_change, traces
 from featherweight.seeds import generators_kept, seed_all, seed_from
 from featherweight.steps.options import COUNT, SEED, check_batches, check_known, check_number, check_split
 from featherweight.task import Batch, Task, call, move

@@ -80,7 +80,7 @@ class One(nn.Module):
 
     def __init__(self, layer: TimedLayer) -> None:
         super().__init__()
-        self.call: Any = reduce(getattr, layer.operator.split("."), torch.ops)  # type: ignore[arg-type]
+        self.call: Any = reduce(getattr, layer.operator.split("."), torch.ops)
         self.options = dict(layer.options)
         self.weight = nn.Parameter(torch.randn(layer.weight) * 0.05)
         self.bias = nn.Parameter(torch.zeros(layer.outputs())) if layer.bias else None

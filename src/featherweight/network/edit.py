@@ -37,6 +37,7 @@ def weight_name(node: Node) -> str | None:
 
 
 def bias_name(node: Node) -> str | None:
+    """The name of the stored bias that a linear or convolution call reads; None if there is none or it is computed."""
     return _stored(node, 2)
 
 

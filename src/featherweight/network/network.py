@@ -14,7 +14,7 @@ from torch.fx import Graph, Node
 
 from featherweight.network import trees
 from featherweight.network.file.file import save
-from featherweight.network.kept.facts import Facts, Form
+from featherweight.network.kept.facts import Facts, Structure
 from featherweight.network.kept.names import Part, Ties, holder, lookup, named, remove
 from featherweight.network.kept.values import Alike, values
 from featherweight.network.program import Program, Tap
@@ -68,8 +68,8 @@ class Network(nn.Module):
         """
         return self._facts.get(self._form(), key, find)
 
-    def _form(self) -> Form:
-        return Form.of(self._graph, self.tensors())
+    def _form(self) -> Structure:
+        return Structure.of(self._graph, self.tensors())
 
     def node(self, name: str) -> Node:
         found = self._nodes.get(name)

@@ -34,6 +34,7 @@ def register(kind: str, cls: type) -> None:
 
 
 def is_kind(value: Any) -> bool:
+    """Whether a class is a step, or stands beside a training."""
     return isinstance(value, type) and dataclasses.is_dataclass(value) and (
         issubclass(value, (Rewrite, Fit)) or hasattr(value, "begin"))
 

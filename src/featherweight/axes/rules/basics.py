@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from featherweight.axes.labels import Field, Labels, Trace, Value
+from featherweight.axes.labels import Field, Labels, Value
+from featherweight.axes.trace import Trace
 from featherweight.network.operators import schema_argument as argument
 
 aten = torch.ops.aten
@@ -43,6 +44,7 @@ def rule(*names: str) -> Callable[[Rule], Rule]:
 
 
 def wrap(dim: int, x: Labels) -> int:
+    """An axis counted from the front."""
     return dim % max(len(x.shape), 1)
 
 

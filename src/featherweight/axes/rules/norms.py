@@ -10,9 +10,10 @@ import operator
 
 from torch.fx import Node
 
-from featherweight.axes.labels import Labels, Trace, Value, path_of
+from featherweight.axes.labels import Labels, Value
 from featherweight.axes.rules.basics import aten, broadcast, first, rule, wrap
 from featherweight.axes.rules.weights import whole_groups
+from featherweight.axes.trace import Trace, path_of
 from featherweight.network.operators import schema_argument as argument
 
 

@@ -130,4 +130,5 @@ def candidates(wanted: Selection, axes: AxisGroups) -> tuple[list[AxisGroup], tu
 
 
 def named(groups: Sequence[AxisGroup], keep: Keep) -> dict[str, Ints]:
+    """Name of the group -> the channels that it keeps."""
     return {g.name: k for g, k in zip(groups, keep, strict=True)}

@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.fx import Node
 
 from featherweight.axes.groups import AxisGroups
-from featherweight.axes.labels import operator_name, path_of
 from featherweight.axes.rules.basics import operators
+from featherweight.axes.trace import operator_name, path_of
 from featherweight.network import Network
 from featherweight.network.edit import CONVOLUTIONS, TRANSPOSED, WEIGHTED, bias_name, constant_value, weight_name
 from featherweight.network.matrices import as_matrix, from_matrix, rows

@@ -225,6 +225,7 @@ class Weights(Rewrite):
 
 def plan_of(masks: Mapping[str, Tensor], pattern: str, skipped: tuple[Skipped, ...],
             values: Mapping[str, Tensor]) -> WeightPlan:
+    """The plan of these masks: weights that lose none are left out."""
     zeros = {n: int(m.numel() - m.sum()) for n, m in masks.items()}
     changed = {n: z for n, z in zeros.items() if z}
     tensors = {f"mask.{n}": masks[n] for n in changed} | {f"value.{n}": v for n, v in values.items() if n in changed}
