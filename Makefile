@@ -7,7 +7,7 @@ ZOO_VENV := .venv-zoo
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check fix api zoo bench-bits bench-cifar bench-import bench-runtimes clean
+.PHONY: help setup demo test test-all check fix api zoo bench-bits bench-cifar bench-import bench-runtimes clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | expand -t 16
@@ -23,6 +23,9 @@ demo: $(READY) ## the main job on scikit-learn's digits: train, compress, measur
 	$(BIN)/featherweight demo --out out/demo
 
 test: $(READY) ## the tests
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not slow" tests
+
+test-all: $(READY) ## the tests, and those that say the same of more and larger networks
 	$(BIN)/python -m pytest -n 2 --dist loadgroup tests
 
 check: $(READY) ## ruff (docstrings too) and mypy (strict)

@@ -21,7 +21,7 @@ import featherweight as fw
 FILE = Path(__file__).with_suffix(".txt")
 OURS = fw.__name__
 #: parts of the package that are no library: the command's own, and small files that nobody is told of
-INSIDE = {"__main__", "cli", "demo", "files", "processes", "seeds"}
+INSIDE = {"cli", "demo", "files", "processes", "seeds"}
 
 
 def modules() -> list[ModuleType]:

@@ -41,7 +41,7 @@ def test_every_public_name_needs_torch_and_little_else() -> None:
 
 
 @pytest.mark.parametrize("code", ["import sys; sys.argv = ['featherweight', '--version']; "
-                                  "from featherweight.__main__ import main; main()"])
+                                  "from featherweight.cli import main; main()"])
 def test_the_version_is_said_without_torch(code: str) -> None:
     assert printed(code) == fw.__version__
     assert "torch" not in loaded(code)

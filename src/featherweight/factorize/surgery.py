@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -48,6 +49,19 @@ def parts(weight: Tensor, ranks: Ranks) -> dict[str, Tensor]:
         found["core"] = full.contiguous()
         del found[name]
     return found
+
+
+def multiplied(factors: Mapping[str, Tensor]) -> Tensor:
+    """The weight that ``parts`` made these factors of, as far as their ranks give it: [o, i] or [o, i, h, w]."""
+    reduce, expand = (factors[n].flatten(1) if n in factors else None for n in ("reduce", "expand"))
+    if "core" not in factors:
+        assert reduce is not None
+        assert expand is not None
+        return expand @ reduce
+    found = factors["core"]
+    if reduce is not None:
+        found = torch.einsum("pq...,qi->pi...", found, reduce)
+    return found if expand is None else torch.einsum("op,p...->o...", expand, found)
 
 
 def left_out(weight: Tensor, ranks: Ranks) -> tuple[str, ...]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +19,7 @@ from torch.fx import Node
 
 from featherweight.axes.groups import AxisGroups
 from featherweight.axes.labels import Ints
+from featherweight.judge.figures import cache_folder
 from featherweight.judge.layer_times import TimedLayer, Timer, Times, time_all
 from featherweight.network import Network
 from featherweight.network.edit import CONVOLUTIONS, WEIGHTED, bias_name, weight_name
@@ -81,10 +81,11 @@ class LatencyTable:
         """Times every distinct layer at ``shares`` of its axes that hold channels.
 
         path: a JSON file with what was measured before, on this kind of machine and with these versions; new
-        measurements are added to it. By default in $FEATHERWEIGHT_CACHE, else ~/.cache/featherweight.
+        measurements are added to it as they are taken, by several processes at once if need be. By default
+        latency.json in $FEATHERWEIGHT_CACHE, else in ~/.cache/featherweight.
         Raises ExportError if there is no such target.
         """
-        file = Times(Path(path) if path is not None else _folder() / "latency.json", target, threads,
+        file = Times(Path(path) if path is not None else cache_folder() / "latency.json", target, threads,
                      timer or time_all)
         layers, skipped = _layers(network)
         free = _free(axes)
@@ -96,7 +97,6 @@ class LatencyTable:
             dims = dims[:1] if layer.groups > 1 and not layer.keeps_groups() else dims
             timings[node] = _timing(node, name, layer, dims, shares, file)
         found = _stepped(timings, layers, file)
-        file.save()
         return cls(axes, found, target, threads, tuple(skipped))
 
     def cost(self, kept: npt.NDArray[np.bool_]) -> float:
@@ -111,10 +111,6 @@ class LatencyTable:
         atoms = self.axes.tensors[weight][dim]
         assert atoms is not None
         return atoms
-
-
-def _folder() -> Path:
-    return Path(os.environ.get("FEATHERWEIGHT_CACHE") or Path.home() / ".cache" / "featherweight")
 
 
 def _free(axes: AxisGroups) -> npt.NDArray[np.bool_]:

@@ -37,6 +37,7 @@ def weight_name(node: Node) -> str | None:
 
 
 def bias_name(node: Node) -> str | None:
+    """The name of the stored bias that a linear or convolution call reads; None if there is none or it is computed."""
     return _stored(node, 2)
 
 
@@ -86,9 +87,9 @@ def drop_unread(network: Network, names: list[str]) -> None:
     for node in reversed(list(network.graph.nodes)):
         if node.op == "get_attr" and node.target in names and not node.users:
             network.graph.erase_node(node)
-    read = {str(n.target) for n in network.graph.nodes if n.op == "get_attr"}
+    unread = network.tensors().keys() - read_tensors(network)
     for name in names:
-        if name not in read and name in network.tensors():
+        if name in unread:
             network.remove_tensor(name)
     network.changed()
 

@@ -3,26 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
 from torch import Tensor
 
 from featherweight.errors import PlanError
+from featherweight.judge.costs import growth
 from featherweight.network import Network, fold_batch_norm
 from featherweight.network.devices import device_of
-from featherweight.numerics.formats import weight_bits
-from featherweight.quantize.layers import LayerForm
 from featherweight.quantize.prepare.gates import write_out
 from featherweight.quantize.prepare.rescale import Product, multiply
 from featherweight.quantize.store import Point, Stored, round_value, scale_name, store_weight
 from featherweight.steps import Plan
-
-#: bytes of graph that a rounded value and a stored weight bring along, about, in the larger of the two files
-POINT_BYTES = 900
-WEIGHT_BYTES = 900
-#: bytes of a scale and its zero point
-SCALE_BYTES = 5
 
 
 @dataclass(frozen=True)
@@ -49,6 +42,7 @@ class QuantizePlan(Plan):
     values are divided before they are rounded, or multiplied after; the vectors lie in the plan's tensors.
     """
 
+    kind: ClassVar[str] = "quantize/1"
     stored: tuple[Stored, ...]
     points: tuple[Point, ...]
     changed: tuple[str, ...] = ()
@@ -102,12 +96,12 @@ class QuantizePlan(Plan):
         return self.tensors[name]
 
 
-def growth(folded: Network, found: Sequence[LayerForm], points: Sequence[Point]) -> tuple[str, ...]:
-    """("bytes",) where the network is so small that the file's graph grows by more than its weights shrink."""
-    saved = sum(folded.tensor(f.stored.weight).numel() * (4 - weight_bits(f.stored.kind) / 8)
-                - SCALE_BYTES * f.stored.scales(folded.tensor(f.stored.weight).shape) for f in found)
-    grouped = sum(f.stored.group is not None for f in found)
-    return ("bytes",) if saved < POINT_BYTES * len(points) + WEIGHT_BYTES * (len(found) + grouped) else ()
+def announced(plan: QuantizePlan, network: Network) -> QuantizePlan:
+    """The plan with its word on what grows: the file of so small a network that its graph grows by more than its
+    weights shrink."""
+    if not plan.stored and not plan.points:
+        return plan
+    return replace(plan, grows=growth(network, plan.apply(network), ("bytes",)))
 
 
-__all__ = ["QuantizePlan", "Rung", "growth"]
+__all__ = ["QuantizePlan", "Rung", "announced"]

@@ -73,6 +73,7 @@ class Stored:
 
 
 def scale_name(weight: str) -> str:
+    """The name of a stored weight's scales."""
     return f"{weight}_scale"
 
 

@@ -26,6 +26,7 @@ from featherweight.deploy.onnx.passes import OPENVINO
 from featherweight.deploy.onnx.ready import unrounded
 from featherweight.deploy.onnx.weights import for_openvino
 from featherweight.deploy.openvino.weights import narrow
+from featherweight.deploy.processor import saturates
 from featherweight.deploy.target import register
 from featherweight.errors import ExportError, InputError
 from featherweight.network import Network, Signature, fold_batch_norm
@@ -123,6 +124,10 @@ class OpenVinoRunner:
         self._ready: dict[Any, Any] = {}
 
     @property
+    def exact_sums(self) -> bool:
+        return not saturates()
+
+    @property
     def versions(self) -> Mapping[str, str]:
         return {"openvino": imported().__version__.partition("-")[0]}
 
@@ -189,6 +194,7 @@ def imported() -> Any:
 
 @cache
 def core() -> Any:
+    """OpenVINO's entry, made when it is used."""
     return imported().Core()
 
 

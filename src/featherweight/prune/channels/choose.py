@@ -11,6 +11,7 @@ from fnmatch import fnmatchcase
 
 from featherweight.axes.cut import kept_atoms
 from featherweight.axes.groups import AxisGroup, AxisGroups, axis_groups
+from featherweight.axes.labels import Ints
 from featherweight.judge.widths import LatencyTable
 from featherweight.network import Network
 from featherweight.prune.channels.allocate import ALLOCATIONS, Allocation, Case, Keep
@@ -86,7 +87,7 @@ def choose(wanted: Selection, network: Network, task: Task, *, axes: AxisGroups 
         if rest > (share + 0.02) * whole:
             left = (*left, Skipped("", f"{goal}={share} cannot be reached: {rest / whole:.3f} remain, the nearest "
                                        "that these groups allow; lower round_to or min_keep, or ignore less"))
-    macs = COSTS["macs"](network, axes)
+    macs = cost if goal == "macs" else COSTS["macs"](network, axes)
     chosen = {g.name: tuple(k.tolist()) for g, k in zip(groups, keep, strict=True) if len(k) < len(g)}
     return ChannelChoice(axes, tuple(groups), chosen, round(macs(everything(axes))),
                          round(macs(kept_atoms(axes, chosen))), (*axes.frozen, *left), vars(case).get("curves", ()))
@@ -128,5 +129,6 @@ def candidates(wanted: Selection, axes: AxisGroups) -> tuple[list[AxisGroup], tu
     return groups, tuple(left)
 
 
-def named(groups: Sequence[AxisGroup], keep: Keep) -> dict[str, Sequence[int]]:
-    return {g.name: k.tolist() for g, k in zip(groups, keep, strict=True)}
+def named(groups: Sequence[AxisGroup], keep: Keep) -> dict[str, Ints]:
+    """Name of the group -> the channels that it keeps."""
+    return {g.name: k for g, k in zip(groups, keep, strict=True)}

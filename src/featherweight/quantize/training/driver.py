@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from featherweight.errors import RecipeError
 from featherweight.network import Network, fold_batch_norm
 from featherweight.network.edit import TRANSPOSED, insert_call
 from featherweight.network.fold import along_output, norm_scale
@@ -22,12 +21,12 @@ from featherweight.numerics.grids import SMALLEST_SCALE, Spec
 from featherweight.quantize.grids import value_grids
 from featherweight.quantize.layers import LayerForm, layers, weight_axis
 from featherweight.quantize.placement import Placement, integer_calls, placement
-from featherweight.quantize.plan import QuantizePlan, growth
+from featherweight.quantize.plan import QuantizePlan, announced
 from featherweight.quantize.prepare.gates import gated, write_out
 from featherweight.quantize.ranges import usual_method
 from featherweight.quantize.request import Request, split
 from featherweight.quantize.store import Point, Stored, chosen_scale, scale_name
-from featherweight.quantize.training.learners import LEARNERS, Learner
+from featherweight.quantize.training.learners import LEARNERS, Learner, check_learner
 from featherweight.quantize.training.quantizers import Dynamic, Quantizer
 from featherweight.quantize.training.rounded_once import rounded_once
 from featherweight.seeds import generators_kept
@@ -60,12 +59,12 @@ class Training(Driver):
     """A ``Quantize`` at work in a Fit: taps on weights, and on copies of the values that kernels read."""
 
     def __init__(self, request: Request, learning: Learning, network: Network, task: Task) -> None:
-        self.request, self.learning, self.network = request, learning, network
+        self.request, self.learning, self.network, self.origin = request, learning, network, network.copy()
         learner, rules = LEARNERS[learning.learn], request.rules()
         with generators_kept(), torch.no_grad():
             folded = fold_batch_norm(network).eval()
             self.norms = folded_norms(network, folded)
-            self.found, self.skipped = self._found(folded, learner)
+            self.found, self.skipped = self._found(folded)
             self.gates = gated(folded, integer_calls(self.found, rules), rules)
             write_out(folded, self.gates)
             write_out(network, self.gates)
@@ -85,7 +84,7 @@ class Training(Driver):
             self._round(name, copies[name], learner)
         network.changed()
 
-    def _found(self, folded: Network, learner: Learner) -> tuple[list[LayerForm], list[Skipped]]:
+    def _found(self, folded: Network) -> tuple[list[LayerForm], list[Skipped]]:
         """The layers that are trained, and what is left alone."""
         found, skipped = layers(folded, self.request)
         kept = []
@@ -98,15 +97,7 @@ class Training(Driver):
                                        "after its groups; write Quantize after Train"))
             else:
                 kept.append(layer)
-                if stored.group is not None:
-                    raise RecipeError(f"granularity={stored.group} cannot be used during training; write "
-                                      "granularity='channel' or 'tensor', or put Quantize after Train")
-        kinds = {f.stored.kind for f in kept}
-        if kept and not kinds & set(learner.kinds):
-            raise RecipeError(f"learn={self.learning.learn!r} trains weights of "
-                              f"{', '.join(map(repr, learner.kinds))}, and these are "
-                              f"{', '.join(map(repr, sorted(kinds)))}; write weights={learner.kinds[-1]!r}, "
-                              "or learn='lsq'")
+        check_learner(self.learning.learn, {f.stored.kind for f in kept})
         return kept, skipped
 
     def _mixes(self, layer: LayerForm) -> bool:
@@ -230,9 +221,9 @@ class Training(Driver):
                 tensors |= {made.weight: value, scale_name(made.weight): scale}
         points = tuple(replace(p, scale=float(self.values[self.leaders[p.node]].scale(torch.empty(0))))
                        for p in self.phases[-1].points.values())
-        return QuantizePlan(tuple(stored), points, tuple(sorted(s.weight for s in stored)), bool(stored),
-                            gates=self.gates, skipped=tuple(dict.fromkeys(self.skipped)), tensors=tensors,
-                            grows=growth(self.network, self.found, points))
+        plan = QuantizePlan(tuple(stored), points, tuple(sorted(s.weight for s in stored)), bool(stored),
+                            gates=self.gates, skipped=tuple(dict.fromkeys(self.skipped)), tensors=tensors)
+        return announced(plan, self.origin)
 
     def _settled(self, layer: LayerForm) -> tuple[Stored, Tensor, Tensor]:
         """How a weight is stored, its values and its scales, once batch norm is folded."""
