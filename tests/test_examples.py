@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import doctest
 import inspect
+import re
+import tempfile
+from functools import cache
 from pathlib import Path
 from types import FunctionType
 from typing import Any
@@ -58,7 +61,8 @@ WITHOUT = {
 NAMES = dict(names())
 
 
-def namespace() -> dict[str, Any]:
+@cache
+def given() -> dict[str, Any]:
     """What examples find: ``fw``, ``torch``, ``nn``, a ``model`` with ``images``, its ``network`` and a ``task``."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(1, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU(),
@@ -70,6 +74,29 @@ def namespace() -> dict[str, Any]:
                    loss=nn.functional.cross_entropy, score=fw.scores.top1, score_name="top-1 %")
     return {"fw": fw, "torch": torch, "nn": nn, "model": model, "images": images, "task": task,
             "network": fw.capture(model, images[:2])}
+
+
+@cache
+def result() -> fw.Result:
+    """Examples of what a job gives find its ``result``."""
+    steps = [fw.prune.Channels(macs=0.5), fw.quantize.Quantize()]
+    return fw.compress(given()["network"], given()["task"], steps, seconds=0.01)
+
+
+@cache
+def runner() -> fw.deploy.Runner:
+    """Examples of a deployed file find it loaded."""
+    network, runtime = given()["network"], fw.deploy.target("onnxruntime")
+    with tempfile.TemporaryDirectory() as folder:
+        runtime.export(network, Path(folder, "model.onnx"))
+        return runtime.load(Path(folder, "model.onnx"), like=network.signature)
+
+
+def namespace(test: doctest.DocTest) -> dict[str, Any]:
+    """``given``, and of what costs more whatever the example reads."""
+    costly = {name: make() for name, make in (("result", result), ("runner", runner))
+              if any(re.search(rf"\b{name}\b(?! =)", example.source) for example in test.examples)}
+    return {**given(), "network": given()["network"].copy(), **costly}
 
 
 def examples(name: str, value: Any) -> list[doctest.DocTest]:
@@ -88,7 +115,7 @@ def test_the_example_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.chdir(tmp_path)
     for test in examples(name, NAMES[name]):
         said: list[str] = []
-        test.globs.update(namespace())
+        test.globs.update(namespace(test))
         result = doctest.DocTestRunner(optionflags=FLAGS, verbose=False).run(test, out=said.append)
         assert result.attempted
         assert not result.failed, "".join(said)
