@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NoReturn
 
 import torch
 
@@ -18,7 +18,7 @@ from featherweight.quantize.plan import QuantizePlan, Rung
 from featherweight.quantize.search import check_batches, check_split, plain, scored
 from featherweight.quantize.step import Quantize
 from featherweight.seeds import generators_kept
-from featherweight.steps import Driver, Skipped, Stage
+from featherweight.steps import ALONE, Context, Skipped, Stage
 from featherweight.task import Task
 
 aten = torch.ops.aten
@@ -83,7 +83,7 @@ class Ladder(Quantize):
         task.require("score", self.split)
         return _Climb(self, network, task).climbed()
 
-    def start(self, network: Network, task: Task) -> Driver:  # type: ignore[override]
+    def start(self, network: Network, task: Task, context: Context = ALONE) -> NoReturn:
         raise RecipeError("Ladder cannot be used during training, which learns its rounding; write "
                           "Train(during=(Quantize(...),)), or put Ladder into the recipe as a step of its own")
 

@@ -21,7 +21,7 @@ from featherweight.quantize.search import plain
 from featherweight.quantize.step import Quantize
 from featherweight.quantize.training.driver import Training
 from featherweight.seeds import generators_kept
-from featherweight.steps import Skipped, Stage
+from featherweight.steps import ALONE, Context, Skipped, Stage
 from featherweight.task import Task
 
 #: what a ``Mixed`` may have a budget of
@@ -71,12 +71,12 @@ class Mixed(Quantize):
         made = step.plan(network, task)
         return replace(made, skipped=(*made.skipped, *said))
 
-    def start(self, network: Network, task: Task) -> Training:
+    def start(self, network: Network, task: Task, context: Context = ALONE) -> Training:
         """Used during training: chooses, and trains on the grids that were chosen."""
         step, said = self.chosen(network, task)
-        driver = step.start(network, task)
-        driver.skipped += said
-        return driver
+        companion = step.start(network, task, context)
+        companion.skipped += said
+        return companion
 
     def chosen(self, network: Network, task: Task) -> tuple[Quantize, list[Skipped]]:
         """The ``Quantize`` that meets the budget, and what is to be said of it."""

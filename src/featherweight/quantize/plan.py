@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+import torch
 from torch import Tensor
 
 from featherweight.errors import PlanError
 from featherweight.network import Network, fold_batch_norm
 from featherweight.network.devices import device_of
-from featherweight.numerics.formats import weight_bits
-from featherweight.quantize.layers import LayerForm
+from featherweight.numerics.formats import GRIDS, weight_bits
 from featherweight.quantize.prepare.gates import write_out
 from featherweight.quantize.prepare.rescale import Product, multiply
 from featherweight.quantize.store import Point, Stored, round_value, scale_name, store_weight
 from featherweight.steps import Plan
+from featherweight.steps.joined import narrowed
 
 #: bytes of graph that a rounded value and a stored weight bring along, about, in the larger of the two files
 POINT_BYTES = 900
@@ -89,6 +90,29 @@ class QuantizePlan(Plan):
         result.changed()
         return result
 
+    def after(self, earlier: Plan, network: Network) -> QuantizePlan:
+        """The plan with weights and scales as ``earlier`` leaves them, rounding what is read then. Raises PlanError
+        after another quantization, and where zeros are to stay that the grid of a weight does not have."""
+        if isinstance(earlier, QuantizePlan):
+            raise PlanError("a network is quantized once; write one quantize.Quantize(mixed={...}) for layers of "
+                            "different kinds")
+        trained = network.copy()
+        for name in self.changed:
+            self._change(trained, name)
+        left, kept = earlier.apply(trained), earlier.kept(network)
+        tensors = {**self.tensors, **{name: left.tensor(name).detach() for name in self.changed}}
+        for stored in self.stored:
+            spec, name = GRIDS.get(stored.kind), stored.weight
+            if spec is not None and spec.odd and not left.tensor(name).all():
+                raise PlanError(f"the zeros of {name!r} have no place among the levels of {stored.kind}; write "
+                                f'Quantize(mixed={{"{name}": "ternary"}}), or Weights(ignore=("{name}",))')
+            if stored.axis is not None and name in kept:
+                tensors[scale_name(name)] = narrowed(self._tensor(scale_name(name)), kept[name][stored.axis:][:1])
+        folded = fold_batch_norm(left) if self.fold_batch_norm else left.copy()
+        write_out(folded, self.gates)
+        points = tuple(replace(p, readers=tuple(_reading(folded, p.node, r) for r in p.readers)) for p in self.points)
+        return replace(self, points=points, tensors=tensors, grows=growth(folded, self.stored, points))
+
     def _change(self, network: Network, name: str) -> None:
         new, known = self._tensor(name), network.tensors().get(name)
         if known is None or known.shape != new.shape:
@@ -102,12 +126,19 @@ class QuantizePlan(Plan):
         return self.tensors[name]
 
 
-def growth(folded: Network, found: Sequence[LayerForm], points: Sequence[Point]) -> tuple[str, ...]:
+def _reading(network: Network, node: str, reader: str) -> str:
+    """The call by which ``reader`` reads a node: itself, or a choice of channels that a cut put between."""
+    given = network.node(reader).all_input_nodes
+    chosen = [n.name for n in given if n.target is torch.ops.aten.index_select.default and n.args[0].name == node]  # type: ignore[union-attr]
+    return chosen[0] if chosen and all(n.name != node for n in given) else reader
+
+
+def growth(folded: Network, stored: Sequence[Stored], points: Sequence[Point]) -> tuple[str, ...]:
     """("bytes",) where the network is so small that the file's graph grows by more than its weights shrink."""
-    saved = sum(folded.tensor(f.stored.weight).numel() * (4 - weight_bits(f.stored.kind) / 8)
-                - SCALE_BYTES * f.stored.scales(folded.tensor(f.stored.weight).shape) for f in found)
-    grouped = sum(f.stored.group is not None for f in found)
-    return ("bytes",) if saved < POINT_BYTES * len(points) + WEIGHT_BYTES * (len(found) + grouped) else ()
+    saved = sum(folded.tensor(s.weight).numel() * (4 - weight_bits(s.kind) / 8)
+                - SCALE_BYTES * s.scales(folded.tensor(s.weight).shape) for s in stored)
+    grouped = sum(s.group is not None for s in stored)
+    return ("bytes",) if saved < POINT_BYTES * len(points) + WEIGHT_BYTES * (len(stored) + grouped) else ()
 
 
 __all__ = ["QuantizePlan", "Rung", "growth"]

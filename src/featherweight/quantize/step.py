@@ -26,7 +26,7 @@ from featherweight.quantize.rounding.methods import METHODS, rounded
 from featherweight.quantize.store import scale_name
 from featherweight.quantize.training.driver import Learning, Training
 from featherweight.quantize.training.learners import LEARNERS
-from featherweight.steps import Rewrite, Skipped, Stage
+from featherweight.steps import ALONE, Context, Rewrite, Skipped, Stage
 from featherweight.task import Task
 
 
@@ -128,7 +128,7 @@ class Quantize(Rewrite):
         made = QuantizePlan(tuple(f.stored for f in found), points, tuple(sorted(values)), bool(found),
                             products=products, gates=gates, tensors=tensors,
                             skipped=tuple(dict.fromkeys([*skipped, *said, *more, *rest])),
-                            grows=growth(folded, found, points))
+                            grows=growth(folded, [f.stored for f in found], points))
         return corrected(made, network, task, self.calibration_batches, even) if self.correct_bias else made
 
     def check(self) -> None:
@@ -146,7 +146,7 @@ class Quantize(Rewrite):
         if self.target is not None:
             deploy.target(self.target)
 
-    def start(self, network: Network, task: Task) -> Training:
+    def start(self, network: Network, task: Task, context: Context = ALONE) -> Training:
         """Used during training: weights and values are rounded in every step, gradients pass. Scales start where
         calibration puts them."""
         self.check()

@@ -16,7 +16,8 @@ from pydantic import AfterValidator, ConfigDict, TypeAdapter, ValidationError
 
 from featherweight.errors import RecipeError, did_you_mean
 from featherweight.network import Network
-from featherweight.steps import Fit, Objective, Rewrite
+from featherweight.steps import Beside, Fit, Rewrite
+from featherweight.steps.companion import is_beside
 
 FAMILIES = ("prune", "factorize", "share", "quantize", "distill", "recover", "balance")
 #: kinds of version 0.1 -> what they are now
@@ -27,13 +28,13 @@ REGISTERED: dict[str, type] = {}
 def register(kind: str, cls: type) -> None:
     """Makes a step or objective of one's own known under ``kind`` ("mine.Step"), so that TOML may name it."""
     if not is_kind(cls):
-        raise RecipeError(f"{cls!r} is no frozen dataclass that is a Rewrite, a Fit or an Objective (has begin)")
+        raise RecipeError(f"{cls!r} is no frozen dataclass that is a Rewrite, a Fit or an objective (has start)")
     REGISTERED[kind] = cls
 
 
 def is_kind(value: Any) -> bool:
     return isinstance(value, type) and dataclasses.is_dataclass(value) and (
-        issubclass(value, (Rewrite, Fit)) or hasattr(value, "begin"))
+        issubclass(value, (Rewrite, Fit)) or is_beside(value))
 
 
 @cache
@@ -166,8 +167,8 @@ def _adapter(hint: Any) -> TypeAdapter[Any]:
 
 def _plain(hint: Any) -> Any:
     """The hint as pydantic can check it: protocols by their methods, dataclasses and our classes by ``isinstance``."""
-    if hint is Objective:
-        return Annotated[Any, AfterValidator(_objective)]
+    if hint is Beside:
+        return Annotated[Any, AfterValidator(_beside)]
     if isinstance(hint, type) and get_origin(hint) is None and (dataclasses.is_dataclass(hint) or hint is Network):
         return Annotated[Any, AfterValidator(lambda value: _instance(hint, value))]
     if get_origin(hint) in (Union, types.UnionType):
@@ -183,9 +184,9 @@ def _instance(cls: type, value: Any) -> Any:
     return value
 
 
-def _objective(value: Any) -> Any:
-    if not hasattr(value, "begin"):
-        raise ValueError("expected an objective, e.g. distill.Logits()")
+def _beside(value: Any) -> Any:
+    if isinstance(value, type) or not is_beside(value):
+        raise ValueError("expected an objective, e.g. distill.Logits(), or a rewrite, e.g. prune.Weights(sparsity=0.8)")
     return value
 
 

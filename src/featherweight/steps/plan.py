@@ -28,6 +28,8 @@ class Skipped:
 
 
 PLANS: dict[str, type[Plan]] = {}
+#: of one tensor: per axis the positions that stay, in order; None where all do
+Kept = tuple[Tensor | None, ...]
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,15 @@ class Plan(ABC):
     @abstractmethod
     def summary(self) -> str:
         """One line: what is going to change."""
+
+    def kept(self, network: Network) -> Mapping[str, Kept]:
+        """Tensor's name -> the positions that stay, for the tensors of ``network`` that ``apply`` makes smaller."""
+        return {}
+
+    def after(self, earlier: Plan, network: Network) -> Plan:
+        """This plan for ``earlier.apply(network)``, where both were made on ``network``: the plan itself, unless it
+        holds something in the shape of a tensor, or by what a tensor holds. Raises PlanError where there is none."""
+        return self
 
     def __str__(self) -> str:
         lines = [self.summary(), *(f"  left alone: {s.path} ({s.reason})" for s in self.skipped)]

@@ -31,7 +31,7 @@ from featherweight.quantize.training.learners import LEARNERS, Learner
 from featherweight.quantize.training.quantizers import Dynamic, Quantizer
 from featherweight.quantize.training.rounded_once import rounded_once
 from featherweight.seeds import generators_kept
-from featherweight.steps import Driver, Skipped
+from featherweight.steps import Companion, Skipped
 from featherweight.task import Task
 
 aten = torch.ops.aten
@@ -56,7 +56,7 @@ class Phase:
     points: Mapping[str, Point]
 
 
-class Training(Driver):
+class Training(Companion):
     """A ``Quantize`` at work in a Fit: taps on weights, and on copies of the values that kernels read."""
 
     def __init__(self, request: Request, learning: Learning, network: Network, task: Task) -> None:
@@ -164,7 +164,7 @@ class Training(Driver):
                                        values=True)
         self.taps.append(self.network.add_tap(copy, self.values[leader]))
 
-    # ---- Driver
+    # ---- Companion
     def update(self, progress: float) -> None:
         phase = min(int(progress * len(self.phases)), len(self.phases) - 1)
         if phase != self.phase:
@@ -219,8 +219,7 @@ class Training(Driver):
     def finish(self) -> QuantizePlan:
         """The numbers that were trained, on the grids that were trained, with batch norm folded into the scales."""
         self.update(1.0)
-        for remove in self.taps:
-            remove()
+        self.close()
         tensors: dict[str, Tensor] = {}
         stored = []
         with torch.no_grad():
@@ -232,7 +231,12 @@ class Training(Driver):
                        for p in self.phases[-1].points.values())
         return QuantizePlan(tuple(stored), points, tuple(sorted(s.weight for s in stored)), bool(stored),
                             gates=self.gates, skipped=tuple(dict.fromkeys(self.skipped)), tensors=tensors,
-                            grows=growth(self.network, self.found, points))
+                            grows=growth(self.network, stored, points))
+
+    def close(self) -> None:
+        for remove in self.taps:
+            remove()
+        self.taps.clear()
 
     def _settled(self, layer: LayerForm) -> tuple[Stored, Tensor, Tensor]:
         """How a weight is stored, its values and its scales, once batch norm is folded."""
