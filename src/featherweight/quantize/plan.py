@@ -77,8 +77,7 @@ class QuantizePlan(Plan):
         """A copy with batch norm folded, the named weights stored as whole numbers, the named values rounded."""
         if not self.stored and not self.points:
             return network.copy()
-        result = fold_batch_norm(network) if self.fold_batch_norm else network.copy()
-        write_out(result, self.gates)
+        result = self._folded(network)
         for product in self.products:
             multiply(result, product, self._tensor(product.factor).to(device_of(result)))
         for name in self.changed:
@@ -108,10 +107,15 @@ class QuantizePlan(Plan):
                                 f'Quantize(mixed={{"{name}": "ternary"}}), or Weights(ignore=("{name}",))')
             if stored.axis is not None and name in kept:
                 tensors[scale_name(name)] = narrowed(self._tensor(scale_name(name)), kept[name][stored.axis:][:1])
-        folded = fold_batch_norm(left) if self.fold_batch_norm else left.copy()
-        write_out(folded, self.gates)
-        points = tuple(replace(p, readers=tuple(_reading(folded, p.node, r) for r in p.readers)) for p in self.points)
+        before, folded = self._folded(network), self._folded(left)
+        points = tuple(p for point in self.points if (p := _carried(point, before, folded)) is not None)
         return replace(self, points=points, tensors=tensors, grows=growth(folded, self.stored, points))
+
+    def _folded(self, network: Network) -> Network:
+        """A copy in the form that values are rounded in."""
+        result = fold_batch_norm(network) if self.fold_batch_norm else network.copy()
+        write_out(result, self.gates)
+        return result
 
     def _change(self, network: Network, name: str) -> None:
         new, known = self._tensor(name), network.tensors().get(name)
@@ -126,11 +130,16 @@ class QuantizePlan(Plan):
         return self.tensors[name]
 
 
-def _reading(network: Network, node: str, reader: str) -> str:
-    """The call by which ``reader`` reads a node: itself, or a choice of channels that a cut put between."""
-    given = network.node(reader).all_input_nodes
-    chosen = [n.name for n in given if n.target is torch.ops.aten.index_select.default and n.args[0].name == node]  # type: ignore[union-attr]
-    return chosen[0] if chosen and all(n.name != node for n in given) else reader
+def _carried(point: Point, before: Network, after: Network) -> Point | None:
+    """The point in a graph of which channels were cut: read by those of its readers that still read the value, and by
+    choices of channels that the cut put in; None where none is left, as within a shuffle that became such a choice."""
+    then, now = ({n.name: n for n in network.graph.nodes} for network in (before, after))
+    if point.node not in now:
+        return None
+    known = {user.name for user in then[point.node].users}
+    readers = [user.name for user in now[point.node].users if user.name in point.readers
+               or (user.name not in known and user.target is torch.ops.aten.index_select.default)]
+    return replace(point, readers=tuple(readers)) if readers else None
 
 
 def growth(folded: Network, stored: Sequence[Stored], points: Sequence[Point]) -> tuple[str, ...]:

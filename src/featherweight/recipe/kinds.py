@@ -17,7 +17,7 @@ from pydantic import AfterValidator, ConfigDict, TypeAdapter, ValidationError
 from featherweight.errors import RecipeError, did_you_mean
 from featherweight.network import Network
 from featherweight.steps import Beside, Fit, Rewrite
-from featherweight.steps.companion import is_beside
+from featherweight.steps.companion import gives_companions, is_beside
 
 FAMILIES = ("prune", "factorize", "share", "quantize", "distill", "recover", "balance")
 #: kinds of version 0.1 -> what they are now
@@ -34,7 +34,7 @@ def register(kind: str, cls: type) -> None:
 
 def is_kind(value: Any) -> bool:
     return isinstance(value, type) and dataclasses.is_dataclass(value) and (
-        issubclass(value, (Rewrite, Fit)) or is_beside(value))
+        issubclass(value, (Rewrite, Fit)) or gives_companions(value))
 
 
 @cache
@@ -185,7 +185,7 @@ def _instance(cls: type, value: Any) -> Any:
 
 
 def _beside(value: Any) -> Any:
-    if isinstance(value, type) or not is_beside(value):
+    if not is_beside(value):
         raise ValueError("expected an objective, e.g. distill.Logits(), or a rewrite, e.g. prune.Weights(sparsity=0.8)")
     return value
 

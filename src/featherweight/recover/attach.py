@@ -68,7 +68,7 @@ def attach(network: Network, task: Task, beside: Sequence[Beside] = (), steps: i
         raise RecipeError(f"attach(steps={steps!r}): expected the number of optimizer steps of the whole training, "
                           "e.g. steps=epochs * len(loader)")
     for thing in beside:
-        if isinstance(thing, type) or not is_beside(thing):
+        if not is_beside(thing):
             raise RecipeError(f"attach(beside=...) was given {thing!r}; expected objectives and rewrites, e.g. "
                               "(distill.Logits(), prune.Weights(sparsity=0.8))")
     trainable(network)

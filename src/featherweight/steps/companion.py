@@ -76,16 +76,15 @@ class Companion:
         return None
 
     def finish(self) -> Plan | None:
-        """Takes the taps off; the plan that makes the final state permanent, None where nothing is to be changed.
+        """The plan that makes the final state permanent; None where nothing is to be changed. May take the taps off.
 
         The plan is made on the network that is trained, as if this companion were alone: ``steps.joined`` carries it
         through the plans of the others.
         """
-        self.close()
         return None
 
     def close(self) -> None:
-        """Takes the taps off; called at the end of a Fit in any case, also where it failed."""
+        """Takes the taps off; called at the end of a Fit in any case, after ``finish`` or where the Fit failed."""
 
 
 class Beside(Protocol):
@@ -98,10 +97,14 @@ class Beside(Protocol):
     def start(self, network: Network, task: Task, context: Context) -> Companion: ...
 
 
-def is_beside(thing: Any) -> bool:
-    """Whether an object or a class can stand beside a training."""
-    cls = thing if isinstance(thing, type) else type(thing)
+def gives_companions(cls: type) -> bool:
+    """Whether objects of a class can stand beside a training."""
     return callable(getattr(cls, "start", None)) or _is_old(cls)
+
+
+def is_beside(thing: Any) -> bool:
+    """Whether an object can stand beside a training; a class cannot."""
+    return not isinstance(thing, type) and gives_companions(type(thing))
 
 
 def started(thing: Any, network: Network, task: Task, context: Context) -> Companion:

@@ -50,9 +50,12 @@ class ChannelPlan(Plan):
     def kept(self, network: Network) -> dict[str, Kept]:
         axes = self._fit(network)
         stays = kept_atoms(axes, self.keep)
-        found = {name: tuple(None if own is None or stays[own].all() else torch.from_numpy(np.flatnonzero(stays[own]))
-                             for own in atoms) for name, atoms in axes.tensors.items()}
-        return {name: kept for name, kept in found.items() if any(index is not None for index in kept)}
+        known, found = network.tensors(), {}
+        for name, atoms in axes.tensors.items():
+            if any(own is not None and not stays[own].all() for own in atoms):
+                kept = tuple(None if own is None else torch.from_numpy(np.flatnonzero(stays[own])) for own in atoms)
+                found |= {tied: kept for tied, tensor in known.items() if tensor is known[name]}
+        return found
 
     def after(self, earlier: Plan, network: Network) -> Plan:
         """The plan itself after one that keeps all shapes. Raises PlanError after another cut."""
