@@ -237,6 +237,20 @@ class Trace:
                 fields.append(simplify(self, Field(f.dims[-1:], self.unite_along(rows, 0)), node))
         return Labels(x.shape, tuple(f for f in fields if f is not None), x.stored)
 
+    def whole(self, x: Labels, dim: int, node: Node, reason: str) -> Labels:
+        """Axis ``dim`` stays as it is: of axes that a view split off one another all positions along it go together;
+        channels of its own are frozen, because of ``reason``."""
+        fields: list[Field | None] = []
+        for f in x.fields:
+            if dim not in f.dims:
+                fields.append(f)
+            elif len(f.dims) == 1:
+                self.freeze(f, node, reason)
+            else:
+                i = f.dims.index(dim)
+                fields.append(simplify(self, Field(f.dims[:i] + f.dims[i + 1:], self.unite_along(f.atoms, i)), node))
+        return Labels(x.shape, tuple(f for f in fields if f is not None), x.stored)
+
     def summed(self, x: Labels, dim: int, node: Node) -> Labels:
         """The labels of what is left when axis ``dim`` is summed over: what is cut away counts for nothing."""
         x = self.part(x, dim, node)

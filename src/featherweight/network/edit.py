@@ -102,6 +102,15 @@ def clear_dead(network: Network, before: set[str] | None = None) -> None:
     network.changed()
 
 
+def constant_nodes(network: Network) -> set[Node]:
+    """The nodes that depend on no input."""
+    constant: set[Node] = set()
+    for node in network.graph.nodes:
+        if node.op == "get_attr" or (node.op == "call_function" and all(n in constant for n in node.all_input_nodes)):
+            constant.add(node)
+    return constant
+
+
 def read_tensors(network: Network) -> set[str]:
     """Names of the tensors that the graph reads."""
     return {str(n.target) for n in network.graph.nodes if n.op == "get_attr"}

@@ -15,14 +15,14 @@ from featherweight.measure import Measurement
 from featherweight.network import Network, load, trees
 from featherweight.network.file.digest import digest
 from featherweight.processes import Processes
-from featherweight.recipe.files import State, read_json, write_json
+from featherweight.recipe.files import JOB_FORMAT, State, read_json, write_json
 from featherweight.recipe.flags import flags_of, slower
-from featherweight.recipe.kinds import kind_of
 from featherweight.recipe.recipe import Recipe, aimed, planners
 from featherweight.recipe.result import Decision, Final, Result
-from featherweight.recover.checkpoint import canonical
 from featherweight.seeds import generators_kept, seed_all, seed_from
 from featherweight.steps import Context, Fit, Plan, Rewrite, Step
+from featherweight.steps.fingerprint import canonical
+from featherweight.steps.kinds import kind_of
 from featherweight.task import Task
 
 #: called with (what, done, total, figures) as work goes on
@@ -55,8 +55,8 @@ def compress(network: Network, task: Task, recipe: Recipe | Iterable[Step], targ
     deploy.target(target)
     processes = Processes()
     folder = Path(out) / "state" if out is not None else processes.folder()
-    mark = {"format": 1, "recipe": canonical(ready.steps), "network": digest(network), "target": target, "seed": seed,
-            "threads": threads}
+    mark = {"format": JOB_FORMAT, "recipe": canonical(ready.steps), "network": digest(network),
+            "target": target, "seed": seed, "threads": threads}
     try:
         processes.share(lambda: State(folder).claim(mark, resume))
         work = _Work(network, task, ready, target, State(folder), processes, threads, seed,

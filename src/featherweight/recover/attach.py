@@ -24,7 +24,6 @@ from featherweight.steps import Beside, Companion, Context
 from featherweight.steps.companion import is_beside
 from featherweight.task import Inputs, Task
 
-
 #: networks whose training is followed
 ATTACHED: WeakSet[Network] = WeakSet()
 

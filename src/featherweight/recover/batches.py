@@ -49,11 +49,8 @@ def _usable(task: Task, limit: int | None, drop_single: bool) -> Iterator[Batch]
 def rounds(task: Task, seed: int, limit: int | None, world: int, drop_single: bool) -> int:
     """Optimizer steps in one epoch: told by ``len()`` of the pass where it has one, else counted."""
     seed_all(seed)
-    task.require("train")
-    assert task.train is not None
-    started = task.train()
     try:
-        count = len(started)  # type: ignore[arg-type]
+        count = len(task.start("train"))  # type: ignore[arg-type]
     except TypeError:
         count = sum(1 for _ in _usable(task, limit, drop_single))
     count = min(count, limit) if limit is not None else count
@@ -68,10 +65,10 @@ def on_device(task: Task, device: torch.device) -> Task:
     if device.type == "cpu":
         return task
 
-    def moved(start: Any) -> Any:
-        return lambda: Moved(start(), device)
+    def moved(split: str) -> Any:
+        return lambda: Moved(task.start(split), device)
 
-    return dataclasses.replace(task, **{s: moved(getattr(task, s)) for s in SPLITS if task.has(s)})
+    return dataclasses.replace(task, **{s: moved(s) for s in SPLITS if task.has(s)})
 
 
 class Moved:

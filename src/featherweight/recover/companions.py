@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from featherweight.seeds import generators_kept
 from featherweight.steps import Companion, Context, Plan, Rewrite
 from featherweight.steps.companion import started
 from featherweight.steps.joined import joined
+from featherweight.steps.kinds import kind_of
 from featherweight.task import Inputs, Task
 
 
@@ -145,12 +146,8 @@ def take_values(network: Network, source: Network) -> Network:
     return network
 
 
-def _names(things: Iterable[Any]) -> list[str]:
-    """"family.Class" of what is ours, the class of all else; one that comes again is numbered."""
-    found: list[str] = []
-    for thing in things:
-        top, *folders = type(thing).__module__.split(".")
-        name = f"{folders[0]}.{type(thing).__name__}" if top == "featherweight" else type(thing).__name__
-        count = sum(other.partition(" ")[0] == name for other in found)
-        found.append(f"{name} {count + 1}" if count else name)
-    return found
+def _names(things: Sequence[Any]) -> list[str]:
+    """The kind of each; one that comes again is numbered."""
+    kinds = [kind_of(thing) for thing in things]
+    counts = [kinds[:place].count(kind) + 1 for place, kind in enumerate(kinds)]
+    return [f"{kind} {count}" if count > 1 else kind for kind, count in zip(kinds, counts, strict=True)]

@@ -6,7 +6,6 @@ import dataclasses
 import math
 import time
 import warnings
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import reduce
 from operator import add
@@ -15,7 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from featherweight.errors import RecipeError, TaskError, did_you_mean
+from featherweight.errors import RecipeError, TaskError
 from featherweight.network import Network
 from featherweight.network.devices import placed
 from featherweight.processes import Processes
@@ -29,11 +28,19 @@ from featherweight.recover.zeros import Zeros, trainable
 from featherweight.seeds import generators_kept, seed_all, seed_from
 from featherweight.steps import Beside, Context, Fit, Rewrite
 from featherweight.steps.companion import beside, is_beside
+from featherweight.steps.fingerprint import fingerprint
+from featherweight.steps.options import BATCH_LIMIT, SEED, Numbers, check_known, check_numbers
 from featherweight.task import Batch, Task, batch_size, call
 
 aten = torch.ops.aten
 EMULATED = ("AVX2", "NO AVX")  #: x86 processors that compute bfloat16 by way of float32
 REPORT_EVERY = 20  #: steps between reports on an accelerator, where reading the loss makes it wait
+
+NUMBERS = {
+    "epochs": Numbers(5, least=0, whole=True), "lr": Numbers(0.01, above=0), "momentum": Numbers(0.9, least=0, below=1),
+    "weight_decay": Numbers(5e-4, least=0), "warmup": Numbers(0.1, least=0, below=1, noun="a share of the steps,"),
+    "clip": Numbers(1.0, above=0, none="no limit"), "batches": BATCH_LIMIT, "seed": SEED}
+SECONDS = Numbers(60.0, least=0)
 
 
 @dataclass(frozen=True)
@@ -88,22 +95,13 @@ class Train(Fit):
     beside: tuple[Beside, ...] = ()
 
     def check(self) -> None:
-        """Raises RecipeError for options that make no sense."""
-        choices: tuple[tuple[str, str, Iterable[str]], ...] = (
-            ("optimizer", self.optimizer, OPTIMIZERS), ("schedule", self.schedule, SCHEDULES))
-        for name, given, table in choices:
-            if given not in table:
-                raise RecipeError(f"Train({name}={given!r}): {did_you_mean(str(given), table)}")
+        """Raises RecipeError for options that make no sense, also for rewrites that cannot be at work in a training."""
+        check_known("Train", "optimizer", self.optimizer, OPTIMIZERS)
+        check_known("Train", "schedule", self.schedule, SCHEDULES)
+        check_numbers(self, NUMBERS)
         for name, fits, wanted in (
-            ("epochs", self.epochs >= 0, "0 or more"),
-            ("lr", self.lr > 0, "a number above 0, e.g. 0.01"),
-            ("momentum", 0 <= self.momentum < 1, "at least 0 and below 1"),
-            ("weight_decay", self.weight_decay >= 0, "0 or more"),
-            ("warmup", 0 <= self.warmup < 1, "a share of the steps, at least 0 and below 1"),
-            ("clip", self.clip is None or self.clip > 0, "a norm above 0, or None"),
-            ("batches", self.batches is None or self.batches > 0, "1 or more, or None for all"),
             ("autocast", self.autocast in (None, "bf16"), "'bf16' or None"),
-            ("checkpoint_every", self.checkpoint_every == "epoch" or isinstance(self.checkpoint_every, (int, float)),
+            ("checkpoint_every", self.checkpoint_every == "epoch" or SECONDS.hold(self.checkpoint_every),
              "'epoch' or seconds"),
             ("during", all(isinstance(r, Rewrite) for r in self.during), "rewrites, e.g. (prune.Weights(...),)"),
             ("beside", all(map(is_beside, self.beside)),
@@ -112,6 +110,12 @@ class Train(Fit):
         ):
             if not fits:
                 raise RecipeError(f"Train({name}={getattr(self, name)!r}): expected {wanted}")
+        for thing in beside(self):
+            check = getattr(thing, "check", None)
+            if callable(check):
+                check()
+            if isinstance(thing, Rewrite):
+                thing.check_training()
 
     def fit(self, network: Network, task: Task, context: Context) -> Network:
         self.check()
@@ -131,7 +135,7 @@ class _Run:
         self.task = on_device(task, self.device)
         self.work = placed(network, self.device)
         self.normalizes = bool(self.work.calls(aten.batch_norm.default))
-        self.mark = files.fingerprint(dataclasses.replace(step, checkpoint_every="epoch"), network, seed=context.seed,
+        self.mark = fingerprint(dataclasses.replace(step, checkpoint_every="epoch"), network, seed=context.seed,
                                       processes=self.processes.world)
         self.sums: dict[str, Tensor] = {}
         self.count, self.samples, self.progress = 0, 0, 0.0

@@ -11,11 +11,32 @@ from torch import Tensor
 from torch.fx import Graph, Node
 from torch.fx.node import map_arg
 
+from featherweight.errors import CaptureError
 from featherweight.network.capture.functional import fold_constants, free_factories, make_functional
 from featherweight.network.edit import remove_dead
 from featherweight.network.operators import ASSERTIONS
 
 aten = torch.ops.aten
+
+
+def _gradients(node: Node) -> tuple[bool, Node, list[Any]]:
+    enabled, body, *args = node.args
+    return bool(enabled), body, list(args)  # type: ignore[return-value]
+
+
+def _autocast(node: Node) -> tuple[bool, Node, list[Any]]:
+    device, dtype, enabled, _, body, *args = node.args
+    if enabled:
+        raise CaptureError(f"{source_line(node) or 'in forward'}: autocast to {dtype} on {device} inside a model "
+                           "cannot be captured; take it out of forward (a network runs in any autocast around it)")
+    return True, body, list(args)  # type: ignore[return-value]
+
+
+#: operator that runs a region -> (whether gradients pass, the region's graph, its inputs)
+REGIONS: dict[Any, Callable[[Node], tuple[bool, Node, list[Any]]]] = {
+    torch.ops.higher_order.wrap_with_set_grad_enabled: _gradients,
+    torch.ops.higher_order.wrap_with_autocast: _autocast,
+}
 
 
 def source_line(node: Node) -> str:
@@ -37,12 +58,12 @@ def module_path(node: Node) -> str:
 
 
 def inline_regions(graph: Graph, submodule: Callable[[str], Any]) -> None:
-    """Puts the bodies of ``torch.no_grad`` / ``enable_grad`` regions in place; what no-grad ones give is detached."""
-    wrap = torch.ops.higher_order.wrap_with_set_grad_enabled
+    """Puts the bodies of ``torch.no_grad`` / ``enable_grad`` regions in place, and those of switched-off autocast; what
+    no-grad ones give is detached. Raises CaptureError for autocast that is on."""
     for node in list(graph.nodes):
-        if node.op != "call_function" or node.target is not wrap:
+        if node.op != "call_function" or node.target not in REGIONS:
             continue
-        enabled, body_node, *args = node.args
+        enabled, body_node, args = REGIONS[node.target](node)
         body = submodule(str(body_node.target)).graph  # type: ignore[union-attr]
         inline_regions(body, lambda name, b=body_node: getattr(submodule(str(b.target)), name))  # type: ignore[misc]
         values: dict[Node, Node] = {}

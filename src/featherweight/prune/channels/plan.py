@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -29,6 +30,7 @@ class ChannelPlan(Plan):
     that make up for the channels lost.
     """
 
+    kind: ClassVar[str] = "prune.channels/1"
     keep: dict[str, tuple[int, ...]]
     shapes: dict[str, tuple[int, ...]]
     macs_before: int
@@ -50,7 +52,8 @@ class ChannelPlan(Plan):
     def kept(self, network: Network) -> dict[str, Kept]:
         axes = self._fit(network)
         stays = kept_atoms(axes, self.keep)
-        known, found = network.tensors(), {}
+        known = network.tensors()
+        found: dict[str, Kept] = {}
         for name, atoms in axes.tensors.items():
             if any(own is not None and not stays[own].all() for own in atoms):
                 kept = tuple(None if own is None else torch.from_numpy(np.flatnonzero(stays[own])) for own in atoms)
