@@ -26,7 +26,7 @@ from featherweight.quantize.rounding.methods import METHODS, rounded
 from featherweight.quantize.store import scale_name
 from featherweight.quantize.training.driver import Learning, Training
 from featherweight.quantize.training.learners import LEARNERS, check_learner
-from featherweight.steps import Rewrite, Skipped, Stage
+from featherweight.steps import ALONE, Context, Rewrite, Skipped, Stage
 from featherweight.steps.options import BATCH_LIMIT, Numbers, check_known, check_numbers
 from featherweight.task import Task
 
@@ -153,7 +153,7 @@ class Quantize(Rewrite):
         if self.target is not None:
             deploy.target(self.target)
 
-    def start(self, network: Network, task: Task) -> Training:
+    def start(self, network: Network, task: Task, context: Context = ALONE) -> Training:
         """Used during training: weights and values are rounded in every step, gradients pass. Scales start where
         calibration puts them."""
         self.check()

@@ -22,7 +22,7 @@ from featherweight.prune.channels.plan import ChannelPlan
 from featherweight.prune.channels.scores.table import Scores
 from featherweight.prune.weights.schedules import cubic
 from featherweight.seeds import generators_kept
-from featherweight.steps import Driver, Plan
+from featherweight.steps import Companion, Plan
 from featherweight.task import Task
 
 
@@ -37,7 +37,7 @@ class Pace:
     frequency: float
 
 
-class ChannelDriver(Driver):
+class ChannelDriver(Companion):
     """What all schedules share: progress in ticks of ``frequency``, the decision, its holding, and its plan."""
 
     #: ``strength`` where the step gives none
@@ -100,12 +100,22 @@ class ChannelDriver(Driver):
         assert self.plan is not None
         self.held.hold(kept_atoms(self.axes, self.plan.keep))
 
+    @property
+    def settled(self) -> bool:
+        return self.fixed
+
+    def now(self) -> ChannelPlan | None:
+        return self.plan
+
     def finish(self) -> ChannelPlan:
         """Takes the taps off; the plan cuts what is held, as much as was asked for, however far the training went."""
         self.update(1.0)
-        self.held.close()
+        self.close()
         assert self.plan is not None
         return self.plan
+
+    def close(self) -> None:
+        self.held.close()
 
     def state(self) -> dict[str, Tensor]:
         text = self.plan.to_json() if self.plan is not None else ""

@@ -19,9 +19,9 @@ from featherweight.prune.channels.choose import ChannelChoice, Selection, choose
 from featherweight.prune.channels.costs import TARGETS
 from featherweight.prune.channels.plan import ChannelPlan, filled
 from featherweight.prune.channels.refit import METHODS, compensated, left_out
-from featherweight.prune.channels.schedules import SCHEDULES, Pace, start
+from featherweight.prune.channels.schedules import SCHEDULES, ChannelDriver, Pace, start
 from featherweight.prune.channels.scores.table import SCORES, Scores
-from featherweight.steps import Driver, Rewrite, Stage
+from featherweight.steps import ALONE, Context, Rewrite, Stage
 from featherweight.steps.options import (
     COUNT,
     REMAINS,
@@ -114,7 +114,7 @@ class Channels(Rewrite):
         return ChannelPlan(choice.keep, choice.shapes(network), choice.macs_before, choice.macs_after,
                            choice.sensitivity, self.heads, skipped=(*choice.skipped, *left), tensors=tensors)
 
-    def start(self, network: Network, task: Task) -> Driver:
+    def start(self, network: Network, task: Task, context: Context = ALONE) -> ChannelDriver:
         """The schedule at work; its ``finish`` gives a ChannelPlan. Raises RecipeError for options that make no sense
         in training."""
         self.check()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import ClassVar
 
@@ -20,7 +20,8 @@ from featherweight.prune.weights.masks import ALLOCATIONS, Pattern, masks_of, pa
 from featherweight.prune.weights.refit import COMPENSATIONS, compensated
 from featherweight.prune.weights.schedules import CURVES, REGROW, Grow, MaskSchedule
 from featherweight.prune.weights.scores import WEIGHT_SCORES, matrix
-from featherweight.steps import Plan, Rewrite, Skipped, Stage
+from featherweight.steps import ALONE, Context, Plan, Rewrite, Skipped, Stage
+from featherweight.steps.joined import narrowed
 from featherweight.steps.options import SEED, Numbers, check_known, check_numbers, check_pace
 from featherweight.task import Task
 
@@ -63,6 +64,13 @@ class WeightPlan(Plan):
                 other.patterns[tied] = self.pattern
         other.changed()
         return other
+
+    def after(self, earlier: Plan, network: Network) -> WeightPlan:
+        """The plan with its masks and values where ``earlier`` cuts the weights."""
+        kept = earlier.kept(network)
+        tensors = {key: narrowed(t, kept.get(key.partition(".")[2], ())) for key, t in self.tensors.items()}
+        zeros = {n: int((~tensors[f"mask.{n}"]).sum()) for n in self.zeros}
+        return replace(self, zeros=zeros, tensors=tensors)
 
     def masks(self) -> Masks:
         """Weight's name -> mask."""
@@ -131,7 +139,7 @@ class Weights(Rewrite):
             left = (*left, *apart)
         return plan_of(masks, self.pattern, left, values)
 
-    def start(self, network: Network, task: Task) -> MaskSchedule:
+    def start(self, network: Network, task: Task, context: Context = ALONE) -> MaskSchedule:
         """The masks at work in a training. Raises RecipeError where ``compensate`` is not "none"."""
         self.check()
         self.check_training()
@@ -139,7 +147,8 @@ class Weights(Rewrite):
         grow = Grow(self.schedule, self.regrow, self.begin, self.end, self.frequency, self._sparsity())
 
         def choose(net: Network, sparsity: float, favour: Mapping[str, Tensor]) -> Masks:
-            return self._masks(net, task, calls, sparsity, favour)
+            mine = {n: found for n, found in calls_of(net).items() if n in calls}
+            return self._masks(net, task, mine, sparsity, favour)
 
         def finish(masks: Masks) -> WeightPlan:
             return plan_of(masks, self.pattern, left, {})

@@ -30,7 +30,7 @@ from featherweight.quantize.training.learners import LEARNERS, Learner, check_le
 from featherweight.quantize.training.quantizers import Dynamic, Quantizer
 from featherweight.quantize.training.rounded_once import rounded_once
 from featherweight.seeds import generators_kept
-from featherweight.steps import Driver, Skipped
+from featherweight.steps import Companion, Skipped
 from featherweight.task import Task
 
 aten = torch.ops.aten
@@ -55,7 +55,7 @@ class Phase:
     points: Mapping[str, Point]
 
 
-class Training(Driver):
+class Training(Companion):
     """A ``Quantize`` at work in a Fit: taps on weights, and on copies of the values that kernels read."""
 
     def __init__(self, request: Request, learning: Learning, network: Network, task: Task) -> None:
@@ -155,7 +155,7 @@ class Training(Driver):
                                        values=True)
         self.taps.append(self.network.add_tap(copy, self.values[leader]))
 
-    # ---- Driver
+    # ---- Companion
     def update(self, progress: float) -> None:
         phase = min(int(progress * len(self.phases)), len(self.phases) - 1)
         if phase != self.phase:
@@ -210,8 +210,7 @@ class Training(Driver):
     def finish(self) -> QuantizePlan:
         """The numbers that were trained, on the grids that were trained, with batch norm folded into the scales."""
         self.update(1.0)
-        for remove in self.taps:
-            remove()
+        self.close()
         tensors: dict[str, Tensor] = {}
         stored = []
         with torch.no_grad():
@@ -224,6 +223,11 @@ class Training(Driver):
         plan = QuantizePlan(tuple(stored), points, tuple(sorted(s.weight for s in stored)), bool(stored),
                             gates=self.gates, skipped=tuple(dict.fromkeys(self.skipped)), tensors=tensors)
         return announced(plan, self.origin)
+
+    def close(self) -> None:
+        for remove in self.taps:
+            remove()
+        self.taps.clear()
 
     def _settled(self, layer: LayerForm) -> tuple[Stored, Tensor, Tensor]:
         """How a weight is stored, its values and its scales, once batch norm is folded."""
