@@ -14,7 +14,7 @@ from featherweight.numerics.budget import choose
 from featherweight.numerics.formats import HALVES, weight_bits
 from featherweight.quantize.damage import FLOAT, Judge, check_forms, damages, forms, together
 from featherweight.quantize.latency import seconds
-from featherweight.quantize.layers import LayerForm, ends, layers, matches
+from featherweight.quantize.layers import LayerForm, ends, layers
 from featherweight.quantize.plan import SCALE_BYTES, QuantizePlan
 from featherweight.quantize.request import of_ends
 from featherweight.quantize.search import plain
@@ -119,7 +119,7 @@ class Mixed(Quantize):
         found: dict[str, str] = {}
         for layer in layers(folded, plain(self, ends=None).request())[0]:
             name = layer.stored.weight
-            fit = [kind for p, kind in self.mixed.items() if any(matches(n, name, (p,)) for n in layer.nodes)]
+            fit = [kind for p, kind in self.mixed.items() if layer.layer.fits(p)]
             if self.ends is not None and outer & set(layer.nodes):
                 weights, values = of_ends(self.ends, self.activations)
                 fit = fit or [f"{weights}/{values or FLOAT}"]

@@ -17,15 +17,7 @@ from torch import Tensor
 from featherweight.errors import FileError, PlanError, did_you_mean
 from featherweight.files import written_whole
 from featherweight.network import Network
-
-
-@dataclass(frozen=True)
-class Skipped:
-    """Something that a plan left as it was, and why: nothing is skipped in silence."""
-
-    path: str
-    reason: str
-
+from featherweight.network.layers import Skipped
 
 PLANS: dict[str, type[Plan]] = {}
 

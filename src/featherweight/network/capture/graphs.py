@@ -12,6 +12,7 @@ from torch.fx import Graph, Node
 from torch.fx.node import map_arg
 
 from featherweight.network.capture.functional import fold_constants, free_factories, make_functional
+from featherweight.network.capture.products import write_linear
 from featherweight.network.edit import remove_dead
 from featherweight.network.operators import ASSERTIONS
 
@@ -82,7 +83,8 @@ def drop_identities(graph: Graph) -> None:
 
 
 def tidy(graph: Graph, constants: dict[str, Tensor]) -> None:
-    """All of the above in order, constants folded and in-place calls made functional between them."""
+    """All of the above in order, constants folded, in-place calls made functional and products with stored matrices
+    written as linear calls between them."""
     for node in list(graph.nodes):
         if node.op == "call_function" and node.target in ASSERTIONS:
             graph.erase_node(node)
@@ -91,4 +93,5 @@ def tidy(graph: Graph, constants: dict[str, Tensor]) -> None:
     free_factories(graph)
     fold_constants(graph, constants)
     make_functional(graph)
+    write_linear(graph, constants)
     remove_dead(graph)

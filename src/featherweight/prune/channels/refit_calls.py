@@ -17,7 +17,15 @@ from featherweight.axes.groups import AxisGroups
 from featherweight.axes.labels import operator_name, path_of
 from featherweight.axes.rules.basics import operators
 from featherweight.network import Network
-from featherweight.network.edit import CONVOLUTIONS, TRANSPOSED, WEIGHTED, bias_name, constant_value, weight_name
+from featherweight.network.edit import (
+    CONVOLUTIONS,
+    WEIGHTED,
+    bias_name,
+    constant_value,
+    out_axis,
+    readers_of,
+    weight_name,
+)
 from featherweight.network.matrices import as_matrix, from_matrix, rows
 from featherweight.network.operators import schema_argument as argument
 from featherweight.steps import Skipped
@@ -236,7 +244,7 @@ def _refusal(network: Network, node: Node) -> str:
     name = weight_name(node)
     if name is None:
         return "not refit: its weight is computed"
-    if len(network.users_of(name)) > 1:
+    if len(readers_of(network, name)) > 1:
         return "not refit: its weight is read elsewhere too"
     dtype = network.tensor(name).dtype
     return "" if dtype.is_floating_point else f"not refit: its weight holds {dtype}"
@@ -269,7 +277,7 @@ def _parts(network: Network, axes: AxisGroups, kept: np.ndarray, node: Node, nam
     if not (split[alive] == split[alive][0]).all():
         return "not refit: its groups keep different positions"
     first, second = (torch.from_numpy(np.flatnonzero(m)).to(weight.device) for m in (split[alive][0], columns))
-    ins, outs = (first, second) if node.target in TRANSPOSED else (second, first)
+    ins, outs = (first, second) if out_axis(node) else (second, first)
     return torch.from_numpy(np.flatnonzero(alive)).to(weight.device), ins, outs
 
 

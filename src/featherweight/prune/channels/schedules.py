@@ -47,7 +47,7 @@ class ChannelDriver(Driver):
         self.wanted, self.pace, self.network, self.task = wanted, pace, network, task
         self.strength = self.STRENGTH if pace.strength is None else pace.strength
         self.axes = axis_groups(network, wanted.heads)
-        self.groups = [g for g in candidates(wanted, self.axes)[0] if not self.refuse(g)]
+        self.groups = [g for g in candidates(wanted, network, self.axes)[0] if not self.refuse(g)]
         self.held = HeldChannels(network, self.axes, self.groups)
         self.tick = -1
         self.active = self.fixed = False

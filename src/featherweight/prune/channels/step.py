@@ -44,7 +44,7 @@ class Channels(Rewrite):
     iterations: the cut is made in so many parts, and the channels are scored again before each.
     round_to: a group keeps a multiple of this many positions (8 or 16 suits most kernels).
     min_keep: channels that every group keeps at least.
-    ignore: glob patterns of module paths or tensor names that make channels; their groups are left alone.
+    ignore: patterns (``network/layers``) of layers that make channels; their groups are left alone.
     residual: False leaves channels alone that are the sum of several paths, and cuts inside blocks only.
     heads: what goes where attention has heads: "whole" heads, or "width", the same positions in every head.
     seed: for score="random".
