@@ -10,6 +10,7 @@ from torch import Tensor
 
 from featherweight.errors import RecipeError
 from featherweight.network import Network, fold_batch_norm
+from featherweight.network.layers import fits, known_by
 from featherweight.numerics.budget import choose
 from featherweight.numerics.formats import HALVES, weight_bits
 from featherweight.quantize.damage import FLOAT, Judge, check_forms, damages, forms, together
@@ -119,7 +120,7 @@ class Mixed(Quantize):
         found: dict[str, str] = {}
         for layer in layers(folded, plain(self, ends=None).request())[0]:
             name = layer.stored.weight
-            fit = [kind for p, kind in self.mixed.items() if layer.layer.fits(p)]
+            fit = [kind for p, kind in self.mixed.items() if fits(known_by((name,), layer.nodes), p)]
             if self.ends is not None and outer & set(layer.nodes):
                 weights, values = of_ends(self.ends, self.activations)
                 fit = fit or [f"{weights}/{values or FLOAT}"]

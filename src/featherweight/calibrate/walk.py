@@ -11,6 +11,7 @@ from torch.fx import Node
 from torch.fx.node import map_arg
 
 from featherweight.network.devices import device_of
+from featherweight.network.edit import stored_node
 from featherweight.network.network import Network
 from featherweight.network.program import Tap
 from featherweight.task import Batch, Inputs, batch_size, call, move
@@ -33,11 +34,19 @@ def fitting(batches: Iterable[Batch], sample_bytes: float) -> tuple[list[Inputs]
     return kept, ""
 
 
+def looked_up(node: Node, values: Mapping[str, Any], tensor: Callable[[str], Tensor]) -> Any:
+    """What a node gives: a stored tensor as it is now, turned around if the node turns it, or the value held of it."""
+    stored = stored_node(node)
+    if stored is None:
+        return values[node.name]
+    return tensor(str(stored.target)) if stored is node else tensor(str(stored.target)).t()
+
+
 def run(nodes: Iterable[Node], values: dict[str, Any], tensor: Callable[[str], Tensor],
         taps: Mapping[str, Tap]) -> None:
     """Computes these calls, in order, out of ``values`` (by node name) and into them; ``tensor`` looks tensors up."""
     def get(argument: Any) -> Any:
-        return map_arg(argument, lambda n: tensor(str(n.target)) if n.op == "get_attr" else values[n.name])
+        return map_arg(argument, lambda n: looked_up(n, values, tensor))
 
     for node in nodes:
         value = node.target(*get(node.args), **get(node.kwargs))  # type: ignore[operator]
@@ -50,7 +59,7 @@ class Order:
     """The calls of a graph by number, the last call that reads each value, and the size of each value in bytes."""
 
     def __init__(self, network: Network) -> None:
-        self.calls = network.calls()
+        self.calls = [n for n in network.calls() if stored_node(n) is None]
         self.named = {n.name: n for n in self.calls}
         self.number = {n.name: i for i, n in enumerate(self.calls)}
         self.last = {used.name: i for i, node in enumerate(self.calls) for used in node.all_input_nodes}
@@ -79,8 +88,7 @@ class Half:
     taps: Mapping[str, Tap] = field(default_factory=dict)
 
     def get(self, argument: Any) -> Any:
-        return map_arg(argument, lambda n: self.network.tensor(str(n.target)) if n.op == "get_attr"
-                       else self.values[n.name])
+        return map_arg(argument, lambda n: looked_up(n, self.values, self.network.tensor))
 
     def advance(self, until: int, wanted: set[str]) -> None:
         """Runs the calls before number ``until``; values are dropped after their last use unless ``wanted``."""

@@ -35,7 +35,7 @@ def weight_node(node: Node) -> Node | None:
     """The node of the stored weight that a linear or convolution call reads, also turned around (``aten.t``) by a
     linear one; None if the weight is computed."""
     given = _argument(node, 1)
-    return _stored(given.args[0] if turned(node) and isinstance(given, Node) else given)
+    return stored_node(given) if node.target is aten.linear.default else _stored(given)
 
 
 def weight_name(node: Node) -> str | None:
@@ -52,8 +52,8 @@ def bias_name(node: Node) -> str | None:
 
 def turned(node: Node) -> bool:
     """Whether a linear call reads its weight turned around: stored [i, o], as GPT-2's ``Conv1D`` has it, not [o, i]."""
-    given = _argument(node, 1)
-    return node.target is aten.linear.default and isinstance(given, Node) and given.target is aten.t.default
+    found = weight_node(node)
+    return found is not None and found is not _argument(node, 1)
 
 
 def out_axis(node: Node) -> int:
@@ -68,6 +68,12 @@ def _argument(node: Node, which: int) -> Any:
 
 def _stored(argument: Any) -> Node | None:
     return argument if isinstance(argument, Node) and argument.op == "get_attr" else None
+
+
+def stored_node(argument: Any) -> Node | None:
+    """The node of the stored tensor that an argument is, as it lies or turned around (``aten.t``); None if computed."""
+    turns = isinstance(argument, Node) and argument.target is aten.t.default
+    return _stored(argument.args[0] if turns else argument)
 
 
 def readers_of(network: Network, name: str) -> list[Node]:

@@ -128,6 +128,11 @@ def select(network: Network, ignore: Sequence[str] = (), kinds: Sequence[str] = 
     return replace(found, skipped=tuple(dict.fromkeys([*skipped, *found.unmatched(ignore, "ignore")])))
 
 
+def calls_of(network: Network) -> dict[str, list[Node]]:
+    """Weight's name -> the linear and convolution calls that read it, in order; a tied one under its first."""
+    return {layer.weight: list(layer.calls) for layer in select(network).layers}
+
+
 def names_of(network: Network) -> dict[str, tuple[str, ...]]:
     """Tensor's name -> all names of the tensor."""
     tied: dict[int, list[str]] = {}
@@ -211,4 +216,4 @@ def no_layer(readers: Sequence[Node], kinds: Sequence[str]) -> str:
     if not readers:
         return "no call reads it"
     others = ", ".join(sorted({str(n.target) for n in readers}))
-    return f"no {', '.join(kinds[:-1])} or {kinds[-1]} call reads it, but {others}"
+    return f"it is read by {others}, by no {', '.join(kinds[:-1])} or {kinds[-1]} call"

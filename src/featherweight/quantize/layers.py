@@ -20,16 +20,11 @@ aten = torch.ops.aten
 
 @dataclass(frozen=True)
 class LayerForm:
-    """A layer, and the form that its weight and what its calls read shall have."""
+    """A layer's weight, the calls that read it, and the form that it and what these calls read shall have."""
 
     stored: Stored
-    layer: Layer
+    nodes: tuple[Node, ...]
     activations: str | None
-
-    @property
-    def nodes(self) -> tuple[Node, ...]:
-        """The calls that read the weight."""
-        return self.layer.calls
 
     @property
     def on_grid(self) -> bool:
@@ -68,13 +63,13 @@ def _form(network: Network, layer: Layer, request: Request, outer: set[Node]) ->
         length = weight.select(axis, 0).numel()
         if not lookup and nodes[0].target not in TRANSPOSED and length % request.granularity == 0:
             group = None if length == request.granularity else request.granularity  # a whole row is a channel
-            return LayerForm(Stored(name, axis, kind, group), layer, values), ""
+            return LayerForm(Stored(name, axis, kind, group), nodes, values), ""
         why = f"a scale per channel: its rows of {length} numbers are not whole groups of {request.granularity}"
         if lookup or nodes[0].target in TRANSPOSED:
             why = f"a scale per channel: the weight of {nodes[0].target} is not stored in groups"
-        return LayerForm(Stored(name, axis, kind), layer, values), why
+        return LayerForm(Stored(name, axis, kind), nodes, values), why
     whole = request.granularity == "tensor" and not lookup
-    return LayerForm(Stored(name, None if whole else axis, kind), layer, None if lookup else values), ""
+    return LayerForm(Stored(name, None if whole else axis, kind), nodes, None if lookup else values), ""
 
 
 def _few(weights: str, activations: str | None) -> bool:

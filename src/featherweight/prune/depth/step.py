@@ -11,8 +11,8 @@ import torch
 from featherweight.errors import PlanError, RecipeError, did_you_mean
 from featherweight.measure.macs import macs as count_macs
 from featherweight.network import Network
-from featherweight.network.edit import clear_dead, read_tensors
-from featherweight.network.layers import around, fits, ignored, select, unmatched
+from featherweight.network.edit import clear_dead, read_tensors, readers_of
+from featherweight.network.layers import around, fits, ignored, known_by, select, unmatched
 from featherweight.prune.depth.blocks import KINDS, Block, Blocks, droppable
 from featherweight.prune.depth.scores import BLOCK_SCORES, RESCORED, BlockCase
 from featherweight.steps import Plan, Rewrite, Skipped, Stage
@@ -129,7 +129,7 @@ class Layers(Rewrite):
                 free.append(block)
             else:
                 left.append(Skipped(block.name, f"it is of the kind {block.kind!r}, and kinds={self.kinds}"))
-        return free, left
+        return free, [*left, *_outside(network, blocks, {s.path for s in left})]
 
     def _lowest(self, network: Network, task: Task, blocks: Blocks,
                 free: list[Block]) -> tuple[tuple[Block, ...], dict[str, float]]:
@@ -187,4 +187,15 @@ def _known(network: Network, blocks: Blocks) -> dict[str, frozenset[str]]:
     for block in blocks.found:
         inside = [layer.known for layer in layers if any(c.name in blocks.regions[block.name] for c in layer.calls)]
         found[block.name] = frozenset([*around(block.name), block.output]).union(*inside)
+    return found
+
+
+def _outside(network: Network, blocks: Blocks, named: set[str]) -> list[Skipped]:
+    """The parameters of two or more axes that no block reads, and none of the modules ``named``."""
+    inside = {name for region in blocks.regions.values() for name in region}
+    found = []
+    for name, parameter in network.named_parameters():
+        readers = readers_of(network, name)
+        if parameter.dim() > 1 and not any(r.name in inside for r in readers):
+            found += [] if named & known_by(network.tied_names(name), readers) else [Skipped(name, "it is in no block")]
     return found
