@@ -6,7 +6,7 @@ ZOO_VENV := .venv-zoo
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check fix zoo bench-bits bench-cifar bench-runtimes clean
+.PHONY: help setup demo test test-all check fix zoo bench-bits bench-cifar bench-runtimes clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | expand -t 16
@@ -22,6 +22,9 @@ demo: $(READY) ## the main job on scikit-learn's digits: train, compress, measur
 	$(BIN)/featherweight demo --out out/demo
 
 test: $(READY) ## the tests
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not slow" tests
+
+test-all: $(READY) ## the tests, and those that say the same of more and larger networks
 	$(BIN)/python -m pytest -n 2 --dist loadgroup tests
 
 check: $(READY) ## ruff and mypy

@@ -38,6 +38,9 @@ class Problem:
             torch.manual_seed(seed)
             model = self.build()
             unsettle(model)
+            if hasattr(model, "settle"):
+                with torch.no_grad():
+                    model.settle()
         return model.eval()
 
     def __str__(self) -> str:
@@ -412,6 +415,54 @@ class Gpt2(nn.Module):
         return x.mean(1) @ self.head
 
 
+class Silent(nn.Module):
+    """Channels that are zero for good: dead filters without variance, a branch that batch norm multiplies by zero, an
+    input that no weight reads, a row of zeros."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = conv(3, 12)
+        self.body = nn.Sequential(conv(12, 12), conv(12, 12, act=False))
+        self.join = conv(12, 8, 1)
+        self.fc = nn.Linear(8, CLASSES)
+
+    def settle(self) -> None:
+        """After all tensors have been drawn: those that are zero."""
+        filters, norm = self.stem[0], self.stem[1]
+        for tensor in (filters.weight, norm.weight, norm.bias, norm.running_mean, norm.running_var):
+            tensor[:5] = 0
+        self.body[1][1].weight.zero_()
+        self.body[1][1].bias.zero_()
+        self.join[0].weight[:, :3] = 0
+        self.fc.weight[1] = self.fc.bias[1] = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        return self.fc(self.join(F.relu(x + self.body(x))).mean((2, 3)))
+
+
+class Spread(nn.Module):
+    """Channels from 1e-18 to 1e6 in size, side by side in one layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 12, 3, padding=1)
+        self.mix = nn.Conv2d(12, 12, 1)
+        self.up = nn.Linear(12, 16)
+        self.fc = nn.Linear(16, CLASSES)
+
+    def settle(self) -> None:
+        """Every second channel tiny, every fourth large."""
+        for layer in (self.conv, self.mix, self.up):
+            layer.weight[::2] *= 1e-18
+            layer.bias[::2] *= 1e-18
+            layer.weight[1::4] *= 1e7
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.mix(F.relu(self.conv(x))).mean((2, 3))
+        return self.fc(F.relu(self.up(torch.tanh(x))))
+
+
 def _two(batch: int = 2, seed: int = 1) -> tuple[Tensor, Tensor]:
     return images(batch, seed=seed), rows(batch, seed=seed + 1000)
 
@@ -447,6 +498,8 @@ PROBLEMS: dict[str, Problem] = {p.name: p for p in [
     Problem("gated", Gated, rows),
     Problem("conv1d", Conv1d, images),
     Problem("gpt2", Gpt2, tokens),
+    Problem("silent", Silent, images),
+    Problem("spread", Spread, images),
 ]}
 
 

@@ -185,7 +185,7 @@ class Odd(nn.Module):
 
 def test_everything_that_is_no_layer_is_named_with_why() -> None:
     torch.manual_seed(0)
-    net = fw.capture(Odd(), torch.randint(10, (3, 4)))
+    net = fw.capture(Odd(), torch.randint(10, (3, 4)), keep_parametrizations=True)
     assert isinstance(net, fw.Network)
     few = select(net)
     assert [layer.weight for layer in few.layers] == ["plain.weight"]
@@ -263,7 +263,6 @@ OTHERS: dict[str, Callable[..., Tensor]] = {
     "from the left": lambda x, w, b: w.T @ x.transpose(1, 2),
     "two values": lambda x, w, b: x @ x.transpose(1, 2),
     "two weights": lambda x, w, b: x + (w @ w.T),
-    "computed": lambda x, w, b: x @ w.exp(),
     "a batch of matrices": lambda x, w, b: torch.einsum("nti,io->nio", x, w),
     "summed over two": lambda x, w, b: torch.einsum("nti,io->no", x, w),
     "a constant": lambda x, w, b: x @ torch.ones(8, 4),
@@ -299,6 +298,13 @@ def test_other_products_stay_what_they_are(name: str) -> None:
     assert isinstance(net, fw.Network)
     assert not net.calls(aten.linear.default)
     assert not select(net).layers
+
+
+def test_a_computed_matrix_that_is_stored_is_the_weight_of_a_layer() -> None:
+    model, x = Product(lambda x, w, b: x @ w.exp(), False), normal(2, 3, 8)
+    assert [turned(n) for layer in select(fw.capture(model, x)).layers for n in layer.calls] == [True]
+    kept = select(fw.capture(model, x, keep_parametrizations=True))
+    assert kept.skipped == (Skipped("w", "it is read by aten.exp.default, by no linear or convolution call"),)
 
 
 def test_nodes_keep_their_names() -> None:

@@ -75,6 +75,38 @@ def projections(q: int = 24, kv: int = 24, out: int = 24) -> dict[str, nn.Module
     return {"q": nn.Linear(12, q), "k": nn.Linear(12, kv), "v": nn.Linear(12, kv), "out": nn.Linear(out, 5)}
 
 
+def squares() -> Tensor:
+    return torch.randn(2, 16, 12)
+
+
+def mixed_tokens(m: Any, x: Tensor) -> Tensor:
+    h = m.a(x)
+    return m.b(F.relu(h.transpose(1, 2) + m.t(h.transpose(1, 2))).transpose(1, 2))
+
+
+def selective(m: Any, x: Tensor) -> Tensor:
+    """Two branches weighed against one another by a softmax (selective kernels)."""
+    h = m.c(x).unflatten(1, (2, 6))
+    weight = m.f(h.sum(1).mean((2, 3))).view(x.shape[0], 2, 6, 1, 1).softmax(1)
+    return m.o((h * weight).sum(1).mean((2, 3)))
+
+
+def deformable(m: Any, x: Tensor) -> Tensor:
+    """Heads laid beside the samples, each read at places of its own (deformable attention)."""
+    count = x.shape[0]
+    values = m.v(x).transpose(1, 2).reshape(count * 4, 3, 4, 4)
+    places = m.g(x).tanh().view(count, 16, 4, 3, 2).transpose(1, 2).flatten(0, 1)
+    found = F.grid_sample(values, places, align_corners=False).sum(-1)
+    return m.o(found.view(count, 12, 16).transpose(1, 2))
+
+
+def block_attention(m: Any, x: Tensor) -> Tensor:
+    """A gate from the mean and the maximum over channels (CBAM)."""
+    h = F.relu(m.c(x))
+    seen = torch.cat([h.mean(1, keepdim=True), torch.max(h, 1, keepdim=True)[0]], 1)
+    return m.o(h * m.s(seen).sigmoid()).mean((2, 3))
+
+
 # ---- attention in many hands
 
 def by_einsum(m: Any, x: Tensor) -> Tensor:
@@ -252,6 +284,29 @@ CASES: dict[str, Built] = {
         6, 8, num_layers=2, bidirectional=True, batch_first=True)), rows, [6, 8]),
     "gru": (lambda: Lambda(recurrent, a=nn.Linear(12, 6), r=nn.GRU(6, 8, batch_first=True), head=nn.Linear(8, 4)), rows,
             [6, 8]),
+    "a linear layer across tokens": (lambda: Lambda(mixed_tokens, a=nn.Linear(12, 20), t=nn.Linear(7, 7),
+                                                    b=nn.Linear(20, 4)), rows, [20]),
+    "an expanded weight in baddbmm": (lambda: Lambda(lambda m, x: torch.baddbmm(
+        m.c.view(1, 1, -1), m.a(x), m.w.unsqueeze(0).expand(x.shape[0], -1, -1)) @ m.v, a=nn.Linear(12, 8), w=p(8, 10),
+        c=p(10), v=p(10, 4)), rows, [8, 10]),
+    "weights of two stored tensors": (lambda: Lambda(lambda m, x: F.relu(x @ (m.w @ m.u)) @ m.v, w=p(12, 6), u=p(6, 10),
+                                                     v=p(10, 4)), rows, [10]),
+    "a table projected": (lambda: Lambda(lambda m, x: m.o(F.relu(m.a(x)) @ m.p(m.n(m.t.weight)).t()),
+                                         a=nn.Linear(12, 10), t=nn.Embedding(6, 8), n=nn.LayerNorm(8),
+                                         p=nn.Linear(8, 10), o=nn.Linear(6, 4)), rows, [10]),
+    "where with a number": (lambda: Lambda(lambda m, x: m.b(torch.where(m.a(x) > 0, m.a(x), 0.0)), a=nn.Linear(12, 10),
+                                           b=nn.Linear(10, 4)), rows, [10]),
+    "softmax over branches": (lambda: Lambda(selective, c=nn.Conv2d(3, 12, 1), f=nn.Linear(6, 12), o=nn.Linear(6, 4)),
+                              images, [6]),
+    "heads sampled at computed places": (lambda: Lambda(deformable, v=nn.Linear(12, 12), g=nn.Linear(12, 24),
+                                                        o=nn.Linear(12, 4)), squares, [4]),
+    "a maximum over channels": (lambda: Lambda(block_attention, c=nn.Conv2d(3, 10, 1), s=nn.Conv2d(2, 1, 3, padding=1),
+                                               o=nn.Conv2d(10, 4, 1)), images, [10]),
+    "a stored permutation": (lambda: Lambda(lambda m, x: m.b(m.a(x).index_select(2, m.i) + m.a(x)[:, :, m.j]),
+                                            a=nn.Linear(12, 10), b=nn.Linear(10, 4), i=torch.arange(10).flip(0),
+                                            j=torch.arange(10).roll(3)), rows, [2, 4]),
+    "sorted beside": (lambda: Lambda(lambda m, x: m.b(F.relu(m.a(x))) * torch.sort(m.g(x), -1)[0][..., :1],
+                                     a=nn.Linear(12, 10), g=nn.Linear(12, 3), b=nn.Linear(10, 4)), rows, [10]),
     "last state of an rnn": (lambda: Lambda(last_state, r=nn.RNN(12, 8, batch_first=True), head=nn.Linear(8, 4)), rows,
                              [8]),
 }
@@ -264,7 +319,7 @@ def captured(name: str) -> tuple[nn.Module, fw.Network, Tensor]:
     model = build().eval()
     unsettle(model)
     x = inputs()
-    return model, fw.capture(model, x, parts=False), x
+    return model, fw.capture(model, x, parts=False, keep_parametrizations=True), x
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -343,6 +398,14 @@ def hooked(call: Callable[..., Tensor], **more: Any) -> Callable[[], nn.Module]:
     return lambda: Lambda(call, a=nn.Conv2d(3, 8, 1), b=nn.Conv2d(8, 4, 1), **more)
 
 
+def modulated(m: Any, x: Tensor) -> Tensor:
+    """Every sample has filters of its own, as StyleGAN2 and CondConv do it: the batch is a convolution's groups."""
+    count, gain = x.shape[0], m.r(x.mean((2, 3)))
+    weight = (gain[:, :, None, None, None] * m.w[None]).reshape(count * 8, 3, 3, 3)
+    made = F.conv2d(x.reshape(1, count * 3, *x.shape[2:]), weight, padding=1, groups=count)
+    return m.b(made.reshape(count, 8, *x.shape[2:]))
+
+
 FROZEN: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor], str, str]] = {
     "a gate of even width": (hooked(lambda m, x: m.b(m.a(x) * m.g(F.pad(m.a(x).mean((2, 3)), (1, 0)).unsqueeze(1))
                                                      .transpose(1, 2).unsqueeze(-1)), g=nn.Conv1d(1, 1, 2)), images,
@@ -355,6 +418,8 @@ FROZEN: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor], str, str]
                                  i=torch.arange(8).flip(0).view(1, 8, 1, 1)), images, "a", "gather: no rule"),
     "a diagonal": (hooked(lambda m, x: torch.einsum("ncii->nc", m.a(x)) @ m.w, w=p(8, 4)), images, "a",
                    "einsum: no rule"),
+    "groups that the batch makes": (lambda: Lambda(modulated, w=p(8, 3, 3, 3), r=nn.Linear(3, 8), b=nn.Conv2d(8, 4, 1)),
+                                    images, "r", "conv2d: no rule"),
     "a projected lstm": (lambda: Lambda(recurrent, a=nn.Linear(12, 6), head=nn.Linear(5, 4), r=nn.LSTM(
         6, 8, proj_size=5, batch_first=True)), rows, "a", "lstm: no rule"),
 }

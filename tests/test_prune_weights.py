@@ -187,7 +187,7 @@ def test_moments_are_sums_over_all_rows_however_they_are_taken(monkeypatch: pyte
     torch.testing.assert_close(found["0.0.weight"][0], first, rtol=1e-5, atol=1e-3)
     for name, hessian in found.items():
         torch.testing.assert_close(norms[name] ** 2, hessian.diagonal(dim1=-2, dim2=-1), rtol=1e-5, atol=1e-5)
-    monkeypatch.setattr("featherweight.calibrate.moments.HELD", 1)
+    monkeypatch.setattr("featherweight.network.matrices.HELD", 1)
     for name, hessian in second_moments(net, work.batches("calibration"), calls).items():
         torch.testing.assert_close(hessian, found[name], rtol=1e-5, atol=1e-3)
 
@@ -400,6 +400,17 @@ def test_masks_are_kept_by_name_under_every_tied_name() -> None:
     assert small.tensor("embedding.weight") is small.tensor("output.weight")
     assert small.patterns == dict.fromkeys(["embedding.weight", "output.weight", "hidden.weight"], "single")
     assert not net.patterns
+
+
+@pytest.mark.parametrize("name", ["residual", "shared", "tied"])
+def test_batches_that_memory_does_not_hold_are_run_from_the_beginning(name: str,
+                                                                      monkeypatch: pytest.MonkeyPatch) -> None:
+    net, work = network(PROBLEMS[name]), task(PROBLEMS[name])
+    step = Weights(0.5, compensate="obs")
+    full = step.plan(net, work)
+    monkeypatch.setattr("featherweight.calibrate.walk.BUDGET", 1)
+    for key, value in step.plan(net, work).tensors.items():
+        torch.testing.assert_close(value, full.tensors[key])
 
 
 def test_a_weight_that_an_embedding_reads_too_is_masked_and_not_changed() -> None:

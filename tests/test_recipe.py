@@ -35,6 +35,7 @@ class Spec:
 
 @dataclass(frozen=True)
 class ScalePlan(Plan):
+    kind: ClassVar[str] = "test.scale/1"
     name: str
     by: float
 
@@ -72,6 +73,8 @@ class Late(Scale):
 
 @dataclass(frozen=True)
 class GrowPlan(Plan):
+    kind: ClassVar[str] = "test.grow/1"
+
     def apply(self, network: fw.Network) -> fw.Network:
         other = network.copy()
         other.add_tensor("more", torch.ones(100))
@@ -343,6 +346,10 @@ class Killed(Exception):
     pass
 
 
+def never() -> Iterator[Any]:
+    raise AssertionError("the data is not read again")
+
+
 def test_killed_anywhere_it_resumes_in_the_step_it_was_in(tmp_path: Path) -> None:
     whole = squeeze(tiny(), task(), RECIPE, seed=3)
     calls = [0]
@@ -372,8 +379,11 @@ def test_killed_anywhere_it_resumes_in_the_step_it_was_in(tmp_path: Path) -> Non
     assert_same(resumed.network, whole.network)
     assert [d.to_dict() | {"seconds": 0} for d in resumed.plans] == [d.to_dict() | {"seconds": 0} for d in whole.plans]
     stamps = {p: p.stat().st_mtime_ns for p in (tmp_path / "state").rglob("*") if p.is_file()}
-    again = squeeze(tiny(), task(loss=None), RECIPE, out=tmp_path, seed=3)
+    unread = task(loss=None, **dict.fromkeys(("train", "calibration", "validation"), never))
+    again = squeeze(tiny(), unread, RECIPE, out=tmp_path, seed=3)
     assert again.trail == resumed.trail
+    assert again.to_dict()["plans"] == resumed.to_dict()["plans"]
+    assert_same(again.network, whole.network)
     assert stamps == {p: p.stat().st_mtime_ns for p in (tmp_path / "state").rglob("*") if p.is_file()}
 
 

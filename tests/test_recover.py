@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -321,6 +321,7 @@ def test_each_process_gets_its_own_share() -> None:
 
 @dataclass(frozen=True)
 class Masked(Plan):
+    kind: ClassVar[str] = "test.masked/1"
     weight: str
 
     def apply(self, network: fw.Network) -> fw.Network:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -50,18 +51,20 @@ def move(value: Any, device: torch.device | str) -> Any:
 class Task:
     """Data and judgement. The four splits are kept apart by who may read them.
 
-    Each split is a function that starts a fresh pass over batches ``(inputs, target)``; ``inputs`` is a tensor, a tuple
-    or a dict. ``train`` feeds Fits (reshuffle inside the function if wanted), ``calibration`` feeds plans (ranges,
-    scores), ``validation`` measures every step and guides choices, ``test`` is read once, by the final measurement.
+    Each split is a function that starts a fresh pass over batches ``(inputs, target)``, or whatever can be gone through
+    anew (a DataLoader, a list); ``inputs`` is a tensor, a tuple or a dict. Arrays of numpy become tensors, those of
+    float64 float32. ``train`` feeds Fits (reshuffle inside the function if wanted), ``calibration`` feeds plans
+    (ranges, scores), ``validation`` measures every step and guides choices, ``test`` is read once, by the final
+    measurement.
 
     loss: ``loss(output, target)`` -> scalar tensor.
     score: ``score(predict, batches)`` -> float, higher is better; ``predict`` is the Network or the deployed file.
     """
 
-    train: Split | None = None
-    calibration: Split | None = None
-    validation: Split | None = None
-    test: Split | None = None
+    train: Split | Iterable[Batch] | None = None
+    calibration: Split | Iterable[Batch] | None = None
+    validation: Split | Iterable[Batch] | None = None
+    test: Split | Iterable[Batch] | None = None
     loss: Callable[[Any, Any], Tensor] | None = None
     score: Callable[[Predict, Iterable[Batch]], float] | None = None
     score_name: str = "score"
@@ -70,15 +73,12 @@ class Task:
         return getattr(self, split) is not None
 
     def batches(self, split: str, limit: int | None = None) -> Iterator[Batch]:
-        """A fresh pass over ``split``, at most ``limit`` batches of it."""
-        if split not in SPLITS:
-            raise TaskError(f"no split named {split!r}; expected one of {', '.join(SPLITS)}")
-        start: Split | None = getattr(self, split)
-        if start is None:
-            raise TaskError(
-                f"this needs the task's {split} split and none was given; write Task({split}=lambda: my_loader, ...)"
-            )
-        for index, batch in enumerate(start()):
+        """A fresh pass over ``split``, at most ``limit`` batches of it.
+
+        Raises TaskError for a split that was not given, cannot be gone through, gives no pairs or inputs that are NaN,
+        or raises an error itself.
+        """
+        for index, batch in enumerate(_told(self.start(split), split)):
             if limit is not None and index >= limit:
                 return
             if not (isinstance(batch, (tuple, list)) and len(batch) == 2):
@@ -86,10 +86,71 @@ class Task:
                     f"the {split} split gave {type(batch).__name__}; expected pairs (inputs, target), "
                     "target None where there is none"
                 )
-            yield batch[0], batch[1]
+            inputs, target = _tensors(batch[0]), _tensors(batch[1])
+            if _has_nan(inputs):
+                raise TaskError(f"batch {index} of the {split} split has inputs that are NaN; look at that data")
+            yield inputs, target
+
+    def start(self, split: str) -> Iterable[Batch]:
+        """What a pass over ``split`` goes through, as the user gave it; it has a length if that has one."""
+        if split not in SPLITS:
+            raise TaskError(f"no split named {split!r}; expected one of {', '.join(SPLITS)}")
+        given = getattr(self, split)
+        if given is None:
+            raise TaskError(
+                f"this needs the task's {split} split and none was given; write Task({split}=lambda: my_loader, ...)"
+            )
+        if isinstance(given, Iterator):
+            raise TaskError(f"the {split} split is a {type(given).__name__}, which can be gone through only once; "
+                            f"write Task({split}=lambda: my_batches(), ...), or give a list or a DataLoader")
+        try:
+            made = given() if callable(given) else given
+        except Exception as error:
+            raise TaskError(f"your {split} split raised {type(error).__name__}: {error}") from error
+        if not isinstance(made, Iterable) and not hasattr(made, "__getitem__"):
+            raise TaskError(f"the {split} split gives a {type(made).__name__}; expected batches (inputs, target): a "
+                            "DataLoader, a list, or a function that starts a pass over them")
+        batches: Iterable[Batch] = made
+        return batches
 
     def require(self, *names: str) -> None:
         """Raises a TaskError naming the first of ``names`` (splits, "loss", "score") that was not given."""
         for name in names:
             if getattr(self, name) is None:
                 raise TaskError(f"this needs the task's {name} and none was given; write Task({name}=..., ...)")
+
+
+def _told(batches: Iterable[Any], split: str) -> Iterator[Any]:
+    """The same batches; an error in making them says whose it is, and at which batch."""
+    number = 0
+    try:
+        for batch in batches:
+            yield batch
+            number += 1
+    except TaskError:
+        raise
+    except Exception as error:
+        raise TaskError(f"your {split} split raised {type(error).__name__} at batch {number}: {error}") from error
+
+
+def _tensors(value: Any) -> Any:
+    """The same nest with arrays of numpy as tensors."""
+    if isinstance(value, np.ndarray):
+        return torch.from_numpy(value.astype(np.float32) if value.dtype == np.float64 else value)
+    if isinstance(value, Mapping):
+        return {k: _tensors(v) for k, v in value.items()} if any(map(_holds_arrays, value.values())) else value
+    if isinstance(value, (tuple, list)) and any(map(_holds_arrays, value)):
+        return type(value)(map(_tensors, value))
+    return value
+
+
+def _holds_arrays(value: Any) -> bool:
+    items = value.values() if isinstance(value, Mapping) else value if isinstance(value, (tuple, list)) else ()
+    return isinstance(value, np.ndarray) or any(map(_holds_arrays, items))
+
+
+def _has_nan(inputs: Any) -> bool:
+    if isinstance(inputs, Tensor):
+        return inputs.is_floating_point() and bool(inputs.isnan().any())
+    items = inputs.values() if isinstance(inputs, Mapping) else inputs if isinstance(inputs, (tuple, list)) else ()
+    return any(map(_has_nan, items))

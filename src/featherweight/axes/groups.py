@@ -7,48 +7,30 @@ and a group is a set of channels that sit in the same axes of the same tensors.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.fx import Node
 
-from featherweight.axes.labels import Cost, Ints, Labels, Shuffle, Trace, Value, path_of
-from featherweight.axes.rules import (
-    computed as axes_computed,
-)
-from featherweight.axes.rules import (
-    norms as axes_norms,
-)
-from featherweight.axes.rules import (
-    products as axes_products,
-)
-from featherweight.axes.rules import (
-    recurrent as axes_recurrent,
-)
-from featherweight.axes.rules import (
-    shuffles as axes_shuffles,
-)
-from featherweight.axes.rules import (
-    views as axes_views,
-)
-from featherweight.axes.rules import (
-    weights as axes_weights,
-)
-from featherweight.axes.rules.basics import RULES, pointwise, unknown
+from featherweight.axes.labels import AtomSets, Cost, Ints, Labels, Shuffle, Trace, Value, path_of
+from featherweight.axes.rules import computed, indexing, norms, products, recurrent, shuffles, views, weights
+from featherweight.axes.rules.basics import RULES, operators, pointwise, unknown
 from featherweight.axes.unions import resolve_grids, solve
 from featherweight.errors import PlanError
 from featherweight.network import Network
-from featherweight.network.edit import WEIGHTED, weight_name
+from featherweight.network.edit import WEIGHTED, constant_nodes, weight_name
 from featherweight.network.operators import has_schema
 from featherweight.steps import Skipped
 
 #: what goes where attention splits an axis into heads and their width
 HEADS = ("whole", "width")
 #: the files that fill the table of rules
-FILES = (axes_views, axes_weights, axes_norms, axes_products, axes_recurrent, axes_computed,
-         axes_shuffles)
+FILES = (views, weights, norms, products, recurrent, computed, indexing, shuffles)
 
 
 @dataclass(frozen=True)
@@ -113,8 +95,12 @@ class AxisGroups:
 
     def macs(self, kept: np.ndarray) -> float:
         """Multiply-accumulates for one sample of what is left: ``kept`` says which atoms stay."""
-        return sum(c.factor * float(np.prod([np.count_nonzero(kept[a]) for a in c.axes], dtype=np.float64))
-                   for c in self.costs)
+        counts = iter(self._cost_axes.count(kept))
+        return sum(c.factor * float(math.prod(next(counts) for _ in c.axes)) for c in self.costs)
+
+    @cached_property
+    def _cost_axes(self) -> AtomSets:
+        return AtomSets([a for c in self.costs for a in c.axes])
 
 
 def axis_groups(network: Network, heads: str = "whole") -> AxisGroups:
@@ -135,7 +121,7 @@ def axis_groups(network: Network, heads: str = "whole") -> AxisGroups:
 def walk(network: Network, heads: str = "whole") -> Trace:
     """Carries labels through the graph, once, in order."""
     trace = Trace(network, heads=heads)
-    trace.shuffles = {s.last: s for s in axes_shuffles.shuffles(network, trace)}
+    trace.shuffles = {s.last: s for s in shuffles.shuffles(network, trace)}
     inner = {name for s in trace.shuffles.values() for name in s.inner}
     for node in network.graph.nodes:
         if node.op == "placeholder":
@@ -143,7 +129,7 @@ def walk(network: Network, heads: str = "whole") -> Trace:
         elif node.op == "get_attr":
             trace.values[node.name] = trace.stored(str(node.target))
         elif node.name in trace.shuffles:
-            trace.values[node.name] = axes_shuffles.reordered(trace, trace.shuffles[node.name], node)
+            trace.values[node.name] = shuffles.reordered(trace, trace.shuffles[node.name], node)
         elif node.name in inner:
             trace.values[node.name] = trace.plain(node)
         elif node.op == "call_function":
@@ -153,14 +139,27 @@ def walk(network: Network, heads: str = "whole") -> Trace:
                 value = trace.values.get(used.name)
                 for labels in value if isinstance(value, list) else [value]:
                     trace.freeze(labels, node, "its channels are the network's output")
+    constant = constant_nodes(network)
+    trace.costs = [c for c in trace.costs if network.node(c.node) not in constant]
     return trace
+
+
+#: operators whose rules understand sizes and places that the graph computes
+PLACED = set(operators("slice.Tensor", "slice_scatter", "narrow", "select.int", "sym_size.int"))
+
+
+def _has_computed_options(trace: Trace, node: Node) -> bool:
+    """Whether a number that says what a call does (its groups, an axis) is computed; sizes in lists may be."""
+    return has_schema(node.target) and any(
+        isinstance(a, Node) and not isinstance(trace.shapes.get(a.name), (Tensor, list, tuple)) and a.op != "get_attr"
+        for a in (*node.args, *node.kwargs.values()))
 
 
 def _step(trace: Trace, node: Node) -> Value:
     known = RULES.get(node.target)
     if known is None and has_schema(node.target) and torch.Tag.pointwise in node.target.tags:  # type: ignore[union-attr]
         known = pointwise
-    if known is None:
+    if known is None or (node.target not in PLACED and _has_computed_options(trace, node)):
         return unknown(trace, node)
     value = known(trace, node)
     shape = trace.shapes[node.name]

@@ -77,6 +77,21 @@ class Cost:
     axes: tuple[Ints, ...]
 
 
+class AtomSets:
+    """Sets of atoms, none of them empty, of which it is asked again and again how many are kept."""
+
+    def __init__(self, sets: Sequence[Ints]) -> None:
+        self._atoms = np.concatenate([s.ravel() for s in sets]) if sets else np.zeros(0, np.int64)
+        self._starts = np.cumsum([0, *(s.size for s in sets)])[:-1]
+
+    def count(self, kept: npt.NDArray[np.bool_]) -> list[int]:
+        """How many of each set stay; ``kept`` [atoms] says which do."""
+        if not len(self._starts):
+            return []
+        counts: list[int] = np.add.reduceat(kept[self._atoms], self._starts, dtype=np.int64).tolist()
+        return counts
+
+
 @dataclass(frozen=True)
 class Shuffle:
     """Node ``last`` is node ``source`` with position ``order[p]`` of axis ``dim`` at ``p``; ``inner`` lie between."""
@@ -235,6 +250,20 @@ class Trace:
                 rows = f.atoms.reshape(-1, f.atoms.shape[-1])
                 self.blocks.append((rows.ravel(), f"{path_of(node)}: the same positions in each of {len(rows)} heads"))
                 fields.append(simplify(self, Field(f.dims[-1:], self.unite_along(rows, 0)), node))
+        return Labels(x.shape, tuple(f for f in fields if f is not None), x.stored)
+
+    def whole(self, x: Labels, dim: int, node: Node, reason: str) -> Labels:
+        """Axis ``dim`` stays as it is: of axes that a view split off one another all positions along it go together;
+        channels of its own are frozen, because of ``reason``."""
+        fields: list[Field | None] = []
+        for f in x.fields:
+            if dim not in f.dims:
+                fields.append(f)
+            elif len(f.dims) == 1:
+                self.freeze(f, node, reason)
+            else:
+                i = f.dims.index(dim)
+                fields.append(simplify(self, Field(f.dims[:i] + f.dims[i + 1:], self.unite_along(f.atoms, i)), node))
         return Labels(x.shape, tuple(f for f in fields if f is not None), x.stored)
 
     def summed(self, x: Labels, dim: int, node: Node) -> Labels:

@@ -12,6 +12,7 @@ from torch.fx import Node
 from featherweight.axes.groups import AxisGroups
 from featherweight.axes.labels import Ints, Labels
 from featherweight.axes.rules.basics import operators
+from featherweight.axes.rules.indexing import index_along
 from featherweight.axes.rules.shuffles import channel_order
 from featherweight.axes.rules.views import pad_widths
 from featherweight.axes.rules.weights import picks, whole_groups
@@ -130,6 +131,19 @@ def stored(cut: Cut, node: Node, what: str, index: np.ndarray) -> Node:
     return made
 
 
+@mend("index_select", "index.Tensor")
+def indexed(cut: Cut, node: Node) -> None:
+    """A stored index names the channels that are left by their new places, and those that are gone no more."""
+    dim, index = index_along(cut.network, node)
+    if index is None:
+        return
+    x = cut.labels(node.args[0])
+    stays = cut.stays(x, dim)
+    if not stays.all():
+        order = index.numpy()
+        _take(cut, node, dim, (np.cumsum(stays) - 1)[order[stays[order]]])
+
+
 @mend("channel_shuffle", "native_channel_shuffle")
 def shuffled(cut: Cut, node: Node) -> None:
     x = cut.labels(node.args[0])
@@ -184,7 +198,9 @@ def padded(cut: Cut, node: Node) -> None:
       "conv_transpose2d.input", "conv_transpose3d.input")
 def convolution(cut: Cut, node: Node) -> None:
     """A grouped convolution that lost whole groups has fewer; from an axis that is never cut it picks theirs."""
-    x, w, groups = cut.labels(node.args[0]), cut.labels(node.args[1]), int(argument(node, "groups"))
+    x, w, groups = cut.labels(node.args[0]), cut.labels(node.args[1]), argument(node, "groups")
+    if not isinstance(groups, int):  # computed: its channels are frozen
+        return
     channel = len(x.shape) - len(w.shape) + 1
     if groups > 1 and whole_groups(x.shape[channel], groups):
         left = cut.stays(w, 0).reshape(groups, -1).any(axis=1)

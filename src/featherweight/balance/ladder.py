@@ -9,16 +9,17 @@ from typing import Any, ClassVar
 
 import torch
 
-from featherweight.errors import RecipeError, did_you_mean
+from featherweight.errors import RecipeError
 from featherweight.network import Network, fold_batch_norm
 from featherweight.numerics.formats import value_bits, weight_bits
 from featherweight.quantize.damage import Judge, damages
 from featherweight.quantize.layers import LayerForm, layers
 from featherweight.quantize.plan import QuantizePlan, Rung
-from featherweight.quantize.search import check_batches, check_split, plain, scored
+from featherweight.quantize.search import plain, scored
 from featherweight.quantize.step import Quantize
 from featherweight.seeds import generators_kept
-from featherweight.steps import Driver, Skipped, Stage
+from featherweight.steps import Skipped, Stage
+from featherweight.steps.options import Numbers, check_batches, check_known, check_number, check_split
 from featherweight.task import Task
 
 aten = torch.ops.aten
@@ -83,20 +84,17 @@ class Ladder(Quantize):
         task.require("score", self.split)
         return _Climb(self, network, task).climbed()
 
-    def start(self, network: Network, task: Task) -> Driver:  # type: ignore[override]
+    def check_training(self) -> None:
+        """Raises RecipeError: a ladder is for networks that are trained no more."""
         raise RecipeError("Ladder cannot be used during training, which learns its rounding; write "
                           "Train(during=(Quantize(...),)), or put Ladder into the recipe as a step of its own")
 
     def check(self) -> None:
         """Raises RecipeError for options that make no sense."""
         super().check()
-        if not self.score_drop >= 0:
-            raise RecipeError(f"Ladder was given score_drop={self.score_drop}; expected points of the score from 0, as "
-                              "in score_drop=0.5")
+        check_number("Ladder", "score_drop", self.score_drop, Numbers(0.5, least=0, noun="points of the score"))
         for name in self.rungs or ():
-            if name not in RUNGS:
-                raise RecipeError(f"Ladder has no rung {name!r}; {did_you_mean(str(name), RUNGS)}; write "
-                                  f"rungs={CLIMB}")
+            check_known("Ladder", "rung", name, RUNGS, f"rungs={CLIMB}")
         check_split("Ladder", self.split)
         check_batches("Ladder", self.batches)
 

@@ -23,10 +23,13 @@ from featherweight.quantize.step import Quantize
 from featherweight.quantize.training.driver import Training
 from featherweight.seeds import generators_kept
 from featherweight.steps import Skipped, Stage
+from featherweight.steps.options import REMAINS, Numbers, check_numbers, check_one
 from featherweight.task import Task
 
 #: what a ``Mixed`` may have a budget of
 TARGETS = ("bytes", "bits", "latency")
+NUMBERS = {"bytes": REMAINS, "latency": REMAINS,
+           "bits": Numbers(4, above=0, most=32, unit=" bits", none="another target")}
 #: weight's name -> kind -> what it costs
 Costs = dict[str, dict[str, float]]
 
@@ -78,6 +81,10 @@ class Mixed(Quantize):
         driver = step.start(network, task)
         driver.skipped += said
         return driver
+
+    def check_training(self) -> None:
+        """Raises RecipeError for options that have no meaning during training, whichever kinds are chosen."""
+        plain(self, mixed={**self.mixed, **{k: k for k in self.kinds if k != FLOAT}}).check_training()
 
     def chosen(self, network: Network, task: Task) -> tuple[Quantize, list[Skipped]]:
         """The ``Quantize`` that meets the budget, and what is to be said of it."""
@@ -153,15 +160,8 @@ class Mixed(Quantize):
     def check(self) -> None:
         """Raises RecipeError for options that make no sense."""
         super().check()
-        given = [t for t in TARGETS if getattr(self, t) is not None]
-        if len(given) != 1:
-            raise RecipeError(f"Mixed was given {' and '.join(given) or 'none'} of {', '.join(TARGETS)}; expected one "
-                              "of them: write Mixed(bytes=0.15) to keep that share of the bytes, or Mixed(bits=4)")
-        goal, value = given[0], getattr(self, given[0])
-        if not 0 < value <= (32 if goal == "bits" else 1):
-            most = "32 bits" if goal == "bits" else "1, the fraction that remains"
-            raise RecipeError(f"Mixed was given {goal}={value}; expected a number above 0 and up to {most}, as in "
-                              f"Mixed({goal}={4 if goal == 'bits' else 0.5})")
+        check_one(self, TARGETS, "Mixed(bytes=0.15) to keep that share of the bytes, or Mixed(bits=4)")
+        check_numbers(self, NUMBERS)
         if self.weights != "int8":
             raise RecipeError(f"Mixed was given weights={self.weights!r}, but chooses them; write "
                               f'kinds=("{self.weights}", ...)')

@@ -44,7 +44,7 @@ def run(out: Path, quick: bool, progress: Progress) -> Result:
         progress("step 0: train the original", 0, 3, {})
         trained(4 if quick else 15, progress).save(out / "trained.fw")
         options = Options(out=out.as_posix(), seconds=0.2 if quick else 1.0)
-        job = Job(Model(file=(out / "trained.fw").as_posix()), Data("featherweight.cli.digits:task"), options,
+        job = Job(Model(file=(out / "trained.fw").as_posix()), Data("featherweight.demo.digits:task"), options,
                   recipe(2 if quick else 8))
         return job.run(progress=progress, resume=False)
     finally:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from featherweight.deploy.processor import ADVICE, saturates
+from featherweight.deploy.processor import ADVICE
 from featherweight.errors import ExportError, did_you_mean
 from featherweight.network import Network, Signature, trees
 from featherweight.network.operators import schema_argument
@@ -40,6 +40,11 @@ class Runner(Protocol):
     @property
     def precision(self) -> str:
         """What float operators are computed in: "f32", or a key of FLOAT_TOLERANCE."""
+        ...
+
+    @property
+    def exact_sums(self) -> bool:
+        """Whether sums of products of 8 bits are never cut off, here and on this processor."""
         ...
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any: ...
@@ -103,19 +108,23 @@ class Agreement:
 
     max_abs: largest absolute difference of any float output value; max_rel: the same relative to the largest magnitude
     in its output tensor, or for whole numbers the share of values that differ, whichever is worse over the outputs.
-    ok: max_rel <= tolerance.
+    ok: max_rel <= tolerance. It is not where an output of the network is NaN.
+    saturates: the runner's kernels may have cut off sums of products of 8 bits.
     """
 
     max_abs: float
     max_rel: float
     ok: bool
     tolerance: float
+    saturates: bool = False
 
     def complaint(self) -> str:
         """What to say where it is not ok."""
-        cut_off = self.tolerance >= QUANTIZED_TOLERANCE and saturates()
+        if not self.max_rel < float("inf"):
+            return ("the network or its deployed file gives outputs that are not finite; look for weights or scales "
+                    "that a number type cannot hold (fp16 ends at 65504)")
         return (f"the deployed file differs from PyTorch by {self.max_rel:.2g} of the largest output, more than the "
-                f"{self.tolerance:g} allowed" + (f"; {ADVICE}" if cut_off else ""))
+                f"{self.tolerance:g} allowed" + (f"; {ADVICE}" if self.saturates else ""))
 
 
 def verify(network: Network, runner: Runner, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None = None,
@@ -144,7 +153,8 @@ def verify(network: Network, runner: Runner, args: tuple[Any, ...], kwargs: Mapp
     for index, (want, got) in enumerate(zip(wanted, given, strict=True)):
         absolute, relative = _difference(index, want, got)
         worst_abs, worst_rel = max(worst_abs, absolute), max(worst_rel, relative)
-    return Agreement(worst_abs, worst_rel, worst_rel <= tolerance, tolerance)
+    return Agreement(worst_abs, worst_rel, worst_rel <= tolerance, tolerance,
+                     is_quantized(network) and not runner.exact_sums)
 
 
 def is_quantized(network: Network) -> bool:
@@ -170,8 +180,8 @@ def _difference(index: int, want: Any, got: Any) -> tuple[float, float]:
         return 0.0, float((want != got).double().mean())
     both = torch.nan_to_num(want.double()), torch.nan_to_num(got.double())
     absolute = float((both[0] - both[1]).abs().max())
-    if not torch.equal(want.isnan(), got.isnan()):
-        absolute = float("inf")
+    if bool(want.isnan().any()) or not torch.equal(want.isinf(), got.isinf()):
+        return float("inf"), float("inf")
     return absolute, absolute / max(float(both[0].abs().max()), 1e-12)
 
 

@@ -15,7 +15,11 @@ from featherweight.network import Network, load
 from featherweight.network.devices import device_of, placed
 from featherweight.network.trees import flatten
 from featherweight.steps import Context, Criterion
+from featherweight.steps.options import Numbers, check_number, check_numbers
 from featherweight.task import Inputs, call
+
+NUMBERS = {"temperature": Numbers(4.0, above=0), "axis": Numbers(1, whole=True),
+           "weight": Numbers(0.9, least=0, most=1, noun="the teacher's share,")}
 
 
 @dataclass(frozen=True)
@@ -38,10 +42,9 @@ class Logits:
 
     def check(self) -> None:
         """Raises RecipeError for options that make no sense."""
-        if not self.temperature > 0:
-            raise RecipeError(f"Logits(temperature={self.temperature!r}): expected a number above 0, e.g. 4.0")
-        if not 0 <= self.weight <= 1:
-            raise RecipeError(f"Logits(weight={self.weight!r}): expected the teacher's share, 0..1, e.g. 0.9")
+        check_numbers(self, NUMBERS)
+        if self.output is not None and not isinstance(self.output, str):
+            check_number("Logits", "output", self.output, Numbers(0, whole=True, noun="a key, a field or a position"))
 
     def begin(self, network: Network, context: Context) -> Criterion:
         """The teacher in evaluation mode on the network's device. Raises RecipeError where there is no teacher."""

@@ -17,10 +17,12 @@ from featherweight.network.matrices import outputs_first
 from featherweight.network.operators import schema_argument
 from featherweight.numerics import lowrank
 from featherweight.steps import Plan, Rewrite, Skipped, Stage
+from featherweight.steps.options import COUNT, Numbers, check_number
 from featherweight.task import Task
 
 #: bytes that one more call and its weight take in the file's header, and more for each letter of the weight's name
 CALL_BYTES, NAME_BYTES = 512, 8
+ENERGY, GAIN = Numbers(0.95, above=0, most=1), Numbers(0.1, below=1)
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,7 @@ class Split:
 class LowRankPlan(Plan):
     """Which layers are split, at which ranks. The factors are computed by ``apply``: they need no data."""
 
+    kind: ClassVar[str] = "factorize.low_rank/1"
     splits: tuple[Split, ...] = ()
 
     def apply(self, network: Network) -> Network:
@@ -87,13 +90,18 @@ class LowRank(Rewrite):
     ignore: tuple[str, ...] = ()
     stage: ClassVar[Stage] = Stage.STRUCTURE
 
-    def plan(self, network: Network, task: Task) -> LowRankPlan:
-        """Reads no data. Raises RecipeError as said above."""
-        if not 0 < self.energy <= 1:
+    def check(self) -> None:
+        """Raises RecipeError for options that make no sense."""
+        check_number("LowRank", "min_gain", self.min_gain, GAIN)
+        if not ENERGY.hold(self.energy):
             raise RecipeError(f"LowRank(energy={self.energy}); expected more than 0, at most 1: write energy=0.95")
         for path, rank in (self.ranks or {}).items():
-            if rank < 1:
+            if not COUNT.hold(rank):
                 raise RecipeError(f"LowRank(ranks={{{path!r}: {rank}}}); expected a rank of at least 1")
+
+    def plan(self, network: Network, task: Task) -> LowRankPlan:
+        """Reads no data. Raises RecipeError as said above."""
+        self.check()
         selected, values = select(network, self.ignore), network.values(batch=1)
         splits: list[Split] = []
         skipped = list(selected.skipped)

@@ -10,8 +10,9 @@ from torch import Tensor
 from torch.fx import Node
 
 from featherweight.measure.macs import macs
-from featherweight.measure.weights import Weight, constant_nodes, weights
+from featherweight.measure.weights import Weight, weights
 from featherweight.network import Network
+from featherweight.network.edit import constant_nodes
 
 
 @dataclass(frozen=True)

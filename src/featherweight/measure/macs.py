@@ -20,8 +20,8 @@ from torch import Tensor
 from torch.fx import Node
 from torch.fx.node import map_arg
 
-from featherweight.measure.weights import constant_nodes
 from featherweight.network import Network
+from featherweight.network.edit import constant_nodes
 from featherweight.network.operators import has_schema
 
 #: (arguments by schema name, result) -> MACs
@@ -174,7 +174,8 @@ _ZERO = """
     _assert_tensor_metadata _assert_scalar _assert_async sym_constrain_range sym_constrain_range_for_size
     linalg_vector_norm norm frobenius_norm cosine_similarity normalize _weight_norm _pack_padded_sequence
     _pad_packed_sequence diff cartesian_prod outer ger kron movedim block_diag expand_copy squeeze_copy
-    cummax cummin logcumsumexp trapezoid histc bincount"""
+    cummax cummin logcumsumexp trapezoid histc bincount
+    select_scatter diagonal_scatter as_strided_scatter masked_scatter __and__ __or__ __xor__ __lshift__ __rshift__"""
 #: operators that do no MACs by the convention above, beside views and what torch tags as pointwise or as a reduction
 ZERO: set[str] = {f"aten.{name}" for name in _ZERO.split()} | {
     "torchvision.nms", "torchvision.roi_align", "torchvision.roi_pool"}

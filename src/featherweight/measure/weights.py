@@ -17,6 +17,7 @@ from torch.fx import Node
 from torch.fx.node import map_arg
 
 from featherweight.network import Network
+from featherweight.network.edit import constant_nodes
 
 aten = torch.ops.aten
 
@@ -37,15 +38,6 @@ class Weight:
     @property
     def name(self) -> str:
         return self.stored[0]
-
-
-def constant_nodes(network: Network) -> set[Node]:
-    """The nodes that depend on no input."""
-    constant: set[Node] = set()
-    for node in network.graph.nodes:
-        if node.op == "get_attr" or (node.op == "call_function" and all(n in constant for n in node.all_input_nodes)):
-            constant.add(node)
-    return constant
 
 
 def weights(network: Network) -> tuple[Weight, ...]:

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from featherweight.network.file.file import save_parts
@@ -41,6 +42,10 @@ class Assembly(nn.Module):
         return save_parts(parts, outside(self.model, self.parts.values()), self.notes, path)
 
 
+#: attributes of a child that its network takes over
+PLAIN = (bool, int, float, str, tuple, torch.dtype)
+
+
 def put(model: nn.Module, path: str, module: nn.Module) -> None:
     """Replaces the child of ``model`` at a dotted path, wherever else in the model that same child stands too."""
     parent, _, leaf = path.rpartition(".")
@@ -48,6 +53,9 @@ def put(model: nn.Module, path: str, module: nn.Module) -> None:
         old = model.get_submodule(parent)._modules[leaf]
     except (AttributeError, KeyError) as error:
         raise KeyError(f"the model has no module at {path!r}") from error
+    for name, value in vars(old).items():  # the Python around it may ask for its sizes
+        if isinstance(value, PLAIN) and not name.startswith("_") and not hasattr(module, name):
+            setattr(module, name, value)
     for holder in list(model.modules()):
         for name, child in list(holder._modules.items()):
             if child is old:

@@ -120,9 +120,9 @@ def drop_unread(network: Network, names: list[str]) -> None:
     for node in reversed(list(network.graph.nodes)):
         if node.op == "get_attr" and node.target in names and not node.users:
             network.graph.erase_node(node)
-    read = {str(n.target) for n in network.graph.nodes if n.op == "get_attr"}
+    unread = network.tensors().keys() - read_tensors(network)
     for name in names:
-        if name not in read and name in network.tensors():
+        if name in unread:
             network.remove_tensor(name)
     network.changed()
 
@@ -134,6 +134,15 @@ def clear_dead(network: Network, before: set[str] | None = None) -> None:
         drop_unread(network, sorted(before - read_tensors(network)))
         _drop_batch_counters(network)
     network.changed()
+
+
+def constant_nodes(network: Network) -> set[Node]:
+    """The nodes that depend on no input."""
+    constant: set[Node] = set()
+    for node in network.graph.nodes:
+        if node.op == "get_attr" or (node.op == "call_function" and all(n in constant for n in node.all_input_nodes)):
+            constant.add(node)
+    return constant
 
 
 def read_tensors(network: Network) -> set[str]:

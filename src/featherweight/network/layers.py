@@ -13,7 +13,7 @@ than a layer (channels that several layers make, blocks), a pattern fits it by a
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any
@@ -76,7 +76,8 @@ class Layer:
 class Selection:
     """The layers that a step may work on, in graph order; ``skipped``: all others, with why.
 
-    seen: what each layer is known by, also of those that are no layers of this step."""
+    seen: what each of both is known by.
+    """
 
     layers: tuple[Layer, ...]
     skipped: tuple[Skipped, ...]
@@ -94,6 +95,28 @@ def select(network: Network, ignore: Sequence[str] = (), kinds: Sequence[str] = 
     axes that no call of these kinds reads; by module path: calls whose weight is computed; and patterns that fit
     nothing.
     """
+    layers, computed = _layers(network, kinds)
+    known = [_Known(layer.weight, layer.known, _unusable(layer, network.tensor(layer.weight))) for layer in layers]
+    known += [_Known(path_of(node), known_by((), [node]), COMPUTED) for node in computed]
+    known += _matrices(network, {name for layer in layers for name in layer.names}, kinds)
+    reasons = [ignored(one.names, ignore) or one.reason for one in known]
+    found = Selection(tuple(layer for layer, reason in zip(layers, reasons, strict=False) if not reason), (),
+                      tuple(one.names for one in known))
+    skipped = [Skipped(one.path, reason) for one, reason in zip(known, reasons, strict=True) if reason]
+    return replace(found, skipped=tuple(dict.fromkeys([*skipped, *found.unmatched(ignore, "ignore")])))
+
+
+@dataclass(frozen=True)
+class _Known:
+    """A weighted call, or a parameter: what it is called, what a pattern may fit, why it is no layer ("": it is)."""
+
+    path: str
+    names: frozenset[str]
+    reason: str
+
+
+def _layers(network: Network, kinds: Sequence[str]) -> tuple[list[Layer], list[Node]]:
+    """The stored weights that calls of these kinds read, in graph order; and the calls that compute theirs."""
     names = names_of(network)
     first: dict[tuple[str, ...], str] = {}
     calls: dict[str, list[Node]] = {}
@@ -104,28 +127,19 @@ def select(network: Network, ignore: Sequence[str] = (), kinds: Sequence[str] = 
                 computed[node] = None
             else:
                 calls.setdefault(first.setdefault(names[name], name), []).append(node)
-    layers: list[Layer] = []
-    skipped: list[Skipped] = []
-    seen: list[frozenset[str]] = []
-    for name, mine in calls.items():
-        layer = Layer(name, names[name], tuple(mine), name.rpartition(".")[0] or path_of(mine[0]),
-                      KINDS[mine[0].target], known_by(names[name], mine))
-        seen.append(layer.known)
-        reason = ignored(layer.known, ignore) or _unusable(layer, network.tensor(name))
-        if reason:
-            skipped.append(Skipped(name, reason))
-        else:
-            layers.append(layer)
-    for node in computed:
-        seen.append(known_by((), [node]))
-        skipped.append(Skipped(path_of(node), ignored(seen[-1], ignore) or COMPUTED))
+    layers = [Layer(name, names[name], tuple(mine), name.rpartition(".")[0] or path_of(mine[0]),
+                    KINDS[mine[0].target], known_by(names[name], mine)) for name, mine in calls.items()]
+    return layers, list(computed)
+
+
+def _matrices(network: Network, taken: Collection[str], kinds: Sequence[str]) -> list[_Known]:
+    """The parameters of two or more axes that are not ``taken``."""
+    found = []
     for name, parameter in network.named_parameters():
-        if parameter.dim() > 1 and names[name] not in first:
+        if parameter.dim() > 1 and name not in taken:
             readers = readers_of(network, name)
-            seen.append(known_by(names[name], readers))
-            skipped.append(Skipped(name, ignored(seen[-1], ignore) or no_layer(readers, kinds)))
-    found = Selection(tuple(layers), (), tuple(seen))
-    return replace(found, skipped=tuple(dict.fromkeys([*skipped, *found.unmatched(ignore, "ignore")])))
+            found.append(_Known(name, known_by(network.tied_names(name), readers), _no_layer(readers, kinds)))
+    return found
 
 
 def calls_of(network: Network) -> dict[str, list[Node]]:
@@ -211,7 +225,7 @@ def not_finite(weight: Tensor) -> str:
     return "" if weight.numel() and bool(torch.isfinite(weight).all()) else NOT_FINITE
 
 
-def no_layer(readers: Sequence[Node], kinds: Sequence[str]) -> str:
+def _no_layer(readers: Sequence[Node], kinds: Sequence[str]) -> str:
     """Why a parameter is the weight of no layer of these kinds: who reads it instead."""
     if not readers:
         return "no call reads it"

@@ -12,6 +12,9 @@ from featherweight.network.edit import CONVOLUTIONS, TRANSPOSED, out_axis, turne
 from featherweight.network.operators import schema_argument
 from featherweight.numerics.patches import patches, transposed_patches
 
+#: numbers of rows held at once
+HELD = 1 << 24
+
 
 def as_matrix(node: Node, weight: Tensor) -> Tensor:
     """``weight`` of a linear or convolution call as [g, o, i * k]: groups, outputs of one, what each output reads.
@@ -68,6 +71,14 @@ def rows(node: Node, weight: Tensor, x: Tensor) -> Tensor:
     else:
         sides = [(p, p) for p in _each(padding, axes)]
     return patches(x, kernel, stride, sides, dilation, groups)
+
+
+def portions(node: Node, weight: Tensor, x: Tensor) -> list[slice]:
+    """Parts of the first axis of input ``x`` whose rows are made at once: about ``HELD`` numbers as rows."""
+    alone = node.target in CONVOLUTIONS and x.dim() < weight.dim()  # one sample, without an axis for it
+    length = x.shape[0]
+    size = max(1, length if alone else HELD // max(1, x[:1].numel() * weight[:1, :1].numel()))
+    return [slice(start, min(start + size, length)) for start in range(0, length, size)]
 
 
 def _each(value: int | Sequence[int], axes: int) -> list[int]:

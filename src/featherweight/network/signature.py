@@ -15,12 +15,17 @@ from featherweight.network import trees
 
 @dataclass(frozen=True)
 class Input:
-    """One tensor that a network takes. ``shape`` has None where any size goes; axis 0 is the batch if ``batched``."""
+    """One tensor that a network takes. ``shape`` has None where any size goes; axis 0 is the batch if ``batched``.
+
+    limits: (axis, least, most) of free axes beyond which the model does something else than the graph; most is None
+    where there is no end.
+    """
 
     name: str
     shape: tuple[int | None, ...]
     dtype: torch.dtype
     batched: bool
+    limits: tuple[tuple[int, int, int | None], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -64,6 +69,11 @@ class Signature:
                 w is None or w == g for g, w in zip(given.shape, want.shape, strict=True))
             if not fits:
                 raise InputError(f"input {want.name!r} has shape {list(given.shape)}; expected {shape_text(want)}")
+            for axis, least, most in want.limits:
+                if given.shape[axis] < least or (most is not None and given.shape[axis] > most):
+                    raise InputError(f"input {want.name!r} has {given.shape[axis]} along axis {axis}; the graph holds "
+                                     f"{_span(least, most)}, and the model does something else beyond: capture it "
+                                     "again with an example of that size")
         return tensors
 
     def nest(self, tensors: list[Tensor]) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -78,6 +88,10 @@ class Signature:
 def shape_text(item: Input) -> str:
     sizes = ", ".join("any" if s is None else str(s) for s in item.shape)
     return f"[{sizes}] {str(item.dtype).removeprefix('torch.')}"
+
+
+def _span(least: int, most: int | None) -> str:
+    return f"from {least}" if most is None else f"up to {most}" if least <= 2 else f"from {least} to {most}"
 
 
 def _short(spec: trees.Spec) -> str:

@@ -72,7 +72,8 @@ def extremes(values: Tensor, spec: Spec) -> tuple[Tensor, Tensor]:
 def from_range(low: Tensor, high: Tensor, spec: Spec) -> tuple[Tensor, Tensor]:
     """The grid that spans ``low``..``high`` (any equal shapes), widened so that zero lies on it exactly.
 
-    Gives (scale float32, zero_point int32) of the same shape. A range of nothing but zero gets a grid up to 1.
+    Gives (scale float32, zero_point int32) of the same shape. A range of nothing but zero gets a grid up to 1; where
+    zero is not on the grid (odd), the finest there is.
     """
     low, high = low.double().clamp(max=0), high.double().clamp(min=0)
     if spec.symmetric:
@@ -80,7 +81,8 @@ def from_range(low: Tensor, high: Tensor, spec: Spec) -> tuple[Tensor, Tensor]:
         scale = reach / (spec.highest if spec.signed else spec.highest - spec.lowest)
     else:
         scale = (high - low) / (spec.highest - spec.lowest)
-    scale = torch.where(scale > 0, scale, 1.0 / spec.highest).clamp(min=SMALLEST_SCALE).float()
+    scale = torch.where(scale > 0, scale, SMALLEST_SCALE if spec.odd else 1.0 / spec.highest)
+    scale = scale.clamp(min=SMALLEST_SCALE).float()
     if spec.symmetric:
         zero = torch.zeros_like(scale, dtype=torch.int32)
     else:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from featherweight.errors import RecipeError, TaskError
+from featherweight.errors import TaskError
 from featherweight.network import Network, fold_batch_norm
 from featherweight.network.edit import insert_call
 from featherweight.numerics import grids
@@ -21,10 +21,11 @@ from featherweight.quantize.judging import HOW, Measure
 from featherweight.quantize.layers import LayerForm, layers
 from featherweight.quantize.ranges import Grid, activation_grids, usual_method
 from featherweight.quantize.request import Request, split
-from featherweight.quantize.search import check_batches, check_known, check_split, data
+from featherweight.quantize.search import data
 from featherweight.quantize.step import Quantize
 from featherweight.quantize.store import Point, rounder
 from featherweight.seeds import generators_kept, seed_all, seed_from
+from featherweight.steps.options import COUNT, SEED, check_batches, check_known, check_number, check_split
 from featherweight.task import Task
 
 aten = torch.ops.aten
@@ -57,8 +58,8 @@ class Judge:
         check_known(name, "how", self.how, HOW)
         check_split(name, self.split)
         check_batches(name, self.batches)
-        if self.probes < 1:
-            raise RecipeError(f"{name} was given probes={self.probes}; expected a whole number from 1, as in probes=32")
+        check_number(name, "probes", self.probes, COUNT)
+        check_number(name, "seed", self.seed, SEED)
 
 
 def sensitivity(network: Network, task: Task, kinds: Sequence[str] = ("int8", "int4"), how: str = "output",

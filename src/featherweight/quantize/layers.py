@@ -10,7 +10,7 @@ from torch.fx import Node
 from featherweight.network import Network
 from featherweight.network.edit import TRANSPOSED, WEIGHTED, out_axis, readers_of
 from featherweight.network.layers import EVERY, Layer, no_float, not_finite, select
-from featherweight.numerics.formats import ACTIVATIONS, GRIDS, value_bits, weight_bits
+from featherweight.numerics.formats import ACTIVATIONS, GRIDS, HALVES, value_bits, weight_bits
 from featherweight.quantize.request import Request, of_ends, split
 from featherweight.quantize.store import Stored
 from featherweight.steps import Skipped
@@ -58,6 +58,8 @@ def _form(network: Network, layer: Layer, request: Request, outer: set[Node]) ->
     weight, axis = network.tensor(name), out_axis(nodes[0])
     if kind in GRIDS and GRIDS[kind].odd and network.patterns.keys() & set(layer.names):
         return None, f'its pruned zeros have no place among the levels of {kind}; write mixed={{"{name}": "ternary"}}'
+    if kind in HALVES and (largest := float(weight.detach().abs().max())) > (limit := torch.finfo(HALVES[kind]).max):
+        return None, f'its weights reach {largest:.3g}, and {kind} ends at {limit:g}; write mixed={{"{name}": "bf16"}}'
     lookup = nodes[0].target is aten.embedding.default
     if isinstance(request.granularity, int) and kind in GRIDS:
         length = weight.select(axis, 0).numel()

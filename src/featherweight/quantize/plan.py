@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -49,6 +50,7 @@ class QuantizePlan(Plan):
     values are divided before they are rounded, or multiplied after; the vectors lie in the plan's tensors.
     """
 
+    kind: ClassVar[str] = "quantize/1"
     stored: tuple[Stored, ...]
     points: tuple[Point, ...]
     changed: tuple[str, ...] = ()

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from featherweight.errors import RecipeError, TaskError
+from featherweight.errors import TaskError
 from featherweight.network import Network
 from featherweight.network.devices import device_of
 from featherweight.network.program import Tap
@@ -133,8 +133,3 @@ def _centers(low: Tensor, high: Tensor) -> Tensor:
     centers = (edges[1:] + edges[:-1]) / 2
     centers[0], centers[-1] = edges[0], edges[-1]
     return centers
-
-
-def check_method(name: str, given: str, known: Iterable[str] = METHODS) -> None:
-    if given not in known:
-        raise RecipeError(f"{name}={given!r} is not known; expected one of {', '.join(map(repr, known))}")

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from featherweight.deploy.kernels import FEW_BITS, ONNX_RUNTIME, RULES, Rules
 from featherweight.errors import RecipeError
 from featherweight.numerics.formats import ACTIVATIONS, check_kinds, value_bits
+from featherweight.steps.options import COUNT
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Request:
         if self.ends is not None:
             check_kinds("ends", *split(self.ends, self.activations))
         grain = self.granularity
-        if grain not in ("channel", "tensor") and not (isinstance(grain, int) and grain > 0):
+        if grain not in ("channel", "tensor") and not COUNT.hold(grain):
             raise RecipeError(f"granularity={grain!r} is not known; expected 'channel', 'tensor' or the length of a "
                               "group, as in granularity=32")
 

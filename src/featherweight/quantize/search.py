@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from dataclasses import fields
 from typing import Any
 
 import torch
 
-from featherweight.errors import RecipeError, did_you_mean
 from featherweight.network import Network
 from featherweight.network.devices import device_of
 from featherweight.quantize.step import Quantize
 from featherweight.seeds import generators_kept, seed_all, seed_from
 from featherweight.task import Batch, Task, move
-
-#: splits that a choice may be made on
-SPLITS = ("validation", "calibration", "train")
 
 
 def plain(step: Quantize, **changes: Any) -> Quantize:
@@ -43,23 +39,4 @@ def scored(network: Network, task: Task, split: str, batches: int | None) -> flo
     return -math.inf if math.isnan(found) else found
 
 
-def check_split(name: str, split: str) -> None:
-    if split == "test":
-        raise RecipeError(f'{name} was given split="test", which chooses nothing; write split="validation"')
-    check_known(name, "split", split, SPLITS)
-
-
-def check_known(name: str, option: str, given: str, known: Collection[str]) -> None:
-    """Raises RecipeError where an option is none of ``known``."""
-    if given not in known:
-        raise RecipeError(f"{name} has no {option} {given!r}; {did_you_mean(str(given), known)}; write "
-                          f'{option}="{next(iter(known))}"')
-
-
-def check_batches(name: str, batches: int | None) -> None:
-    if batches is not None and batches < 1:
-        raise RecipeError(f"{name} was given batches={batches}; expected a whole number from 1, as in batches=4, or "
-                          "None for all")
-
-
-__all__ = ["SPLITS", "check_batches", "check_known", "check_split", "data", "plain", "scored"]
+__all__ = ["data", "plain", "scored"]

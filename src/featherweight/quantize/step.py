@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -20,14 +20,19 @@ from featherweight.quantize.plan import QuantizePlan, growth
 from featherweight.quantize.prepare.biases import corrected
 from featherweight.quantize.prepare.gates import gated, write_out
 from featherweight.quantize.prepare.rescale import Product, rescaled
-from featherweight.quantize.ranges import check_method
+from featherweight.quantize.ranges import METHODS as RANGES
 from featherweight.quantize.request import Request, split
 from featherweight.quantize.rounding.methods import METHODS, rounded
 from featherweight.quantize.store import scale_name
 from featherweight.quantize.training.driver import Learning, Training
-from featherweight.quantize.training.learners import LEARNERS
+from featherweight.quantize.training.learners import LEARNERS, check_learner
 from featherweight.steps import Rewrite, Skipped, Stage
+from featherweight.steps.options import BATCH_LIMIT, Numbers, check_known, check_numbers
 from featherweight.task import Task
+
+#: options of which None takes the usual one
+USUAL = {"ranges": RANGES, "weight_ranges": ("minmax", "mse")}
+NUMBERS = {"smooth": Numbers(0.5, least=0, most=1, none="none"), "calibration_batches": BATCH_LIMIT}
 
 
 @dataclass(frozen=True)
@@ -132,17 +137,18 @@ class Quantize(Rewrite):
         return corrected(made, network, task, self.calibration_batches, even) if self.correct_bias else made
 
     def check(self) -> None:
-        """Raises RecipeError, or ExportError, for unknown options."""
+        """Raises RecipeError, or ExportError, for options that make no sense."""
         self.request().check()
-        if self.ranges is not None:
-            check_method("ranges", self.ranges)
-        if self.weight_ranges is not None:
-            check_method("weight_ranges", self.weight_ranges, ("minmax", "mse"))
-        check_method("rounding", self.rounding, METHODS)
-        check_method("learn", self.learn, LEARNERS)
-        check_method("calibration", self.calibration, CALIBRATIONS)
-        if self.smooth is not None and not 0 <= self.smooth <= 1:
-            raise RecipeError(f"smooth={self.smooth}; expected a number from 0 to 1, as in smooth=0.5")
+        names: dict[str, Collection[str]] = {"rounding": METHODS, "learn": LEARNERS, "calibration": CALIBRATIONS}
+        names |= {option: known for option, known in USUAL.items() if getattr(self, option) is not None}
+        for option, known in names.items():
+            check_known(type(self).__name__, option, getattr(self, option), known)
+        check_numbers(self, NUMBERS)
+        for text in self.progressive:
+            weights, values = split(text, self.activations)
+            if weights not in GRIDS or (values is not None and values not in ACTIVATIONS):
+                raise RecipeError(f"progressive={self.progressive!r}: {text!r} is no form to train; expected weights "
+                                  f"of {', '.join(GRIDS)}, with values or without, as in ('int8/uint8', 'int6/uint6')")
         if self.target is not None:
             deploy.target(self.target)
 
@@ -150,7 +156,7 @@ class Quantize(Rewrite):
         """Used during training: weights and values are rounded in every step, gradients pass. Scales start where
         calibration puts them."""
         self.check()
-        self._check_training()
+        self.check_training()
         task, _ = calibrated(self.calibration, network, task, self.calibration_batches)
         learning = Learning(self.learn, self.progressive, self.ranges, self.weight_ranges, self.calibration_batches)
         return Training(self.request(), learning, network, task)
@@ -159,7 +165,7 @@ class Quantize(Rewrite):
         return Request(self.weights, self.activations, self.granularity, self.mixed, self.ends, self.ignore,
                        self.target)
 
-    def _check_training(self) -> None:
+    def check_training(self) -> None:
         """Raises RecipeError for options that have no meaning during training."""
         for name, given, plain in (("rounding", self.rounding, "nearest"), ("equalize", self.equalize, False),
                                    ("smooth", self.smooth, None), ("rescale", self.rescale, False),
@@ -167,11 +173,11 @@ class Quantize(Rewrite):
             if given != plain:
                 raise RecipeError(f"{name}={given!r} is for networks that are trained no more; leave it out, or put "
                                   "Quantize after Train")
-        for text in self.progressive:
-            weights, values = split(text, self.activations)
-            if weights not in GRIDS or (values is not None and values not in ACTIVATIONS):
-                raise RecipeError(f"progressive={self.progressive!r}: {text!r} is no form to train; expected weights "
-                                  f"of {', '.join(GRIDS)}, with values or without, as in ('int8/uint8', 'int6/uint6')")
+        if isinstance(self.granularity, int):
+            raise RecipeError(f"granularity={self.granularity} cannot be used during training; write "
+                              "granularity='channel' or 'tensor', or put Quantize after Train")
+        ends = () if self.ends is None else (self.ends,)
+        check_learner(self.learn, {split(text, None)[0] for text in (self.weights, *self.mixed.values(), *ends)})
         if self.progressive and not LEARNERS[self.learn].progressive:
             raise RecipeError(f"learn={self.learn!r} has no other number of bits to come from; leave out progressive")
 

@@ -14,14 +14,14 @@ from featherweight.errors import PlanError, RecipeError
 from featherweight.measure import Measurement
 from featherweight.network import Network, load, trees
 from featherweight.network.file.digest import digest
-from featherweight.recipe.files import Crew, State, read_json, write_json
+from featherweight.recipe.files import JOB_FORMAT, Crew, State, read_json, write_json
 from featherweight.recipe.flags import flags_of, slower
-from featherweight.recipe.kinds import kind_of
 from featherweight.recipe.recipe import Recipe, aimed, rewrites
 from featherweight.recipe.result import Decision, Final, Result
-from featherweight.recover.checkpoint import canonical
 from featherweight.seeds import generators_kept, seed_all, seed_from
 from featherweight.steps import Context, Fit, Plan, Rewrite, Step
+from featherweight.steps.fingerprint import canonical
+from featherweight.steps.kinds import kind_of
 from featherweight.task import Task
 
 #: called with (what, done, total, figures) as work goes on
@@ -54,8 +54,8 @@ def compress(network: Network, task: Task, recipe: Recipe | Iterable[Step], targ
     deploy.target(target)
     crew = Crew()
     folder = Path(out) / "state" if out is not None else crew.folder()
-    mark = {"format": 1, "recipe": canonical(ready.steps), "network": digest(network), "target": target, "seed": seed,
-            "threads": threads}
+    mark = {"format": JOB_FORMAT, "recipe": canonical(ready.steps), "network": digest(network),
+            "target": target, "seed": seed, "threads": threads}
     try:
         crew.share(lambda: State(folder).claim(mark, resume))
         work = _Work(network, task, ready, target, State(folder), crew, threads, seed,

@@ -15,6 +15,10 @@ from featherweight.files import written_whole
 from featherweight.processes import accelerator
 
 T = TypeVar("T")
+#: of a job's state, as ``fingerprint.json`` says it
+JOB_FORMAT = 2
+#: formats that are gone on from no more -> the version that wrote them
+OLD_JOB_FORMATS = {1: "0.1"}
 
 
 def write_text(path: Path, text: str) -> None:
@@ -47,7 +51,8 @@ class State:
         self.folder = folder
 
     def claim(self, mark: Mapping[str, Any], resume: bool) -> None:
-        """Takes the folder for the job ``mark``. Raises RecipeError if it holds another's state and ``resume``."""
+        """Takes the folder for the job ``mark``. Raises RecipeError if it holds another's state, or that of another
+        version, and ``resume``."""
         sign = self.folder / "fingerprint.json"
         if self.folder.exists() and any(self.folder.iterdir()) and not sign.exists():
             raise RecipeError(f"{self.folder} holds files that are no state of a job; write another out=...")
@@ -55,6 +60,7 @@ class State:
             shutil.rmtree(self.folder)
         if sign.exists():
             found = read_json(sign)
+            self._readable(found)
             others = [key for key in mark if found.get(key) != mark[key]]
             if others:
                 raise RecipeError(f"{self.folder.parent} holds the state of another job (other: {', '.join(others)}); "
@@ -62,6 +68,19 @@ class State:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         write_json(sign, mark)
+
+    def _readable(self, found: Any) -> None:
+        """Raises FileError, or RecipeError with what to do, where ``found`` is no fingerprint of this format."""
+        form = found.get("format") if isinstance(found, Mapping) else None
+        if not isinstance(form, int):
+            raise FileError(f"{self.folder / 'fingerprint.json'} names no format of a job's state; write "
+                            "compress(..., resume=False) to start over")
+        if form != JOB_FORMAT:
+            writer = f"version {OLD_JOB_FORMATS[form]}" if form in OLD_JOB_FORMATS else "a newer version"
+            raise RecipeError(f"{self.folder.parent} holds the state of a job that {writer} of featherweight wrote "
+                              f"(format {form}), from which this one cannot go on (it reads format {JOB_FORMAT}); "
+                              "what is finished in it (result.json, network.fw, the plans) can be read. Go on with "
+                              "that version, or write compress(..., out=another folder), or resume=False to start over")
 
     def step(self, index: int) -> Path:
         folder = self.folder / f"step_{index}"

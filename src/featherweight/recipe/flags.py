@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from featherweight.measure import Latency, Measurement
-from featherweight.recipe.kinds import kind_of
 from featherweight.recipe.recipe import rewrites
 from featherweight.recipe.result import Decision
 from featherweight.steps import Step
+from featherweight.steps.kinds import kind_of
 
 #: a median and a lower quartile this much larger are called slower (disturbances move the upper quartile)
 SLOWER = 1.05

@@ -26,6 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from featherweight import deploy
 from featherweight.errors import RecipeError
 from featherweight.network import Assembly, Network, capture, load
 from featherweight.recipe import toml
@@ -68,6 +69,10 @@ class Options:
     threads: int = 1
     seconds: float = 1.0
     memory: bool = False
+
+    def check(self) -> None:
+        """Raises ExportError for an unknown target."""
+        deploy.target(self.target)
 
 
 @dataclass(frozen=True)

@@ -12,16 +12,16 @@ from collections.abc import Mapping
 from functools import cache
 from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
-from pydantic import AfterValidator, ConfigDict, TypeAdapter, ValidationError
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, TypeAdapter, ValidationError
 
 from featherweight.errors import RecipeError, did_you_mean
 from featherweight.network import Network
 from featherweight.steps import Fit, Objective, Rewrite
+from featherweight.steps.kinds import REGISTERED, kind_of, options
 
 FAMILIES = ("prune", "factorize", "share", "quantize", "distill", "recover", "balance")
 #: kinds of version 0.1 -> what they are now
 ALIASES = {"quantize.Ladder": "balance.Ladder", "quantize.Mixed": "balance.Mixed"}
-REGISTERED: dict[str, type] = {}
 
 
 def register(kind: str, cls: type) -> None:
@@ -50,12 +50,6 @@ def _shipped() -> dict[str, type]:
 def kinds() -> dict[str, type]:
     """Every known kind -> its class."""
     return {**_shipped(), **REGISTERED}
-
-
-def kind_of(step: Any) -> str:
-    """The kind of a step; for one that is not registered its class's full name."""
-    cls = type(step)
-    return next((kind for kind, known in kinds().items() if known is cls), f"{cls.__module__}.{cls.__qualname__}")
 
 
 # ---- options
@@ -120,7 +114,8 @@ def _value(hint: Any, value: Any, where: str) -> Any:
         problem = error.errors()[0]
         choices = _choices(hint)
         hint_text = f"; {did_you_mean(value, choices)}" if isinstance(value, str) and choices else ""
-        said = problem["msg"][:1].lower() + problem["msg"][1:]
+        said = problem["msg"].removeprefix("Value error, ")
+        said = said[:1].lower() + said[1:]
         raise RecipeError(f"{where} is {value!r}: {said}{hint_text}") from error
 
 
@@ -165,15 +160,20 @@ def _adapter(hint: Any) -> TypeAdapter[Any]:
 
 
 def _plain(hint: Any) -> Any:
-    """The hint as pydantic can check it: protocols by their methods, dataclasses and our classes by ``isinstance``."""
+    """The hint as pydantic can check it: protocols by their methods, dataclasses and our classes by ``isinstance``,
+    numbers without True and False, which pydantic takes for 1 and 0."""
     if hint is Objective:
         return Annotated[Any, AfterValidator(_objective)]
+    if hint in (int, float):
+        return Annotated[hint, BeforeValidator(_number)]
     if isinstance(hint, type) and get_origin(hint) is None and (dataclasses.is_dataclass(hint) or hint is Network):
         return Annotated[Any, AfterValidator(lambda value: _instance(hint, value))]
     if get_origin(hint) in (Union, types.UnionType):
         return Union[tuple(map(_plain, get_args(hint)))]  # noqa: UP007
     if get_origin(hint) is tuple:
         return tuple[tuple(a if a is ... else _plain(a) for a in get_args(hint))]  # type: ignore[misc]
+    if _is_mapping(get_origin(hint)) and len(get_args(hint)) == 2:
+        return Mapping[get_args(hint)[0], _plain(get_args(hint)[1])]  # type: ignore[misc]
     return hint
 
 
@@ -183,21 +183,16 @@ def _instance(cls: type, value: Any) -> Any:
     return value
 
 
+def _number(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("expected a number")
+    return value
+
+
 def _objective(value: Any) -> Any:
     if not hasattr(value, "begin"):
         raise ValueError("expected an objective, e.g. distill.Logits()")
     return value
-
-
-def options(step: Any) -> dict[str, Any]:
-    """The options of a step that are not at their defaults."""
-    found = {}
-    for f in dataclasses.fields(step):
-        value = getattr(step, f.name)
-        default = f.default_factory() if f.default_factory is not dataclasses.MISSING else f.default
-        if f.init and (type(value) is not type(default) or value != default):
-            found[f.name] = value
-    return found
 
 
 def line(step: Any) -> str:

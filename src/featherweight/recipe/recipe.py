@@ -10,9 +10,10 @@ from typing import Any
 
 from featherweight.errors import RecipeError
 from featherweight.recipe import toml
-from featherweight.recipe.kinds import build, kind_of, line, validated
+from featherweight.recipe.kinds import build, line, validated
 from featherweight.recover import Train
 from featherweight.steps import Fit, Rewrite, Stage, Step
+from featherweight.steps.kinds import kind_of
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ from typing import Any
 
 from featherweight.errors import RecipeError, did_you_mean
 from featherweight.network import Network
-from featherweight.recipe.kinds import kind_of, kinds, options
+from featherweight.recipe.kinds import kinds
+from featherweight.steps.kinds import kind_of, options
 
 #: tables that a job file may have
 TABLES = ("steps", "model", "task", "compress")

@@ -47,11 +47,8 @@ def _usable(task: Task, limit: int | None, drop_single: bool) -> Iterator[Batch]
 def rounds(task: Task, seed: int, limit: int | None, world: int, drop_single: bool) -> int:
     """Optimizer steps in one epoch: told by ``len()`` of the pass where it has one, else counted."""
     seed_all(seed)
-    task.require("train")
-    assert task.train is not None
-    started = task.train()
     try:
-        count = len(started)  # type: ignore[arg-type]
+        count = len(task.start("train"))  # type: ignore[arg-type]
     except TypeError:
         count = sum(1 for _ in _usable(task, limit, drop_single))
     count = min(count, limit) if limit is not None else count

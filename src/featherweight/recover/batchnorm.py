@@ -16,6 +16,7 @@ from featherweight.network.operators import set_schema_argument
 from featherweight.processes import accelerator
 from featherweight.seeds import generators_kept, seed_all, seed_from
 from featherweight.steps import Context, Fit
+from featherweight.steps.options import BATCH_LIMIT, SEED, check_number
 from featherweight.task import Task, batch_size, call, move
 
 aten = torch.ops.aten
@@ -36,8 +37,9 @@ class BatchNorm(Fit):
 
     def check(self) -> None:
         """Raises RecipeError for options that make no sense."""
-        if self.batches is not None and self.batches < 1:
+        if not BATCH_LIMIT.hold(self.batches):
             raise RecipeError(f"BatchNorm(batches={self.batches!r}): expected 1 or more, or None for all")
+        check_number("BatchNorm", "seed", self.seed, SEED)
 
     def fit(self, network: Network, task: Task, context: Context) -> Network:
         self.check()

@@ -6,7 +6,6 @@ Tensors are named "network/NAME", "optimizer/INDEX/KEY" and "driver/INDEX/NAME".
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import warnings
 from collections.abc import Mapping
@@ -20,10 +19,11 @@ from torch import Tensor
 
 from featherweight.errors import RecipeError
 from featherweight.files import written_whole
-from featherweight.network import Network
-from featherweight.network.file.digest import digest
 
 FILE = "checkpoint.safetensors"
+FORMAT = "featherweight checkpoint 2"
+#: formats that are read no more -> the version that wrote them
+OLD_FORMATS = {"featherweight checkpoint 1": "0.1"}
 
 
 @dataclass(frozen=True)
@@ -46,35 +46,11 @@ class Checkpoint:
         return {k.removeprefix(prefix): v for k, v in self.tensors.items() if k.startswith(prefix)}
 
 
-def canonical(value: Any) -> Any:
-    """``value`` as JSON-able data that is equal where the options are: dataclasses by fields, networks by digest."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        name = f"{type(value).__module__}.{type(value).__qualname__}"
-        return [name, {f.name: canonical(getattr(value, f.name)) for f in dataclasses.fields(value)}]
-    if isinstance(value, Network):
-        return ["network", digest(value)]
-    if isinstance(value, Mapping):
-        return {str(k): canonical(v) for k, v in value.items()}
-    if isinstance(value, (tuple, list)):
-        return [canonical(v) for v in value]
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value
-    if callable(value):
-        return f"{getattr(value, '__module__', '')}.{getattr(value, '__qualname__', type(value).__qualname__)}"
-    return repr(value)
-
-
-def fingerprint(step: Any, network: Network, **more: Any) -> str:
-    """What a checkpoint belongs to: the step's options, the network it started from, and ``more`` (seed, processes)."""
-    text = json.dumps([canonical(step), digest(network), more], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
 def write(folder: Path, mark: str, checkpoint: Checkpoint) -> None:
     """Writes ``folder/checkpoint.safetensors``; a run killed meanwhile leaves the one before."""
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {k: v.detach().cpu().clone().contiguous() for k, v in checkpoint.tensors.items()}
-    meta = {"format": "featherweight checkpoint 1", "fingerprint": mark, "numbers": json.dumps(checkpoint.numbers),
+    meta = {"format": FORMAT, "fingerprint": mark, "numbers": json.dumps(checkpoint.numbers),
             "position": json.dumps(dataclasses.asdict(checkpoint.position))}
     with written_whole(folder / FILE) as part:
         save_file(tensors, part, meta)
@@ -83,7 +59,7 @@ def write(folder: Path, mark: str, checkpoint: Checkpoint) -> None:
 def read(folder: Path, mark: str) -> Checkpoint | None:
     """The checkpoint in ``folder``; None where there is none, or only a damaged one (with a warning).
 
-    Raises RecipeError for one that belongs to other options or another network.
+    Raises RecipeError for one that belongs to other options or another network, or that another version wrote.
     """
     path = folder / FILE
     if not path.exists():
@@ -91,6 +67,7 @@ def read(folder: Path, mark: str) -> Checkpoint | None:
     try:
         with safetensors.safe_open(path, "pt") as file:
             meta = file.metadata() or {}
+            _check_format(path, meta["format"])
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
         given = meta["fingerprint"]
         position, numbers = Position(**json.loads(meta["position"])), json.loads(meta["numbers"])
@@ -101,3 +78,11 @@ def read(folder: Path, mark: str) -> Checkpoint | None:
         raise RecipeError(f"the checkpoint {path} belongs to other options, another network or another number of "
                           "processes; pass another Context(workdir=...), or delete it to start over")
     return Checkpoint(position, tensors, numbers)
+
+
+def _check_format(path: Path, form: str) -> None:
+    if form != FORMAT:
+        writer = f"version {OLD_FORMATS[form]}" if form in OLD_FORMATS else "a newer version"
+        raise RecipeError(f"the checkpoint {path} was written by {writer} of featherweight (format {form!r}), from "
+                          f"which this one cannot go on (it reads {FORMAT!r}); finish it with that version, or pass "
+                          "another Context(workdir=...), or delete it to start over")

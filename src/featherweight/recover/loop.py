@@ -24,6 +24,7 @@ from featherweight.recover.schedules import SCHEDULES
 from featherweight.recover.zeros import Zeros
 from featherweight.seeds import generators_kept, seed_all, seed_from
 from featherweight.steps import Context, Criterion, Driver, Plan
+from featherweight.steps.fingerprint import fingerprint
 from featherweight.task import SPLITS, Batch, Task, batch_size, call, move
 
 if TYPE_CHECKING:
@@ -225,7 +226,7 @@ class Run:
     def _mark(self) -> str:
         if not hasattr(self, "mark"):
             plain = dataclasses.replace(self.step, checkpoint_every="epoch")
-            self.mark = files.fingerprint(plain, self.origin, seed=self.context.seed, processes=self.world)
+            self.mark = fingerprint(plain, self.origin, seed=self.context.seed, processes=self.world)
         return self.mark
 
     def _resume(self) -> Position:
@@ -276,10 +277,10 @@ def on_device(task: Task, device: torch.device) -> Task:
     if device.type == "cpu":
         return task
 
-    def moved(start: Any) -> Any:
-        return lambda: Moved(start(), device)
+    def moved(split: str) -> Any:
+        return lambda: Moved(task.start(split), device)
 
-    return dataclasses.replace(task, **{s: moved(getattr(task, s)) for s in SPLITS if task.has(s)})
+    return dataclasses.replace(task, **{s: moved(s) for s in SPLITS if task.has(s)})
 
 
 class Moved:

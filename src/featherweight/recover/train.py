@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from featherweight.errors import RecipeError, did_you_mean
+from featherweight.errors import RecipeError
 from featherweight.network import Network
 from featherweight.network.edit import WEIGHTED, weight_name
 from featherweight.recover.optimizers import OPTIMIZERS
 from featherweight.recover.schedules import SCHEDULES
 from featherweight.steps import Context, Fit, Objective, Rewrite
+from featherweight.steps.options import BATCH_LIMIT, SEED, Numbers, check_known, check_numbers
 from featherweight.task import Task
+
+NUMBERS = {
+    "epochs": Numbers(5, least=0, whole=True), "lr": Numbers(0.01, above=0), "momentum": Numbers(0.9, least=0, below=1),
+    "weight_decay": Numbers(5e-4, least=0), "warmup": Numbers(0.1, least=0, below=1, noun="a share of the steps,"),
+    "clip": Numbers(1.0, above=0, none="no limit"), "batches": BATCH_LIMIT, "seed": SEED}
+SECONDS = Numbers(60.0, least=0)
 
 
 @dataclass(frozen=True)
@@ -63,28 +69,22 @@ class Train(Fit):
     checkpoint_every: Literal["epoch"] | float = "epoch"
 
     def check(self) -> None:
-        """Raises RecipeError for options that make no sense."""
-        choices: tuple[tuple[str, str, Iterable[str]], ...] = (
-            ("optimizer", self.optimizer, OPTIMIZERS), ("schedule", self.schedule, SCHEDULES))
-        for name, given, table in choices:
-            if given not in table:
-                raise RecipeError(f"Train({name}={given!r}): {did_you_mean(str(given), table)}")
+        """Raises RecipeError for options that make no sense, also for rewrites that cannot be at work in a training."""
+        check_known("Train", "optimizer", self.optimizer, OPTIMIZERS)
+        check_known("Train", "schedule", self.schedule, SCHEDULES)
+        check_numbers(self, NUMBERS)
         for name, fits, wanted in (
-            ("epochs", self.epochs >= 0, "0 or more"),
-            ("lr", self.lr > 0, "a number above 0, e.g. 0.01"),
-            ("momentum", 0 <= self.momentum < 1, "at least 0 and below 1"),
-            ("weight_decay", self.weight_decay >= 0, "0 or more"),
-            ("warmup", 0 <= self.warmup < 1, "a share of the steps, at least 0 and below 1"),
-            ("clip", self.clip is None or self.clip > 0, "a norm above 0, or None"),
-            ("batches", self.batches is None or self.batches > 0, "1 or more, or None for all"),
             ("autocast", self.autocast in (None, "bf16"), "'bf16' or None"),
-            ("checkpoint_every", self.checkpoint_every == "epoch" or isinstance(self.checkpoint_every, (int, float)),
+            ("checkpoint_every", self.checkpoint_every == "epoch" or SECONDS.hold(self.checkpoint_every),
              "'epoch' or seconds"),
             ("during", all(isinstance(r, Rewrite) for r in self.during), "rewrites, e.g. (prune.Weights(...),)"),
             ("distill", self.distill is None or hasattr(self.distill, "begin"), "an objective, e.g. distill.Logits()"),
         ):
             if not fits:
                 raise RecipeError(f"Train({name}={getattr(self, name)!r}): expected {wanted}")
+        for rewrite in self.during:
+            rewrite.check()
+            rewrite.check_training()
 
     def fit(self, network: Network, task: Task, context: Context) -> Network:
         from featherweight.recover.loop import Run

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -16,11 +17,15 @@ from featherweight.network.layers import not_finite, select
 from featherweight.network.operators import mutates
 from featherweight.numerics.kmeans import kmeans
 from featherweight.steps import Plan, Rewrite, Skipped, Stage
+from featherweight.steps.options import Numbers, check_numbers
 from featherweight.task import Task
 
 aten = torch.ops.aten
 #: bytes that a lookup's nodes and tensors take in the file's header, and more for each letter of the weight's name
 LOOKUP_BYTES, NAME_BYTES = 1024, 16
+NUMBERS = {"bits": Numbers(5, least=1, whole=True, none="the number of clusters"),
+           "clusters": Numbers(32, least=2, whole=True, none="the number of bits"),
+           "min_size": Numbers(1024, least=0, whole=True)}
 
 
 @dataclass(frozen=True)
@@ -36,6 +41,7 @@ class Shared:
 class CodebookPlan(Plan):
     """Which weights get codebooks of how many entries. The k-means itself is done by ``apply``: it needs no data."""
 
+    kind: ClassVar[str] = "share.codebook/1"
     shared: tuple[Shared, ...] = ()
 
     def apply(self, network: Network) -> Network:
@@ -88,21 +94,26 @@ class Codebook(Rewrite):
     ignore: tuple[str, ...] = ()
     stage: ClassVar[Stage] = Stage.PRECISION
 
-    def entries(self) -> int:
-        """Entries of a codebook."""
+    def check(self) -> None:
+        """Raises RecipeError for options that make no sense."""
+        check_numbers(self, NUMBERS)
         if self.bits is not None and self.clusters is not None:
             raise RecipeError(f"Codebook got bits={self.bits} and clusters={self.clusters}; write one of them, "
                               f"e.g. Codebook(bits={self.bits})")
-        entries = self.clusters if self.clusters is not None else 2 ** (5 if self.bits is None else self.bits)
+        entries = self.entries() if (self.bits or 0) < 64 else math.inf
         if not 2 <= entries <= 256:
             raise RecipeError(f"Codebook of {entries} entries; expected 2 to 256: write Codebook(bits=1..8) or "
                               "Codebook(clusters=2..256)")
         if self.per != "layer":
             raise RecipeError(f"Codebook(per={self.per!r}) is not known; write Codebook(per='layer')")
-        return entries
+
+    def entries(self) -> int:
+        """Entries of a codebook."""
+        return self.clusters if self.clusters is not None else 2 ** (5 if self.bits is None else self.bits)
 
     def plan(self, network: Network, task: Task) -> CodebookPlan:
         """Reads no data. Raises RecipeError as said above."""
+        self.check()
         entries = self.entries()
         selected = select(network, self.ignore)
         shared: list[Shared] = []

@@ -53,7 +53,9 @@ class Driver(ABC):
 
 
 class Objective(Protocol):
-    """A term that a Fit adds to the task's loss (distillation, penalties). Implementations are frozen dataclasses."""
+    """A term that a Fit adds to the task's loss (distillation, penalties). Implementations are frozen dataclasses.
+
+    Where one has a method ``check()``, as steps have, a Recipe calls it."""
 
     def begin(self, network: Network, context: Context) -> Criterion: ...
 

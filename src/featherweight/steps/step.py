@@ -26,19 +26,37 @@ class Rewrite(ABC):
 
     stage: ClassVar[Stage]
 
+    def check(self) -> None:  # noqa: B027  (many steps have nothing to check)
+        """Raises RecipeError (ExportError for a runtime) for options that make no sense, whatever the network.
+
+        A Recipe calls it when it is made, so that nothing wrong waits until its step is reached; so should ``plan`` and
+        ``start``. The default finds nothing wrong."""
+
+    def check_training(self) -> None:
+        """Raises RecipeError for options that have no meaning during training; called beside ``check`` where the step
+        is at work during a Fit. The default refuses a step that has no ``start`` of its own."""
+        if type(self).start is Rewrite.start:
+            raise _not_in_training(self)
+
     @abstractmethod
     def plan(self, network: Network, task: Task) -> Plan:
         """Decides. May read the task's calibration or validation data; leaves the network as it was."""
 
     def start(self, network: Network, task: Task) -> Driver:
         """Used during training: a driver that a Fit tells of its progress. Steps that cannot raise RecipeError."""
-        raise RecipeError(
-            f"{type(self).__name__} cannot be used during training; put it into the recipe as a step of its own"
-        )
+        raise _not_in_training(self)
+
+
+def _not_in_training(step: Rewrite) -> RecipeError:
+    return RecipeError(f"{type(step).__name__} cannot be used during training; put it into the recipe as a step of its "
+                       "own")
 
 
 class Fit(ABC):
     """A step that changes values only."""
+
+    def check(self) -> None:  # noqa: B027  (many steps have nothing to check)
+        """Raises RecipeError for options that make no sense, whatever the network; as in ``Rewrite``."""
 
     @abstractmethod
     def fit(self, network: Network, task: Task, context: Context) -> Network:

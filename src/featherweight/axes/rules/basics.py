@@ -84,6 +84,9 @@ def pointwise(trace: Trace, node: Node) -> Value:
     return Labels(shape, tuple(kept), all(x.stored for x in inputs))
 
 
+RULES.update(dict.fromkeys(operators("where.ScalarOther", "where.ScalarSelf", "where.Scalar"), pointwise))
+
+
 def broadcast(trace: Trace, inputs: Sequence[Labels], shape: tuple[int, ...], node: Node) -> list[Field]:
     """The fields of a value of this shape into which all ``inputs`` are broadcast, united axis by axis."""
     fields: list[Field] = []
@@ -185,16 +188,25 @@ def along(trace: Trace, node: Node) -> Value:
     name = "dims" if node.target in operators("flip", "roll") else "dim"
     dims = argument(node, name)
     dims = [wrap(int(d), x) for d in (dims if isinstance(dims, (list, tuple)) else [dims])] or range(len(x.shape))
-    return Labels(x.shape, trace.untouchable(x, dims, node, "it mixes channels"), x.stored)
+    for dim in dims:
+        x = trace.whole(x, dim, node, "it mixes channels")
+    plain = trace.plain(node)
+    return [Labels(x.shape, x.fields)] * len(plain) if isinstance(plain, list) else x  # sorted, and where from
 
 
 @rule("grid_sampler", "grid_sampler_2d", "grid_sampler_3d")
 def sampled(trace: Trace, node: Node) -> Value:
-    """Channel by channel, at places that another value names."""
+    """Channel by channel, at places that another value names for each sample: heads that lie beside the samples go from
+    the image and from its coordinates."""
     x, grid = first(trace, node), trace.of(node.args[1])
-    trace.freeze(grid, node, "coordinates")
-    trace.untouchable(x, range(2, len(x.shape)), node, "it is sampled over")
-    return Labels(trace.shape(node), tuple(f for f in x.fields if f.dims == (1,)))
+    assert grid is not None
+    for dim in range(1, len(grid.shape)):
+        grid = trace.whole(grid, dim, node, "coordinates")
+    for dim in range(2, len(x.shape)):
+        x = trace.whole(x, dim, node, "it is sampled over")
+    x = trace.part(x, 1, node)
+    trace.tie(trace.axis(x, 0, node), trace.axis(grid, 0, node), node, "it is sampled where no head is")
+    return Labels(trace.shape(node), tuple(f for f in x.fields if f.dims in ((0,), (1,))))
 
 
 @rule("glu")

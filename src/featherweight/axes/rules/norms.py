@@ -6,6 +6,8 @@ cut must be told so: ``prune/zero.py`` writes its form.
 
 from __future__ import annotations
 
+import operator
+
 from torch.fx import Node
 
 from featherweight.axes.labels import Labels, Trace, Value, path_of
@@ -25,7 +27,8 @@ def batch_norm(trace: Trace, node: Node) -> Value:
             trace.role(position, role, node)
             trace.tie(own, trace.axis(p, 0, node), node, "it normalises an axis that is never cut")
     fields = trace.untouchable(x, [d for d in range(len(x.shape)) if d != 1], node, "it is averaged over")
-    return Labels(trace.shape(node), tuple(f for f in fields if f.dims == (1,)))
+    made, plain = Labels(x.shape, tuple(f for f in fields if f.dims == (1,))), trace.plain(node)
+    return [made, *plain[1:]] if isinstance(plain, list) else made  # and statistics, which nothing is left of
 
 
 @rule("prelu")
@@ -70,8 +73,16 @@ def group_norm(trace: Trace, node: Node) -> Value:
     return Labels(trace.shape(node), tuple(f for f in x.fields if f.dims == (1,)))
 
 
-#: a channel's own number, or its place in an order, has no meaning once others are gone
-BY_NUMBER = {getattr(aten, name).default for name in ("argmax", "argmin")} | {aten.max.dim, aten.min.dim}
+#: what gives a channel's own number, or its place in an order, which has no meaning once others are gone
+BY_NUMBER = {getattr(aten, name).default for name in ("argmax", "argmin")}
+#: what gives such numbers second, which nobody needs to read
+NUMBERED = {aten.max.dim, aten.min.dim}
+
+
+def _numbers(node: Node) -> bool:
+    """Whether a call's result tells positions along the axis that it reduces."""
+    return node.target in BY_NUMBER or (node.target in NUMBERED and any(
+        user.target is not operator.getitem or user.args[1] == 1 for user in node.users))
 
 
 REDUCTIONS = (
@@ -87,7 +98,7 @@ def reduced(trace: Trace, node: Node) -> Value:
     names = [a.name for a in node.target._schema.arguments]  # type: ignore[union-attr]
     gone = reduced_dims(node, x)
     keep = bool(argument(node, "keepdim")) if "keepdim" in names else False
-    if node.target in BY_NUMBER:
+    if _numbers(node):
         x = Labels(x.shape, trace.untouchable(x, gone, node, "it numbers channels"), x.stored)
     left = x
     for dim in gone:

@@ -273,18 +273,3 @@ def several(trace: Trace, node: Node) -> Value:
     fields = trace.untouchable(x, [dim + 1, dim + 2] if "pixel" in str(node.target) else [], node, "it mixes channels")
     return Labels(shape, tuple(Field(f.dims, f.atoms.repeat(times, f.dims.index(dim)) if dim in f.dims else f.atoms)
                                for f in fields), x.stored)
-
-
-@rule("index.Tensor", "index_select")
-def indexed(trace: Trace, node: Node) -> Value:
-    """Rows taken by a stored or computed index along one axis; the other axes keep their labels."""
-    x, shape = first(trace, node), trace.shape(node)
-    if node.target is aten.index_select.default:
-        at, rank = [wrap(int(argument(node, "dim")), x)], 1
-    else:
-        given = [(d, i) for d, i in enumerate(node.args[1]) if i is not None]  # type: ignore[arg-type]
-        at, rank = [d for d, _ in given], len(trace.shape(given[0][1]))
-    if len(at) != 1:
-        return unknown(trace, node)
-    fields = trace.untouchable(x, at, node, "channels are taken by a computed position")
-    return Labels(x.shape, fields, x.stored).moved(shape, lambda d: d + (rank - 1) * (d > at[0]))

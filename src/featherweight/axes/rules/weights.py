@@ -24,9 +24,8 @@ def linear(trace: Trace, node: Node) -> Value:
     rows, columns = trace.axis(w, 0, node), trace.axis(w, 1, node)
     trace.tie(trace.axis(x, last, node), columns, node, "it reads an axis that is never cut")
     _bias(trace, node, argument(node, "bias"), rows)
-    if not x.stored:
-        trace.costs.append(_cost(trace, node, math.prod(shape[:-1]), w, (rows, columns)))
     fields = trace.rest(x, [last])
+    trace.costs.append(_cost(trace, node, math.prod(shape[:-1]), w, (rows, columns), fields))
     if rows is not None and len(w.shape) == 2:
         fields = (*fields, Field((last,), rows))
     return Labels(shape, fields, x.stored and w.stored)
@@ -39,9 +38,13 @@ def _bias(trace: Trace, node: Node, bias: Any, rows: Ints | None) -> None:
         trace.tie(trace.axis(b, 0, node), rows, node, "its bias is not cut")
 
 
-def _cost(trace: Trace, node: Node, places: int, w: Labels, axes: tuple[Ints | None, ...]) -> Cost:
-    """``places`` (over the whole batch) times the weight's elements, of which the labelled axes count what is kept."""
-    labelled = [a for a in axes if a is not None]
+def _cost(trace: Trace, node: Node, places: int, w: Labels, axes: tuple[Ints | None, ...],
+          beside: tuple[Field, ...]) -> Cost:
+    """``places`` (over the whole batch) times the weight's elements, of which the labelled axes count what is kept.
+
+    beside: fields over the places themselves, where channels lie along tokens, space or samples.
+    """
+    labelled = [a for a in (*axes, *(f.atoms for f in beside)) if a is not None]
     fixed = math.prod(w.shape) / math.prod(a.size for a in labelled)
     return Cost(node.name, fixed * places / trace.batch, tuple(labelled))
 
@@ -74,17 +77,19 @@ def _convolution(trace: Trace, node: Node, transposed: bool) -> Value:
     slides = [d for d in window if not (over_channels(node, x, w) or _one_wide(node, d - len(x.shape), x, w, shape))]
     trace.untouchable(x, slides, node, "it is convolved over")
     beside = tuple(f for f in x.fields if len(f.dims) == 1 and f.dims[0] in window and f.dims[0] not in slides)
+    samples = tuple(f for f in x.fields if f.dims == (0,) and channel != 0)
+    fewer = (*samples, *(() if over_channels(node, x, w) else beside))
     places = math.prod(s for d, s in enumerate(x.shape if transposed else shape) if d != channel)
     if groups == 1:
         made, into = (b, a) if transposed else (a, b)
         trace.tie(read, into, node, "it reads an axis that is never cut")
-        fewer = () if over_channels(node, x, w) else tuple(f.atoms for f in beside)
-        trace.costs.append(_cost(trace, node, places, w, (a, b, *fewer)))
+        trace.costs.append(_cost(trace, node, places, w, (a, b), fewer))
     else:
         made = _grouped(trace, node, read, (a, b), (x.shape[channel], shape[channel], groups), transposed)
-        trace.costs.append(_cost(trace, node, places, w, (a,) if whole_groups(x.shape[channel], groups) else (a, b)))
+        own = (a,) if whole_groups(x.shape[channel], groups) else (a, b)
+        trace.costs.append(_cost(trace, node, places, w, own, fewer))
     _bias(trace, node, argument(node, "bias"), made)
-    fields = (*beside, *(f for f in x.fields if f.dims == (0,) and channel != 0))
+    fields = (*beside, *samples)
     if made is not None:
         fields = (*fields, Field((channel,), made))
     return Labels(shape, fields, x.stored and w.stored)

@@ -12,6 +12,7 @@ from featherweight.deploy.nest import feed, given, nested
 from featherweight.deploy.onnx.file import METADATA, beside, to_onnx, write
 from featherweight.deploy.onnx.passes import ONNX_RUNTIME
 from featherweight.deploy.onnx.weights import for_onnx_runtime
+from featherweight.deploy.processor import saturates
 from featherweight.deploy.target import register
 from featherweight.errors import ExportError, InputError
 from featherweight.network import Network, Signature, fold_batch_norm
@@ -44,26 +45,31 @@ class OnnxRuntime:
         import onnxruntime
 
         try:
-            session = inference_session(path, threads)
+            session, exact = _exact_if_possible(path, threads)
         except Exception as error:
             raise ExportError(f"ONNX Runtime {onnxruntime.__version__} does not load {path}: {error}") from error
         text = session.get_modelmeta().custom_metadata_map.get(METADATA)
         if text is None:
             raise ExportError(f"{path} was not written by featherweight: it does not say how its outputs are nested; "
                               "export the network again")
-        return OnnxRunner(session, like, json.loads(text)["outputs"])
+        return OnnxRunner(session, like, json.loads(text)["outputs"], exact)
 
 
 def inference_session(path: str | Path, threads: int) -> Any:
     """ONNX Runtime's session of any file, on the CPU with ``threads`` threads, all graph optimizations on, and
     EXACT_SUMS (but not where two calls read one weight, or two weights one zero point: ONNX Runtime 1.32 fails to make
     it uint8 twice)."""
+    return _exact_if_possible(path, threads)[0]
+
+
+def _exact_if_possible(path: str | Path, threads: int) -> tuple[Any, bool]:
+    """The session, and whether it has EXACT_SUMS."""
     import onnxruntime
 
     try:
-        return _session(path, threads, EXACT_SUMS)
+        return _session(path, threads, EXACT_SUMS), True
     except onnxruntime.capi.onnxruntime_pybind11_state.Fail:
-        return _session(path, threads)
+        return _session(path, threads), False
 
 
 def _session(path: str | Path, threads: int, *entries: tuple[str, str]) -> Any:
@@ -84,12 +90,17 @@ class OnnxRunner:
 
     precision = "f32"
 
-    def __init__(self, session: Any, like: Signature, outputs: list[Any]) -> None:
+    def __init__(self, session: Any, like: Signature, outputs: list[Any], exact: bool) -> None:
         self._session = session
+        self._exact = exact
         self._like = like
         self._outputs = outputs
         self._names = [o.name for o in session.get_outputs()]
         self._read = {i.name for i in session.get_inputs()}
+
+    @property
+    def exact_sums(self) -> bool:
+        return self._exact or not saturates()
 
     @property
     def versions(self) -> Mapping[str, str]:

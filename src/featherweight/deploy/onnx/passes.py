@@ -108,7 +108,7 @@ def _pad_whole_numbers(graph: Any, node: Any) -> None:
         quantizer.outputs[0].replace_all_uses_with(pad.outputs[0])
 
 
-#: a bias of more steps stays float: sums with it could leave 32 bits
+#: a bias may have so many steps: sums with it must stay within 32 bits
 LARGEST_BIAS = 2**30
 #: parts of a step of the output's grid that a bias is rounded to, if the weight's numbers leave room
 FINE = 4096
@@ -158,16 +158,37 @@ def _round_bias(graph: Any, node: Any) -> None:
         return
     if scales.shape not in ((), bias.shape):
         return
+    if np.abs(bias.astype(np.float64)).max(initial=0) / (float(given) * scales.min(initial=np.inf)) >= LARGEST_BIAS:
+        weight, scales = _coarser(graph, node, weight, np.abs(bias.astype(np.float64)) / float(given))
     factor = _finer(graph, node, weight, given * scales)
     steps = np.broadcast_to(given * scales / np.float32(factor), bias.shape).astype(np.float32)
     numbers = np.round(bias.astype(np.float64) / steps)
-    if np.abs(numbers).max(initial=0) >= LARGEST_BIAS:
-        return
     name = f"{node.inputs[2].name}_{node.name}" if len(node.inputs[2].uses()) > 1 else node.inputs[2].name
     made = [constant(graph, f"{name}_whole", numbers.astype(np.int32)), constant(graph, f"{name}_scale", steps)]
     read = ir.node("DequantizeLinear", made, {"axis": 0}, name=f"{node.name}_bias")
     graph.insert_before(node, [read])
     node.replace_input_with(2, read.outputs[0])
+
+
+def _coarser(graph: Any, node: Any, weight: Any, biases: Any) -> tuple[Any, Any]:
+    """Writes the weight with larger scales where its channel's bias, in steps of the input, would not fit: the weights
+    of such a channel are so small beside its bias that their rounding is lost in it. Gives the node that reads the
+    weight, and the scales [channels]."""
+    import onnx_ir as ir
+
+    numbers, scales = constant_value(weight.inputs[0]), constant_value(weight.inputs[1])
+    transposed = node.op_type == "Gemm" and not (node.attributes.get("transB") and node.attributes["transB"].as_int())
+    axis, name = int(transposed), weight.outputs[0].name
+    old = np.broadcast_to(scales, biases.shape).astype(np.float64)
+    new = np.maximum(old, 2 * biases / LARGEST_BIAS).astype(np.float32)
+    shape = [-1 if d == axis else 1 for d in range(numbers.ndim)]
+    rounded = np.round(numbers.astype(np.float64) * (old / new).reshape(shape)).astype(numbers.dtype)
+    made = [constant(graph, f"{name}_{node.name}_{what}", value) for what, value in (
+        ("whole", rounded), ("scale", new), ("zero_point", np.zeros(new.shape, numbers.dtype)))]
+    read = ir.node("DequantizeLinear", made, {"axis": axis}, name=f"{node.name}_weight")
+    graph.insert_before(node, [read])
+    node.replace_input_with(1, read.outputs[0])
+    return read, new
 
 
 def _finer(graph: Any, node: Any, weight: Any, steps: Any) -> int:

@@ -26,6 +26,7 @@ from featherweight.deploy.onnx.passes import OPENVINO
 from featherweight.deploy.onnx.ready import unrounded
 from featherweight.deploy.onnx.weights import for_openvino
 from featherweight.deploy.openvino.weights import narrow
+from featherweight.deploy.processor import saturates
 from featherweight.deploy.target import register
 from featherweight.errors import ExportError, InputError
 from featherweight.network import Network, Signature, fold_batch_norm
@@ -121,6 +122,10 @@ class OpenVinoRunner:
         known = {item.name for item in like.inputs}  # an input handed through has its output's name too
         self._shapes = {name: port.get_partial_shape() for port in model.inputs for name in port.get_names() & known}
         self._ready: dict[Any, Any] = {}
+
+    @property
+    def exact_sums(self) -> bool:
+        return not saturates()
 
     @property
     def versions(self) -> Mapping[str, str]:

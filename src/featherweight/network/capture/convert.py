@@ -12,10 +12,12 @@ from torch.export.graph_signature import InputKind, InputSpec, OutputKind
 from torch.fx import Graph, Node
 from torch.fx.node import map_arg
 
-from featherweight.errors import CaptureError
+from featherweight.errors import CaptureError, FileError
 from featherweight.network.capture.export import limits
 from featherweight.network.capture.graphs import inline_regions, module_path, source_line, tidy
 from featherweight.network.capture.memory import Memory
+from featherweight.network.capture.source import training_branches
+from featherweight.network.file.allowed import written
 from featherweight.network.network import Input, Network, Signature
 from featherweight.network.operators import is_free, mutates, written_by
 
@@ -41,7 +43,7 @@ def convert(program: ExportedProgram, model: nn.Module) -> Network:
     network = Network(copier.graph, Signature(spec.in_spec, spec.out_spec, tuple(copier.inputs), copier.fixed))
     _adopt_tensors(network, model, copier.constants)
     _mark_counters(network, model)
-    network.notes += _notes(network, model, program)
+    network.notes += _notes(network, model)
     return network
 
 
@@ -66,6 +68,7 @@ class _Copier:
         elif node.op == "call_function":
             if isinstance(node.target, torch._ops.HigherOrderOperator):
                 raise CaptureError(f"{source_line(node)}: control flow ({node.target}) cannot be captured")
+            _check_known(node)
             made = self.graph.node_copy(node, self.values.__getitem__)
             made.meta = {"module": module_path(node), "source": source_line(node), "val": node.meta.get("val")}
             self.values[node] = made
@@ -78,7 +81,7 @@ class _Copier:
             if isinstance(value, Tensor):
                 self.values[node] = self.graph.placeholder(node.name)
                 self.values[node].meta["val"] = value
-                self.inputs.append(_input(node))
+                self.inputs.append(_input(node, self.program))
             else:
                 self.fixed[self.position] = getattr(spec.arg, "value", value)
                 if node.users:
@@ -93,10 +96,19 @@ class _Copier:
         self.values[node].meta["val"] = value
 
 
-def _input(node: Node) -> Input:
+def _check_known(node: Node) -> None:
+    """Raises CaptureError for an operator that no file may name: the network could never be saved."""
+    try:
+        written(node.target)
+    except FileError as error:
+        place = f"{source_line(node) or 'in forward'}, module {module_path(node) or '(the model itself)'!r}"
+        raise CaptureError(f"{place}: {error}; write it with operators of torch") from error
+
+
+def _input(node: Node, program: ExportedProgram) -> Input:
     value = node.meta["val"]
     shape = tuple(None if is_free(s) else int(s) for s in value.shape)
-    return Input(node.name, shape, value.dtype, bool(shape) and shape[0] is None)
+    return Input(node.name, shape, value.dtype, bool(shape) and shape[0] is None, limits(program, value))
 
 
 def _adopt_tensors(network: Network, model: nn.Module, constants: dict[str, Tensor]) -> None:
@@ -133,12 +145,17 @@ def _mark_counters(network: Network, model: nn.Module) -> None:
                     node.meta["cumulative"] = True
 
 
-def _notes(network: Network, model: nn.Module, program: ExportedProgram) -> list[str]:
+def _notes(network: Network, model: nn.Module) -> list[str]:
     """What was lost or assumed."""
     notes = []
     if not network.signature.dynamic_batch:
         notes.append("the batch size is fixed by the model: inputs must have exactly the examples' shapes")
-    notes += [f"the model does something else beyond a size: {limit}" for limit in limits(program)]
+    notes += [f"the model does something else beyond a size: axis {axis} of input {i.name!r} goes "
+              f"{f'from {least}' if least > 1 else ''}{' ' if least > 1 and most else ''}"
+              f"{f'up to {most}' if most is not None else ''}"
+              for i in network.signature.inputs for axis, least, most in i.limits]
+    notes += [f"asks for self.training in {place}: the graph has what it does in evaluation"
+              for place in training_branches(model)]
     lost = sorted(p for p, m in model.named_modules() if type(m).__name__ in TRAINING_ONLY
                   and getattr(m, "p", getattr(m, "drop_prob", True)))
     if lost:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
+from torch.nn.modules import transformer
 
 from featherweight.errors import CaptureError
 from featherweight.network import trees
@@ -80,37 +81,51 @@ def hopeless(error: BaseException) -> bool:
     return "DataDependent" in type(error.__cause__).__name__
 
 
-def limits(program: ExportedProgram) -> list[str]:
-    """Sizes that may not grow without end, because the model does something else for larger ones, in words."""
+def limits(program: ExportedProgram, value: Any) -> tuple[tuple[int, int, int | None], ...]:
+    """(axis, least, most) of the free axes of an input beyond which the model does something else; most is None where
+    there is no end. A size of one counts as any other unless the least is above two."""
     found = []
-    for node in program.graph.nodes:
-        if node.op == "placeholder" and isinstance(node.meta.get("val"), Tensor):
-            for axis, size in enumerate(node.meta["val"].shape):
-                bound = program.range_constraints.get(size.node.expr) if is_free(size) else None
-                if bound is not None and bound.upper.is_Integer and int(bound.upper) < 2**31:
-                    found.append(f"axis {axis} of input {node.name!r} goes up to {int(bound.upper)}")
-                elif bound is not None and bound.lower.is_Integer and int(bound.lower) > 2:
-                    found.append(f"axis {axis} of input {node.name!r} starts at {int(bound.lower)}")
-    return found
+    for axis, size in enumerate(value.shape):
+        bound = program.range_constraints.get(size.node.expr) if is_free(size) else None
+        if bound is None:
+            continue
+        most = int(bound.upper) if bound.upper.is_Integer and int(bound.upper) < 2**31 else None
+        least = int(bound.lower) if bound.lower.is_Integer and int(bound.lower) > 2 else 1
+        if most is not None or least > 1:
+            found.append((axis, least, most))
+    return tuple(found)
+
+
+@contextmanager
+def slow_attention() -> Iterator[None]:
+    """Attention as a graph has it, for a while: torch's fast path is one opaque operator."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
 
 
 @contextmanager
 def _plain() -> Iterator[None]:
-    """Keeps torch from printing whole graphs when an export fails (the error says what is needed), and from taking an
-    attention or a whole encoder layer as one opaque operator."""
+    """Keeps torch from printing whole graphs when an export fails (the error says what is needed), from taking an
+    attention or a whole encoder layer as one opaque operator, and from looking whether a mask happens to be causal
+    (which only chooses a faster kernel)."""
     names = ("torch.fx.experimental.symbolic_shapes", "torch._export.non_strict_utils", "torch.export._trace",
              "torch.fx.experimental.proxy_tensor")
     before = [(log, log.level) for log in map(logging.getLogger, names)]
     for log, _ in before:
         log.setLevel(logging.CRITICAL)
-    fast, said = torch.backends.mha.get_fastpath_enabled(), io.StringIO()
-    torch.backends.mha.set_fastpath_enabled(False)
+    said = io.StringIO()
+    looks = transformer._detect_is_causal_mask
+    transformer._detect_is_causal_mask = lambda mask, is_causal=None, size=None: bool(is_causal)
     try:
-        with redirect_stderr(said):
+        with redirect_stderr(said), slow_attention():
             yield
         sys.stderr.write(said.getvalue())
     finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
+        transformer._detect_is_causal_mask = looks
         for log, level in before:
             log.setLevel(level)
 

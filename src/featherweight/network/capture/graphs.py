@@ -11,12 +11,32 @@ from torch import Tensor
 from torch.fx import Graph, Node
 from torch.fx.node import map_arg
 
+from featherweight.errors import CaptureError
 from featherweight.network.capture.functional import fold_constants, free_factories, make_functional
-from featherweight.network.capture.products import write_linear
 from featherweight.network.edit import remove_dead
 from featherweight.network.operators import ASSERTIONS
 
 aten = torch.ops.aten
+
+
+def _gradients(node: Node) -> tuple[bool, Node, list[Any]]:
+    enabled, body, *args = node.args
+    return bool(enabled), body, list(args)  # type: ignore[return-value]
+
+
+def _autocast(node: Node) -> tuple[bool, Node, list[Any]]:
+    device, dtype, enabled, _, body, *args = node.args
+    if enabled:
+        raise CaptureError(f"{source_line(node) or 'in forward'}: autocast to {dtype} on {device} inside a model "
+                           "cannot be captured; take it out of forward (a network runs in any autocast around it)")
+    return True, body, list(args)  # type: ignore[return-value]
+
+
+#: operator that runs a region -> (whether gradients pass, the region's graph, its inputs)
+REGIONS: dict[Any, Callable[[Node], tuple[bool, Node, list[Any]]]] = {
+    torch.ops.higher_order.wrap_with_set_grad_enabled: _gradients,
+    torch.ops.higher_order.wrap_with_autocast: _autocast,
+}
 
 
 def source_line(node: Node) -> str:
@@ -38,13 +58,13 @@ def module_path(node: Node) -> str:
 
 
 def inline_regions(graph: Graph, submodule: Callable[[str], Any]) -> None:
-    """Puts the bodies of ``torch.no_grad`` / ``enable_grad`` regions in place; what no-grad ones give is detached."""
-    wrap = torch.ops.higher_order.wrap_with_set_grad_enabled
+    """Puts the bodies of ``torch.no_grad`` / ``enable_grad`` regions in place, and those of switched-off autocast; what
+    no-grad ones give is detached. Raises CaptureError for autocast that is on."""
     for node in list(graph.nodes):
-        if node.op != "call_function" or node.target is not wrap:
+        if node.op != "call_function" or node.target not in REGIONS:
             continue
-        enabled, body_node, *args = node.args
-        body = submodule(str(body_node.target)).graph  # type: ignore[union-attr]
+        enabled, body_node, args = REGIONS[node.target](node)
+        body = submodule(str(body_node.target)).graph
         inline_regions(body, lambda name, b=body_node: getattr(submodule(str(b.target)), name))  # type: ignore[misc]
         values: dict[Node, Node] = {}
         rest = iter(args)
@@ -52,7 +72,7 @@ def inline_regions(graph: Graph, submodule: Callable[[str], Any]) -> None:
         with graph.inserting_before(node):
             for inner in body.nodes:
                 if inner.op == "placeholder":
-                    values[inner] = next(rest)  # type: ignore[assignment]
+                    values[inner] = next(rest)
                 elif inner.op == "output":
                     results = map_arg(inner.args[0], values.__getitem__)
                 else:
@@ -65,8 +85,8 @@ def inline_regions(graph: Graph, submodule: Callable[[str], Any]) -> None:
                 user.replace_all_uses_with(results[user.args[1]])
                 graph.erase_node(user)
         graph.erase_node(node)
-        if not body_node.users:  # type: ignore[union-attr]
-            graph.erase_node(body_node)  # type: ignore[arg-type]
+        if not body_node.users:
+            graph.erase_node(body_node)
 
 
 def drop_identities(graph: Graph) -> None:
@@ -78,13 +98,12 @@ def drop_identities(graph: Graph) -> None:
                  and (len(node.args) < 4 or node.args[3] in (None, 2**63 - 1))
                  and (len(node.args) < 5 or node.args[4] == 1))
         if whole or node.target is aten.alias.default:
-            node.replace_all_uses_with(node.args[0])  # type: ignore[arg-type]
+            node.replace_all_uses_with(node.args[0])
             graph.erase_node(node)
 
 
 def tidy(graph: Graph, constants: dict[str, Tensor]) -> None:
-    """All of the above in order, constants folded, in-place calls made functional and products with stored matrices
-    written as linear calls between them."""
+    """All of the above in order, constants folded and in-place calls made functional between them."""
     for node in list(graph.nodes):
         if node.op == "call_function" and node.target in ASSERTIONS:
             graph.erase_node(node)
@@ -93,5 +112,4 @@ def tidy(graph: Graph, constants: dict[str, Tensor]) -> None:
     free_factories(graph)
     fold_constants(graph, constants)
     make_functional(graph)
-    write_linear(graph, constants)
     remove_dead(graph)

@@ -34,7 +34,8 @@ def describe(snapshot: Snapshot) -> tuple[dict[str, Any], dict[str, Tensor]]:
         "torch": torch.__version__,
         "in_spec": trees.to_json(signature.in_spec),
         "out_spec": trees.to_json(signature.out_spec),
-        "inputs": [{"name": i.name, "shape": list(i.shape), "dtype": _plain_name(i.dtype), "batched": i.batched}
+        "inputs": [{"name": i.name, "shape": list(i.shape), "dtype": _plain_name(i.dtype), "batched": i.batched,
+                    **({"limits": [list(limit) for limit in i.limits]} if i.limits else {})}
                    for i in signature.inputs],
         "constants": [[i, _argument(v)] for i, v in signature.constants.items()],
         "nodes": [_node(n) for n in snapshot.graph.nodes],
@@ -86,9 +87,9 @@ def rebuild(description: Any, tensors: Mapping[str, Tensor], types: Mapping[str,
     """What ``describe`` described. Every wrong field is a FileError."""
     try:
         graph = _graph(description["nodes"])
-        kinds = {_tensor_name(k): _kind(k, v) for k, v in description["tensors"].items()}
         ties = {_text(k): _text(v) for k, v in description["ties"].items()}
-        _check_tensors(graph, kinds, ties, tensors)
+        _check_tensors(graph, description["tensors"], ties, tensors)
+        kinds = {_tensor_name(k): _kind(k, v) for k, v in description["tensors"].items()}
         return Snapshot(graph, _signature(description, graph, types), tensors, kinds, ties,
                         tuple(_tensor_name(path) for path in _list(description.get("order", []))),
                         {_text(k): _text(v) for k, v in description["patterns"].items()},
@@ -152,7 +153,16 @@ def _input(item: Any) -> Input:
     shape = tuple(None if s is None else _integer(s) for s in _list(item["shape"]))
     if any(s is not None and s < 0 for s in shape) or not isinstance(item["batched"], bool):
         raise FileError(f"input {str(item['name'])[:80]!r} has the shape {str(shape)[:80]}")
-    return Input(_text(item["name"]), shape, _tagged("dtype", item["dtype"]), item["batched"])
+    limits = tuple(_limit(limit, shape) for limit in _list(item.get("limits", [])))
+    return Input(_text(item["name"]), shape, _tagged("dtype", item["dtype"]), item["batched"], limits)
+
+
+def _limit(item: Any, shape: tuple[int | None, ...]) -> tuple[int, int, int | None]:
+    axis, least, most = _list(item)
+    found = (_integer(axis), _integer(least), None if most is None else _integer(most))
+    if not 0 <= found[0] < len(shape) or shape[found[0]] is not None:
+        raise FileError(f"an input is limited along axis {str(axis)[:20]}, which is not free")
+    return found
 
 
 def _check_tensors(graph: Graph, kinds: Mapping[str, str], ties: Mapping[str, str],

@@ -129,8 +129,12 @@ class Allocation:
         if removed > 0:
             counts -= np.bincount(self._owners[:removed], minlength=len(self.groups))
             counts = self.rounded(counts)
-        return [np.sort(np.argsort(s, kind="stable")[len(s) - n:])
-                for s, n in zip(self.scores, counts.tolist(), strict=True)]
+        return [np.sort(order[len(order) - n:]) for order, n in zip(self._orders, counts.tolist(), strict=True)]
+
+    @cached_property
+    def _orders(self) -> list[Ints]:
+        """The channels of every group in the order in which they go."""
+        return [np.argsort(s, kind="stable") for s in self.scores]
 
     @cached_property
     def _owners(self) -> Ints:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from featherweight.axes.cut import kept_atoms
 from featherweight.axes.groups import AxisGroup, AxisGroups, axis_groups
+from featherweight.axes.labels import Ints
 from featherweight.judge.widths import LatencyTable
 from featherweight.network import Network
 from featherweight.network.layers import EVERY, around, fits, ignored, known_by, names_of, select, unmatched
@@ -22,7 +23,7 @@ from featherweight.task import Task
 
 
 @dataclass(frozen=True)
-class Selection:
+class ChannelGoal:
     """The options of ``Channels`` that say how much is to remain and by what it is chosen, under the same names.
 
     goal: the one of ``costs.TARGETS`` that was given; share: its value, the fraction 0..1 that remains.
@@ -60,7 +61,7 @@ class ChannelChoice:
         return {n: tuple(network.tensor(n).shape) for n in sorted(touched)}
 
 
-def choose(wanted: Selection, network: Network, task: Task, *, axes: AxisGroups | None = None,
+def choose(wanted: ChannelGoal, network: Network, task: Task, *, axes: AxisGroups | None = None,
            scores: Callable[[Sequence[AxisGroup]], Scores] | None = None,
            refuse: Callable[[AxisGroup], str] = lambda group: "") -> ChannelChoice:
     """Scores every channel that may go and keeps the best, as many as the step's target lets.
@@ -86,7 +87,7 @@ def choose(wanted: Selection, network: Network, task: Task, *, axes: AxisGroups 
         if rest > (share + 0.02) * whole:
             left = (*left, Skipped("", f"{goal}={share} cannot be reached: {rest / whole:.3f} remain, the nearest "
                                        "that these groups allow; lower round_to or min_keep, or ignore less"))
-    macs = COSTS["macs"](network, axes)
+    macs = cost if goal == "macs" else COSTS["macs"](network, axes)
     left = (*left, *(Skipped(g.name, "all of its channels are kept") for g, k in zip(groups, keep, strict=True)
                      if len(k) == len(g)))
     chosen = {g.name: tuple(k.tolist()) for g, k in zip(groups, keep, strict=True) if len(k) < len(g)}
@@ -94,7 +95,7 @@ def choose(wanted: Selection, network: Network, task: Task, *, axes: AxisGroups 
                          round(macs(kept_atoms(axes, chosen))), (*axes.frozen, *left), vars(case).get("curves", ()))
 
 
-def costing(wanted: Selection, network: Network, axes: AxisGroups) -> tuple[str, Cost, Mapping[tuple[str, int], int]]:
+def costing(wanted: ChannelGoal, network: Network, axes: AxisGroups) -> tuple[str, Cost, Mapping[tuple[str, int], int]]:
     """What the step has a target for, how it is counted, and the steps of width worth having for axes of weights."""
     if wanted.goal == "latency":
         table = LatencyTable.measure(network, axes, wanted.target or "onnxruntime")
@@ -103,13 +104,13 @@ def costing(wanted: Selection, network: Network, axes: AxisGroups) -> tuple[str,
     return goal, COSTS[goal](network, axes), {}
 
 
-def ranked(wanted: Selection, network: Network, task: Task, groups: Sequence[AxisGroup]) -> Scores:
+def ranked(wanted: ChannelGoal, network: Network, task: Task, groups: Sequence[AxisGroup]) -> Scores:
     """The step's score, made comparable between groups."""
     found = SCORES[wanted.score](network, task, groups, wanted.seed)
     return found if wanted.score in COMPARABLE else normalised(found)
 
 
-def candidates(wanted: Selection, network: Network, axes: AxisGroups) -> tuple[list[AxisGroup], tuple[Skipped, ...]]:
+def candidates(wanted: ChannelGoal, network: Network, axes: AxisGroups) -> tuple[list[AxisGroup], tuple[Skipped, ...]]:
     """The groups that may be cut, and why others that could are not."""
     known = _known(network, axes) if wanted.ignore else {}
     groups, left = [], []
@@ -140,5 +141,5 @@ def _known(network: Network, axes: AxisGroups) -> dict[str, frozenset[str]]:
     return found
 
 
-def named(groups: Sequence[AxisGroup], keep: Keep) -> dict[str, Sequence[int]]:
-    return {g.name: k.tolist() for g, k in zip(groups, keep, strict=True)}
+def named(groups: Sequence[AxisGroup], keep: Keep) -> dict[str, Ints]:
+    return {g.name: k for g, k in zip(groups, keep, strict=True)}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -26,6 +27,7 @@ class ChannelPlan(Plan):
     that make up for the channels lost.
     """
 
+    kind: ClassVar[str] = "prune.channels/1"
     keep: dict[str, tuple[int, ...]]
     shapes: dict[str, tuple[int, ...]]
     macs_before: int

@@ -16,7 +16,7 @@ from torch import Tensor
 from featherweight.axes.cut import kept_atoms
 from featherweight.axes.groups import AxisGroup, axis_groups
 from featherweight.network import Network
-from featherweight.prune.channels.choose import Selection, candidates, choose
+from featherweight.prune.channels.choose import ChannelGoal, candidates, choose
 from featherweight.prune.channels.held import Coupled, HeldChannels, channels_gone
 from featherweight.prune.channels.plan import ChannelPlan
 from featherweight.prune.channels.scores.table import Scores
@@ -43,7 +43,7 @@ class ChannelDriver(Driver):
     #: ``strength`` where the step gives none
     STRENGTH = 0.0
 
-    def __init__(self, wanted: Selection, pace: Pace, network: Network, task: Task) -> None:
+    def __init__(self, wanted: ChannelGoal, pace: Pace, network: Network, task: Task) -> None:
         self.wanted, self.pace, self.network, self.task = wanted, pace, network, task
         self.strength = self.STRENGTH if pace.strength is None else pace.strength
         self.axes = axis_groups(network, wanted.heads)
@@ -148,7 +148,7 @@ class GrowingPenalty(ChannelDriver):
 
     STRENGTH = 1.0
 
-    def __init__(self, wanted: Selection, pace: Pace, network: Network, task: Task) -> None:
+    def __init__(self, wanted: ChannelGoal, pace: Pace, network: Network, task: Task) -> None:
         super().__init__(wanted, pace, network, task)
         self.coupled = [Coupled(network, g) for g in self.groups]
 
@@ -177,7 +177,7 @@ class GroupLasso(ChannelDriver):
     STRENGTH = 5e-4
     ALPHA = 4.0
 
-    def __init__(self, wanted: Selection, pace: Pace, network: Network, task: Task) -> None:
+    def __init__(self, wanted: ChannelGoal, pace: Pace, network: Network, task: Task) -> None:
         super().__init__(wanted, pace, network, task)
         self.coupled = [Coupled(network, g) for g in self.groups]
 
@@ -200,7 +200,7 @@ class Slimming(ChannelDriver):
 
     STRENGTH = 1e-4
 
-    def __init__(self, wanted: Selection, pace: Pace, network: Network, task: Task) -> None:
+    def __init__(self, wanted: ChannelGoal, pace: Pace, network: Network, task: Task) -> None:
         super().__init__(wanted, pace, network, task)
         self.coupled = [Coupled(network, g, ("norm",)) for g in self.groups]
 
@@ -228,6 +228,6 @@ SCHEDULES: dict[str, type[ChannelDriver]] = {"gradual": Gradual, "slimming": Sli
                                              "growing": GrowingPenalty}
 
 
-def start(wanted: Selection, pace: Pace, network: Network, task: Task) -> ChannelDriver:
+def start(wanted: ChannelGoal, pace: Pace, network: Network, task: Task) -> ChannelDriver:
     """The driver of ``pace.schedule`` on a network that is about to train."""
     return SCHEDULES[pace.schedule](wanted, pace, network, task)

@@ -8,20 +8,35 @@ from typing import ClassVar
 
 import numpy as np
 
+from featherweight import deploy
 from featherweight.axes.cut import kept_atoms
 from featherweight.axes.groups import HEADS, AxisGroup, AxisGroups, axis_groups
 from featherweight.axes.zero import zero
-from featherweight.errors import RecipeError, did_you_mean
+from featherweight.errors import RecipeError
 from featherweight.network import Network
 from featherweight.prune.channels.allocate import ALLOCATIONS
-from featherweight.prune.channels.choose import ChannelChoice, Selection, choose, ranked
+from featherweight.prune.channels.choose import ChannelChoice, ChannelGoal, choose, ranked
 from featherweight.prune.channels.costs import TARGETS
 from featherweight.prune.channels.plan import ChannelPlan, filled
 from featherweight.prune.channels.refit import METHODS, compensated, left_out
 from featherweight.prune.channels.schedules import SCHEDULES, Pace, start
 from featherweight.prune.channels.scores.table import SCORES, Scores
 from featherweight.steps import Driver, Rewrite, Stage
+from featherweight.steps.options import (
+    COUNT,
+    REMAINS,
+    SEED,
+    Numbers,
+    check_known,
+    check_number,
+    check_numbers,
+    check_one,
+    check_pace,
+)
 from featherweight.task import Task
+
+NUMBERS = {**dict.fromkeys(TARGETS, REMAINS),
+           **dict.fromkeys(("round_to", "min_keep", "iterations"), COUNT), "seed": SEED}
 
 
 @dataclass(frozen=True)
@@ -103,16 +118,13 @@ class Channels(Rewrite):
         """The schedule at work; its ``finish`` gives a ChannelPlan. Raises RecipeError for options that make no sense
         in training."""
         self.check()
-        if self.compensate != "none" or self.iterations > 1:
-            raise RecipeError(f"Channels(compensate={self.compensate!r}, iterations={self.iterations}) works at once, "
-                              "the training makes up for the channels itself; leave both out in Train(during=...), or "
-                              "put Channels into the recipe as a step of its own")
+        self.check_training()
         return start(self._selection(), Pace(self.schedule, self.strength, self.begin, self.end, self.frequency),
                      network, task)
 
-    def _selection(self) -> Selection:
+    def _selection(self) -> ChannelGoal:
         goal = next(t for t in TARGETS if getattr(self, t) is not None)
-        return Selection(goal, getattr(self, goal), self.score, self.allocation, self.round_to, self.min_keep,
+        return ChannelGoal(goal, getattr(self, goal), self.score, self.allocation, self.round_to, self.min_keep,
                          self.ignore, self.residual, self.heads, self.target, self.seed)
 
     def _choose(self, work: Network, task: Task, axes: AxisGroups, progress: float,
@@ -132,31 +144,23 @@ class Channels(Rewrite):
         return choose(wanted, work, task, axes=axes, scores=scores)
 
     def check(self) -> None:
-        """Raises RecipeError for options that make no sense."""
-        given = [t for t in TARGETS if getattr(self, t) is not None]
-        if len(given) != 1:
-            raise RecipeError(f"Channels was given {' and '.join(given) or 'none'} of {', '.join(TARGETS)}; expected "
-                              "one of them: write Channels(macs=0.5) to keep half of the MACs or Channels(ratio=0.5) "
-                              "to keep half of the channels")
-        for name in given:
-            if not 0 < getattr(self, name) <= 1:
-                raise RecipeError(f"Channels was given {name}={getattr(self, name)}; expected the fraction that "
-                                  f"remains, above 0 and up to 1, as in Channels({name}=0.5)")
-        tables: dict[str, Collection[str]] = {"score": SCORES, "allocation": ALLOCATIONS,
-                                              "compensate": ("none", *METHODS), "schedule": SCHEDULES,
-                                              "heads": HEADS}
+        """Raises RecipeError for options that make no sense, ExportError for an unknown target."""
+        check_one(self, TARGETS, "Channels(macs=0.5) to keep half of the MACs or Channels(ratio=0.5) to keep half of "
+                                 "the channels")
+        check_numbers(self, NUMBERS)
+        tables: dict[str, Collection[str]] = {"score": SCORES, "allocation": ALLOCATIONS, "heads": HEADS,
+                                              "compensate": ("none", *METHODS), "schedule": SCHEDULES}
         for name, table in tables.items():
-            value = getattr(self, name)
-            if value not in table:
-                raise RecipeError(f"Channels has no {name} {value!r}; {did_you_mean(value, table)}; write "
-                                  f"Channels(macs=0.5, {name}=\"{next(iter(table))}\")")
-        for name in ("round_to", "min_keep", "iterations"):
-            if getattr(self, name) < 1:
-                raise RecipeError(f"Channels was given {name}={getattr(self, name)}; expected a whole number from 1, "
-                                  f"as in {name}=8")
-        if not (0 <= self.begin < self.end <= 1 and self.frequency > 0):
-            raise RecipeError(f"Channels was given begin={self.begin}, end={self.end}, frequency={self.frequency}; "
-                              "expected 0 <= begin < end <= 1, frequency above 0, as in Channels(begin=0.0, end=0.75)")
-        if self.strength is not None and self.strength <= 0:
-            raise RecipeError(f"Channels was given strength={self.strength}; expected a number above 0, or None for "
-                              f"the schedule's own ({SCHEDULES[self.schedule].STRENGTH:g})")
+            check_known("Channels", name, getattr(self, name), table)
+        check_pace(self)
+        usual = f"the schedule's own ({SCHEDULES[self.schedule].STRENGTH:g})"
+        check_number("Channels", "strength", self.strength, Numbers(0.1, above=0, none=usual))
+        if self.target is not None:
+            deploy.target(self.target)
+
+    def check_training(self) -> None:
+        """Raises RecipeError for options that have no meaning during training."""
+        if self.compensate != "none" or self.iterations > 1:
+            raise RecipeError(f"Channels(compensate={self.compensate!r}, iterations={self.iterations}) works at once, "
+                              "the training makes up for the channels itself; leave both out in Train(during=...), or "
+                              "put Channels into the recipe as a step of its own")

@@ -16,17 +16,21 @@ from featherweight.network.layers import around, fits, ignored, known_by, select
 from featherweight.prune.depth.blocks import KINDS, Block, Blocks, droppable
 from featherweight.prune.depth.scores import BLOCK_SCORES, RESCORED, BlockCase
 from featherweight.steps import Plan, Rewrite, Skipped, Stage
+from featherweight.steps.options import SEED, Numbers, check_known, check_numbers
 from featherweight.task import Task
 
 aten = torch.ops.aten
 RELUS = (aten.relu.default, aten.relu_.default)
 PER = ("block", "macs")
+NUMBERS = {"count": Numbers(2, least=1, whole=True, none="blocks by name"),
+           "batches": Numbers(4, least=1, whole=True), "seed": SEED}
 
 
 @dataclass(frozen=True)
 class LayerPlan(Plan):
     """Blocks to drop, in the order in which they were chosen, and the last score of every block that could be."""
 
+    kind: ClassVar[str] = "prune.layers/1"
     blocks: tuple[Block, ...]
     scores: dict[str, float]
 
@@ -59,6 +63,8 @@ def without(network: Network, blocks: tuple[Block, ...]) -> Network:
                 user.replace_all_uses_with(source)
                 other.graph.erase_node(user)
         output.replace_all_uses_with(source)
+    for node in other.calls(aten.view.default):  # what comes now may lie otherwise in memory
+        node.target = aten.reshape.default
     clear_dead(other, before)
     other.changed()
     return other
@@ -95,7 +101,7 @@ class Layers(Rewrite):
 
     def plan(self, network: Network, task: Task) -> LayerPlan:
         """Raises RecipeError for options that make no sense, TaskError where the score needs data that is not there."""
-        self._check()
+        self.check()
         blocks = droppable(network)
         free, left = self._candidates(network, blocks)
         if self.names:
@@ -163,19 +169,16 @@ class Layers(Rewrite):
             scores = [s / max(m / max(counted.total, 1), 1e-9) for s, m in zip(scores, saved, strict=True)]
         return scores
 
-    def _check(self) -> None:
+    def check(self) -> None:
+        """Raises RecipeError for options that make no sense."""
         if (self.count is None) == (not self.names):
             raise RecipeError(f"Layers was given count={self.count} and names={self.names}; expected one of the two: "
                               "write Layers(count=2) or Layers(names=(\"layer1.1\",))")
-        for name, least in (("count", self.count), ("batches", self.batches)):
-            if least is not None and least < 1:
-                raise RecipeError(f"Layers was given {name}={least}; expected a whole number from 1, as in "
-                                  f"Layers(count=2, {'batches=4' if name == 'batches' else 'score=...'})")
-        for name, given, known in (("score", self.score, tuple(BLOCK_SCORES)), ("per", self.per, PER),
-                                   *(("kinds", k, KINDS) for k in self.kinds)):
-            if given not in known:
-                raise RecipeError(f"Layers has no {name} {given!r}; {did_you_mean(given, known)}; "
-                                  f"write Layers(count=2, {name}={self.kinds if name == 'kinds' else known[0]!r})")
+        check_numbers(self, NUMBERS)
+        check_known("Layers", "score", self.score, BLOCK_SCORES)
+        check_known("Layers", "per", self.per, PER)
+        for kind in self.kinds:
+            check_known("Layers", "kinds", kind, KINDS, 'kinds=("residual", "plain")')
         if not self.kinds:
             raise RecipeError(f"Layers was given kinds=(); expected one or more of {KINDS}")
 

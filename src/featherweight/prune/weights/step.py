@@ -19,6 +19,7 @@ from featherweight.prune.weights.refit import COMPENSATIONS, compensated
 from featherweight.prune.weights.schedules import CURVES, REGROW, Grow, MaskSchedule
 from featherweight.prune.weights.scores import WEIGHT_SCORES, matrix
 from featherweight.steps import Plan, Rewrite, Skipped, Stage
+from featherweight.steps.options import SEED, Numbers, check_known, check_numbers, check_pace
 from featherweight.task import Task
 
 Masks = dict[str, Tensor]
@@ -26,6 +27,8 @@ Calls = Mapping[str, list[Node]]
 KEPT = "all of it is kept: others have lower scores"
 #: sparsity where none is given and the pattern does not say it
 SPARSITY = 0.8
+NUMBERS = {"sparsity": Numbers(SPARSITY, least=0, below=1, noun="the fraction of zeros,", none="the usual"),
+           "seed": SEED}
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,7 @@ class WeightPlan(Plan):
     counts the others; ``tensors["value.NAME"]`` holds new values of the kept ones, where they make up for the others.
     """
 
+    kind: ClassVar[str] = "prune.weights/1"
     zeros: dict[str, int]
     pattern: str = "single"
 
@@ -116,7 +120,7 @@ class Weights(Rewrite):
 
     def plan(self, network: Network, task: Task) -> WeightPlan:
         """Chooses the weights. Raises RecipeError for options that make no sense, TaskError for data not given."""
-        self._check()
+        self.check()
         calls, left = self._candidates(network)
         masks = self._masks(network, task, calls, self._sparsity())
         values: Masks = {}
@@ -128,11 +132,8 @@ class Weights(Rewrite):
 
     def start(self, network: Network, task: Task) -> MaskSchedule:
         """The masks at work in a training. Raises RecipeError where ``compensate`` is not "none"."""
-        self._check()
-        if self.compensate != "none":
-            raise RecipeError(f"Weights(compensate={self.compensate!r}) works at once, the training makes up for the "
-                              "zeros itself; write compensate=\"none\" in Train(during=...), or put Weights into the "
-                              "recipe as a step of its own")
+        self.check()
+        self.check_training()
         calls, left = self._candidates(network)
         grow = Grow(self.schedule, self.regrow, self.begin, self.end, self.frequency, self._sparsity())
 
@@ -184,26 +185,27 @@ class Weights(Rewrite):
                 ((shape[0] - o, shape[0], "rows"), (shape[1] - i, shape[1], "columns")) if n]
         return [Skipped(name, f"{' and '.join(ends)} fill no unit of the pattern {self.pattern} and stay")]
 
-    def _check(self) -> None:
+    def check(self) -> None:
+        """Raises RecipeError for options that make no sense."""
         pattern = pattern_of(self.pattern)
-        if self.sparsity is not None and not 0 <= self.sparsity < 1:
-            raise RecipeError(f"Weights was given sparsity={self.sparsity}; expected the fraction of zeros, from 0 and "
-                              "below 1, as in Weights(sparsity=0.8)")
+        check_numbers(self, NUMBERS)
         if pattern.of and self.sparsity is not None and abs(self.sparsity - self._sparsity()) > 1e-6:
             raise RecipeError(f"Weights was given sparsity={self.sparsity} and pattern={self.pattern!r}, which has "
                               f"sparsity {self._sparsity():g}; write Weights(pattern={self.pattern!r})")
-        for field, given, known in (("score", self.score, WEIGHT_SCORES), ("allocation", self.allocation, ALLOCATIONS),
-                                    ("compensate", self.compensate, COMPENSATIONS),
-                                    ("schedule", self.schedule, CURVES), ("regrow", self.regrow, REGROW)):
-            if given not in known:
-                raise RecipeError(f"Weights has no {field} {given!r}; {did_you_mean(given, known)}; "
-                                  f"write {field}=\"{next(iter(known))}\"")
+        for name, known in {"score": WEIGHT_SCORES, "allocation": ALLOCATIONS, "compensate": COMPENSATIONS,
+                            "schedule": CURVES, "regrow": REGROW}.items():
+            check_known("Weights", name, getattr(self, name), known)
         if self.regrow != "none" and self.score not in ("magnitude", "random"):
             raise RecipeError(f"Weights was given regrow={self.regrow!r} and score={self.score!r}, which says nothing "
                               "about weights that are masked now; write score=\"magnitude\"")
-        if not (0 <= self.begin < self.end <= 1 and self.frequency > 0):
-            raise RecipeError(f"Weights was given begin={self.begin}, end={self.end}, frequency={self.frequency}; "
-                              "expected 0 <= begin < end <= 1, frequency above 0, as in Weights(begin=0.0, end=0.75)")
+        check_pace(self)
+
+    def check_training(self) -> None:
+        """Raises RecipeError for options that have no meaning during training."""
+        if self.compensate != "none":
+            raise RecipeError(f"Weights(compensate={self.compensate!r}) works at once, the training makes up for the "
+                              "zeros itself; write compensate=\"none\" in Train(during=...), or put Weights into the "
+                              "recipe as a step of its own")
 
 
 def plan_of(masks: Mapping[str, Tensor], pattern: str, skipped: tuple[Skipped, ...],

@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from featherweight.errors import RecipeError
 from featherweight.network import Network, fold_batch_norm
 from featherweight.network.edit import TRANSPOSED, insert_call, out_axis
 from featherweight.network.fold import norm_scale
@@ -28,7 +27,7 @@ from featherweight.quantize.prepare.gates import gated, write_out
 from featherweight.quantize.ranges import usual_method
 from featherweight.quantize.request import Request, split
 from featherweight.quantize.store import Point, Stored, chosen_scale, scale_name
-from featherweight.quantize.training.learners import LEARNERS, Learner
+from featherweight.quantize.training.learners import LEARNERS, Learner, check_learner
 from featherweight.quantize.training.quantizers import Dynamic, Quantizer
 from featherweight.quantize.training.rounded_once import rounded_once
 from featherweight.seeds import generators_kept
@@ -66,7 +65,7 @@ class Training(Driver):
         with generators_kept(), torch.no_grad():
             folded = fold_batch_norm(network).eval()
             self.norms = folded_norms(network, folded)
-            self.found, self.skipped = self._found(folded, learner)
+            self.found, self.skipped = self._found(folded)
             self.gates = gated(folded, integer_calls(self.found, rules), rules)
             write_out(folded, self.gates)
             write_out(network, self.gates)
@@ -86,7 +85,7 @@ class Training(Driver):
             self._round(name, copies[name], learner)
         network.changed()
 
-    def _found(self, folded: Network, learner: Learner) -> tuple[list[LayerForm], list[Skipped]]:
+    def _found(self, folded: Network) -> tuple[list[LayerForm], list[Skipped]]:
         """The layers that are trained, and what is left alone."""
         found, skipped = layers(folded, self.request)
         kept = []
@@ -99,15 +98,7 @@ class Training(Driver):
                                        "after its groups; write Quantize after Train"))
             else:
                 kept.append(layer)
-                if stored.group is not None:
-                    raise RecipeError(f"granularity={stored.group} cannot be used during training; write "
-                                      "granularity='channel' or 'tensor', or put Quantize after Train")
-        kinds = {f.stored.kind for f in kept}
-        if kept and not kinds & set(learner.kinds):
-            raise RecipeError(f"learn={self.learning.learn!r} trains weights of "
-                              f"{', '.join(map(repr, learner.kinds))}, and these are "
-                              f"{', '.join(map(repr, sorted(kinds)))}; write weights={learner.kinds[-1]!r}, "
-                              "or learn='lsq'")
+        check_learner(self.learning.learn, {f.stored.kind for f in kept})
         return kept, skipped
 
     def _mixes(self, layer: LayerForm) -> bool:

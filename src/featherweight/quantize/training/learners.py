@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+from featherweight.errors import RecipeError
 from featherweight.numerics.formats import GRIDS
 from featherweight.quantize.training.quantizers import Fixed, Lsq, Pact, Quantizer, Steepening
 from featherweight.quantize.training.weight_quantizers import Apot, Balanced, Dorefa, Straight, Ttq
@@ -38,4 +39,14 @@ LEARNERS: dict[str, Learner] = {
     "react": Learner(Straight, kinds=("binary",)),
 }
 
-__all__ = ["LEARNERS", "Learner"]
+
+def check_learner(learn: str, kinds: Iterable[str]) -> None:
+    """Raises RecipeError where all weights are of ``kinds`` that the learner is not for."""
+    trained = set(kinds) & set(GRIDS)
+    wanted = LEARNERS[learn].kinds
+    if trained and not trained & set(wanted):
+        raise RecipeError(f"learn={learn!r} trains weights of {', '.join(map(repr, wanted))}, and these are "
+                          f"{', '.join(map(repr, sorted(trained)))}; write weights={wanted[-1]!r}, or learn='lsq'")
+
+
+__all__ = ["LEARNERS", "Learner", "check_learner"]

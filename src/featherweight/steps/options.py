@@ -1,0 +1,121 @@
+"""Checks of options: what an option may be is said once, as a table, and a refusal is worded alike for every step.
+
+A refusal is a RecipeError that says what was given, what was expected, and the line to write.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Collection, Mapping
+from dataclasses import KW_ONLY, dataclass
+from numbers import Integral, Real
+from typing import Any
+
+from featherweight.errors import RecipeError
+
+#: splits that a choice may be made on
+CHOICE_SPLITS = ("validation", "calibration", "train")
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """Finite numbers within bounds; True and False are none.
+
+    like: one of them, for the line to write. whole: integers only. noun, unit: the words before and after the bounds.
+    none: what None stands for; "" where None is refused.
+    """
+
+    like: float
+    _: KW_ONLY
+    above: float | None = None
+    least: float | None = None
+    below: float | None = None
+    most: float | None = None
+    whole: bool = False
+    noun: str = "a number"
+    unit: str = ""
+    none: str = ""
+
+    def hold(self, value: Any) -> bool:
+        """Whether ``value`` is one of them."""
+        if value is None:
+            return bool(self.none)
+        if isinstance(value, bool) or not isinstance(value, Integral if self.whole else Real):
+            return False
+        x: Any = value
+        return ((isinstance(x, Integral) or math.isfinite(x))
+                and (self.above is None or x > self.above) and (self.least is None or x >= self.least)
+                and (self.below is None or x < self.below) and (self.most is None or x <= self.most))
+
+    def __str__(self) -> str:
+        noun = "a whole number" if self.whole and self.noun == "a number" else self.noun
+        named = {"above": self.above, "from": self.least, "below": self.below, "up to": self.most}
+        bounds = " and ".join(f"{word} {bound:g}" for word, bound in named.items() if bound is not None)
+        return (f"{noun} {bounds}".rstrip() + self.unit) + (f", or None for {self.none}" if self.none else "")
+
+
+#: what remains of something, as a fraction of it; None where another target is given
+REMAINS = Numbers(0.5, above=0, most=1, noun="the fraction that remains,", none="another target")
+COUNT = Numbers(8, least=1, whole=True)
+BATCH_LIMIT = Numbers(4, least=1, whole=True, none="all")
+SEED = Numbers(0, whole=True)
+
+
+def check_number(name: str, option: str, given: Any, wanted: Numbers) -> None:
+    """Raises RecipeError where ``given``, the ``option`` of the step called ``name``, is none of the ``wanted``."""
+    if not wanted.hold(given):
+        raise RecipeError(f"{name} was given {option}={given!r}; expected {wanted}, as in "
+                          f"{name}({option}={wanted.like!r})")
+
+
+def check_numbers(step: Any, table: Mapping[str, Numbers]) -> None:
+    """The same for every option of ``step`` that the table names."""
+    for option, wanted in table.items():
+        check_number(type(step).__name__, option, getattr(step, option), wanted)
+
+
+def check_known(name: str, option: str, given: Any, known: Collection[str], write: str = "") -> None:
+    """Raises RecipeError where an option is none of the names ``known``; ``write`` is the line to write where
+    ``option="name"`` is not."""
+    if isinstance(given, str) and given in known:
+        return
+    close = difflib.get_close_matches(str(given), known, n=1, cutoff=0.5)
+    meant = f"did you mean {close[0]!r}? " if close else ""
+    line = write or f'{option}="{(close or list(known))[0]}"'
+    raise RecipeError(f"{name} has no {option} {given!r}; {meant}expected one of {', '.join(map(repr, known))}; write "
+                      f"{line}")
+
+
+def check_split(name: str, split: str) -> None:
+    """Raises RecipeError for a split on which nothing may be chosen."""
+    if split == "test":
+        raise RecipeError(f'{name} was given split="test", which chooses nothing; write split="validation"')
+    check_known(name, "split", split, CHOICE_SPLITS)
+
+
+def check_batches(name: str, batches: int | None) -> None:
+    """Raises RecipeError for a bound on the batches read that is no whole number from 1, nor None for all."""
+    check_number(name, "batches", batches, BATCH_LIMIT)
+
+
+def check_one(step: Any, options: Collection[str], write: str) -> None:
+    """Raises RecipeError where not exactly one of these options was given."""
+    given = [option for option in options if getattr(step, option) is not None]
+    if len(given) != 1:
+        raise RecipeError(f"{type(step).__name__} was given {' and '.join(given) or 'none'} of {', '.join(options)}; "
+                          f"expected one of them: write {write}")
+
+
+def check_pace(step: Any) -> None:
+    """Raises RecipeError where ``begin``, ``end`` and ``frequency`` are no shares of a training in their order."""
+    begin, end, frequency = given = step.begin, step.end, step.frequency
+    numbers = not any(isinstance(g, bool) or not isinstance(g, Real) for g in given)
+    if not (numbers and 0 <= begin < end <= 1 and 0 < frequency < math.inf):
+        name = type(step).__name__
+        raise RecipeError(f"{name} was given begin={begin}, end={end}, frequency={frequency}; expected "
+                          f"0 <= begin < end <= 1, frequency above 0, as in {name}(begin=0.0, end=0.75)")
+
+
+__all__ = ["BATCH_LIMIT", "CHOICE_SPLITS", "COUNT", "REMAINS", "SEED", "Numbers", "check_batches", "check_known",
+           "check_number", "check_numbers", "check_one", "check_pace", "check_split"]

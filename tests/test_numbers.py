@@ -1,0 +1,112 @@
+"""Numbers at the edge of what types and runtimes hold: the deployed file stays right, or says why it cannot."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import featherweight as fw
+from featherweight import deploy
+from featherweight.numerics.grids import Spec, fake_quantize, least_squares, minmax
+
+torch.set_num_threads(1)
+
+
+class Dead(nn.Module):
+    """One channel of a normalized convolution is scaled by next to nothing, and has a bias."""
+
+    def __init__(self, gain: float) -> None:
+        super().__init__()
+        self.c, self.b = nn.Conv2d(3, 16, 3, padding=1), nn.BatchNorm2d(16)
+        self.d, self.f = nn.Conv2d(16, 16, 3, padding=1), nn.Linear(16, 5)
+        with torch.no_grad():
+            self.b.weight[3], self.b.bias[3] = gain, 2.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.f(F.relu(self.d(F.relu(self.b(self.c(x))))).mean((2, 3)))
+
+
+def tiny_row() -> nn.Module:
+    model = nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 5))
+    with torch.no_grad():
+        model[0].weight[3] *= 1e-9
+        model[0].bias[3] = 3.0
+    return model
+
+
+def tiny_weights() -> nn.Module:
+    model = nn.Sequential(nn.Conv2d(3, 2, 3, padding=1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2, 5))
+    with torch.no_grad():
+        model[0].weight *= 1e-9
+        model[0].bias[:] = torch.tensor([5.0, -4.5])
+    return model
+
+
+def images() -> Tensor:
+    return torch.randn(8, 3, 12, 12)
+
+
+BESIDE_BIAS: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor]]] = {
+    "gain 1e-5": (lambda: Dead(1e-5), images), "gain 1e-6": (lambda: Dead(1e-6), images),
+    "gain 1e-9": (lambda: Dead(1e-9), images), "all weights": (tiny_weights, images),
+    "a row of a linear layer": (tiny_row, lambda: torch.randn(32, 16)),
+}
+
+
+@pytest.mark.parametrize("granularity", ["channel", "tensor"])
+@pytest.mark.parametrize("name", BESIDE_BIAS)
+def test_tiny_weights_beside_a_bias_leave_the_file_right(name: str, granularity: str, tmp_path) -> None:
+    torch.manual_seed(0)
+    model, x = BESIDE_BIAS[name][0]().eval(), BESIDE_BIAS[name][1]()
+    net = fw.capture(model, x, parts=False)
+    step = fw.quantize.Quantize(granularity=granularity)
+    rounded = step.plan(net, fw.Task(calibration=[(x, None)])).apply(net)
+    target = deploy.target("onnxruntime")
+    target.export(rounded, tmp_path / "net.onnx")
+    runner = target.load(tmp_path / "net.onnx", like=rounded.signature)
+    found, whole = deploy.verify(rounded, runner, (x,)), net(x)
+    assert found.ok, found
+    assert float((runner(x) - whole).norm() / whole.norm()) < 0.02
+
+
+@pytest.mark.parametrize("choose", [minmax, least_squares])
+@pytest.mark.parametrize("bits", [1, 2, 3])
+def test_a_channel_of_zeros_stays_next_to_zero_where_zero_is_no_level(bits: int, choose) -> None:
+    spec = Spec(bits, odd=True, axis=0)
+    weight = torch.stack([torch.randn(50), torch.zeros(50)])
+    scale, zero = choose(weight, spec)
+    rounded = fake_quantize(weight, scale, zero, spec)
+    assert float(rounded[1].abs().max()) < 1e-20
+    assert float(rounded[0].abs().min()) > 1e-3
+
+
+class Broken:
+    """A runner whose file gives what the network gives, NaN where it does."""
+
+    precision, exact_sums, versions = "f32", True, {}
+
+    def __init__(self, network: fw.Network) -> None:
+        self.network = network
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.network(x)
+
+
+def test_nan_on_both_sides_is_no_agreement() -> None:
+    net = fw.capture(nn.Linear(4, 3), torch.randn(2, 4), parts=False)
+    with torch.no_grad():
+        net.tensor("weight")[0] = torch.inf
+        net.tensor("bias")[0] = -torch.inf
+    found = deploy.verify(net, Broken(net), (torch.ones(2, 4),))
+    assert not found.ok
+    assert "not finite" in found.complaint()
+
+
+@pytest.mark.parametrize(("saturates", "told"), [(False, False), (True, True)])
+def test_advice_on_saturation_is_given_only_where_sums_may_saturate(saturates: bool, told: bool) -> None:
+    said = deploy.Agreement(1.0, 0.4, False, 0.05, saturates).complaint()
+    assert ("VNNI" in said) is told
