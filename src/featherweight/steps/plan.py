@@ -19,15 +19,7 @@ from torch import Tensor
 from featherweight.errors import FileError, PlanError, did_you_mean
 from featherweight.files import written_whole
 from featherweight.network import Network
-
-
-@dataclass(frozen=True)
-class Skipped:
-    """Something that a plan left as it was, and why: nothing is skipped in silence."""
-
-    path: str
-    reason: str
-
+from featherweight.network.layers import Skipped
 
 #: kind -> class of every plan that can be read
 PLANS: dict[str, type[Plan]] = {}
