@@ -19,6 +19,7 @@ from torch import Tensor
 from featherweight.errors import FileError, PlanError, did_you_mean
 from featherweight.files import written_whole
 from featherweight.network import Network
+from featherweight.steps.shipped import shipped
 
 
 @dataclass(frozen=True)
@@ -99,6 +100,8 @@ class Plan(ABC):
         except (ValueError, KeyError, AttributeError, TypeError) as error:
             raise PlanError(f"this is not a plan: {error}; expected the text that Plan.to_json wrote") from error
         kind = ALIASES.get(str(given), str(given))
+        if kind not in PLANS:
+            shipped()
         if kind not in PLANS:
             raise PlanError(_unknown(kind))
         if "tensors" in body:
