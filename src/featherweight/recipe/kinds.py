@@ -6,7 +6,6 @@ A kind is "family.Class": ``prune.Channels``, ``recover.Train``, ``distill.Logit
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import types
 from collections.abc import Mapping
 from functools import cache
@@ -19,8 +18,8 @@ from featherweight.network import Network
 from featherweight.steps import Beside, Fit, Rewrite
 from featherweight.steps.companion import gives_companions, is_beside
 from featherweight.steps.kinds import REGISTERED, kind_of, options
+from featherweight.steps.shipped import shipped
 
-FAMILIES = ("prune", "factorize", "share", "quantize", "distill", "recover", "balance")
 #: kinds of version 0.1 that had the options of a ``Quantize`` beside their own -> what they are now, around a step; and
 #: what that step has where the table does not say it
 FLAT: dict[str, tuple[str, dict[str, Any]]] = {"quantize.Ladder": ("balance.Ladder", {}),
@@ -43,8 +42,7 @@ def is_kind(value: Any) -> bool:
 @cache
 def _shipped() -> dict[str, type]:
     found = {}
-    for family in FAMILIES:
-        module = importlib.import_module(f"featherweight.{family}")
+    for family, module in shipped().items():
         for name in getattr(module, "__all__", ()):
             if is_kind(getattr(module, name)):
                 found[f"{family}.{name}"] = getattr(module, name)

@@ -20,6 +20,7 @@ from featherweight.errors import FileError, PlanError, did_you_mean
 from featherweight.files import written_whole
 from featherweight.network import Network
 from featherweight.network.layers import Skipped
+from featherweight.steps.shipped import shipped
 
 #: kind -> class of every plan that can be read
 PLANS: dict[str, type[Plan]] = {}
@@ -102,6 +103,8 @@ class Plan(ABC):
         except (ValueError, KeyError, AttributeError, TypeError) as error:
             raise PlanError(f"this is not a plan: {error}; expected the text that Plan.to_json wrote") from error
         kind = ALIASES.get(str(given), str(given))
+        if kind not in PLANS:
+            shipped()
         if kind not in PLANS:
             raise PlanError(_unknown(kind))
         if "tensors" in body:
