@@ -6,7 +6,6 @@ A kind is "family.Class": ``prune.Channels``, ``recover.Train``, ``distill.Logit
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import types
 from collections.abc import Mapping
 from functools import cache
@@ -17,9 +16,8 @@ from pydantic import AfterValidator, BeforeValidator, ConfigDict, TypeAdapter, V
 from featherweight.errors import RecipeError, did_you_mean
 from featherweight.network import Network
 from featherweight.steps import Fit, Objective, Rewrite
-from featherweight.steps.kinds import REGISTERED, kind_of, options
+from featherweight.steps.kinds import REGISTERED, families, kind_of, options
 
-FAMILIES = ("prune", "factorize", "share", "quantize", "distill", "recover", "balance")
 #: kinds of version 0.1 that had the options of a ``Quantize`` beside their own -> what they are now, around a step; and
 #: what that step has where the table does not say it
 FLAT: dict[str, tuple[str, dict[str, Any]]] = {"quantize.Ladder": ("balance.Ladder", {}),
@@ -42,8 +40,7 @@ def is_kind(value: Any) -> bool:
 @cache
 def _shipped() -> dict[str, type]:
     found = {}
-    for family in FAMILIES:
-        module = importlib.import_module(f"featherweight.{family}")
+    for family, module in families().items():
         for name in getattr(module, "__all__", ()):
             if is_kind(getattr(module, name)):
                 found[f"{family}.{name}"] = getattr(module, name)

@@ -19,6 +19,7 @@ from torch import Tensor
 from featherweight.errors import FileError, PlanError, did_you_mean
 from featherweight.files import written_whole
 from featherweight.network import Network
+from featherweight.steps.kinds import OURS, families
 
 
 @dataclass(frozen=True)
@@ -99,6 +100,7 @@ class Plan(ABC):
         except (ValueError, KeyError, AttributeError, TypeError) as error:
             raise PlanError(f"this is not a plan: {error}; expected the text that Plan.to_json wrote") from error
         kind = ALIASES.get(str(given), str(given))
+        families()
         if kind not in PLANS:
             raise PlanError(_unknown(kind))
         if "tensors" in body:
@@ -134,6 +136,8 @@ def _claim(cls: type[Plan]) -> None:
     """Puts a concrete plan into ``PLANS``; one of the same full name (its module was executed again) is replaced.
 
     Raises PlanError where the class writes out no kind with a version, or the kind of another class."""
+    if not cls.__module__.startswith(f"{OURS}."):
+        families()  # what comes with the package has its kinds first
     kind, name = vars(cls).get("kind"), _full_name(cls)
     snake = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", cls.__name__.removesuffix("Plan")).lower()
     line = f'kind: ClassVar[str] = "{cls.__module__.partition(".")[0].strip("_")}.{snake or "plan"}/1"'
