@@ -312,7 +312,8 @@ def test_layers_that_are_settled_stay_so_and_count():
 def test_a_budget_that_cannot_be_met_is_said():
     net, task = network(), digits_task()
     plan = Mixed(WEIGHTS, bytes=0.01, kinds=("int4", "ternary")).plan(net, task)
-    assert {s.kind for s in plan.stored} == {"ternary"}
+    packed = {s.kind for s in plan.stored if net.tensor(s.weight).numel() >= 256}
+    assert packed == {"ternary"}  # fewer numbers lie in the file as whole bytes: four bits are no dearer there
     assert any("bytes=0.01 cannot be reached" in s.reason for s in plan.skipped)
 
 

@@ -146,9 +146,9 @@ def _limit(asked: Asked, name: str, network: Network, folded: Network, task: Tas
         return _latency(asked, share, network, task, offers, settled)
     if name == "bits":
         sizes = {n: folded.tensor(n).numel() for n in (*offers, *settled)}
-        spent = sum(sizes[n] * _bits(kind) for n, kind in settled.items())
+        fixed_bits = sum(sizes[n] * _bits(kind) for n, kind in settled.items())
         costs = [[float(sizes[n] * _bits(str(c.option))) for c in mine] for n, mine in offers.items()]
-        return Limit(name, share * sum(sizes.values()) - spent, costs)
+        return Limit(name, share * sum(sizes.values()) - fixed_bits, costs)
     cost = COUNTED[name]
     fixed = [c for n, kind in settled.items()
              for c in Kinds((kind,), asked.step).candidates(folded, task, n)]

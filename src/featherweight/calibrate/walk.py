@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from itertools import accumulate, chain
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.fx import Node
 from torch.fx.node import map_arg
@@ -79,7 +80,7 @@ class Order:
         change = [0.0] * (len(calls) + 1)
         for name, at in {**number, **last}.items():
             freed[at].append(name)
-            if name in number:
+            if name in number and not turns_stored(calls[number[name]]):
                 change[number[name] + 1] += size.get(name, 0.0)
                 change[at + 1] -= size.get(name, 0.0)
         return cls(calls, number, last, tuple(map(tuple, freed)), size, tuple(accumulate(change)))
@@ -88,14 +89,26 @@ class Order:
         return self.calls[self.number[name]]
 
 
+def turns_stored(node: Node) -> bool:
+    """Whether a call only turns a stored matrix around: done where it is read, so that a matrix set later on counts."""
+    return node.target is torch.ops.aten.t.default and node.all_input_nodes[0].op == "get_attr"
+
+
 def run(nodes: Iterable[Node], values: dict[str, Any], tensor: Callable[[str], Tensor],
         taps: Mapping[str, Tap]) -> None:
     """Computes these calls, in order, out of the activations ``values`` (by node name) and into them.
 
     tensor: looks stored tensors up by name. taps: node name -> what its activation passes through.
     """
+    def value_of(node: Node) -> Any:
+        if node.op == "get_attr":
+            return tensor(str(node.target))
+        if turns_stored(node) and node.name not in values:
+            return value_of(node.all_input_nodes[0]).t()
+        return values[node.name]
+
     def get(argument: Any) -> Any:
-        return map_arg(argument, lambda n: tensor(str(n.target)) if n.op == "get_attr" else values[n.name])
+        return map_arg(argument, value_of)
 
     for node in nodes:
         value = node.target(*get(node.args), **get(node.kwargs))  # type: ignore[operator]
@@ -145,7 +158,8 @@ class Flow:
 
     def _run(self, values: dict[str, Any], start: int, stop: int) -> None:
         for node, freed in zip(self.order.calls[start:stop], self.order.freed[start:stop], strict=True):
-            run((node,), values, self.network.tensor, self.taps)
+            if not turns_stored(node):
+                run((node,), values, self.network.tensor, self.taps)
             for name in freed:
                 if not self.kept[name]:
                     values.pop(name, None)
