@@ -14,7 +14,7 @@ from featherweight.judge.costs import COSTS, growth
 from featherweight.judge.damage import Judge, together
 from featherweight.judge.in_network import InNetwork
 from featherweight.network import Network, fold_batch_norm
-from featherweight.numerics.budgets import choose_jointly, reachable
+from featherweight.numerics.budget import choose_jointly, reachable
 from featherweight.numerics.formats import weight_bits
 from featherweight.quantize.candidates import Kinds
 from featherweight.quantize.layers import ends, layers, matches

@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.fx import Node
 
 from featherweight.errors import PlanError, RecipeError, did_you_mean
-from featherweight.factorize.surgery import SPLIT, Ranks, cost, pointwise, replace, stem
+from featherweight.factorize.surgery import SPLIT, Ranks, blank, cost, pointwise, replace, stem
+from featherweight.judge.costs import alone, file_bytes
 from featherweight.network import Network
 from featherweight.network.edit import WEIGHTED, clear_dead, read_tensors, weight_name
 from featherweight.network.operators import schema_argument
@@ -21,8 +22,6 @@ from featherweight.steps import Plan, Rewrite, Skipped, Stage
 from featherweight.steps.options import COUNT, Numbers, check_number
 from featherweight.task import Task
 
-#: bytes that one more call and its weight take in the file's header, and more for each letter of the weight's name
-CALL_BYTES, NAME_BYTES = 512, 8
 ENERGY, GAIN = Numbers(0.95, above=0, most=1), Numbers(0.1, below=1)
 
 
@@ -140,7 +139,6 @@ class LowRank(Rewrite):
         params, macs, _ = cost(weight, None, places_in, places_out)
         params_after, macs_after, calls = cost(weight, ranks, places_in, places_out)
         grows = {n for n, a, b in (("params", params, params_after), ("macs", macs, macs_after)) if b > a}
-        saved = (params - params_after) * weight.element_size() - (calls - 1) * (CALL_BYTES + NAME_BYTES * len(name))
         allowed = 1 - self.min_gain
         told = (f"at ranks {'x'.join(map(str, ranks))} its params would go {params} -> {params_after}, "
                 f"its MACs {macs} -> {macs_after}")
@@ -148,9 +146,10 @@ class LowRank(Rewrite):
             return f"{told}; min_gain={self.min_gain} asks for {self.min_gain:.0%} less of both", None
         if self.min_gain >= 0 and (params_after >= params or macs_after >= macs):
             return f"{told}: no gain", None
-        if self.min_gain >= 0 and saved <= 0:
+        larger = growth_of(network, call, ranks) >= 0
+        if self.min_gain >= 0 and larger:
             return f"{told}; the {calls - 1} more calls take more bytes in the file than that saves", None
-        return "", (Split(name, tuple(weight.shape), ranks), grows | ({"bytes"} if saved <= 0 else set()))
+        return "", (Split(name, tuple(weight.shape), ranks), grows | ({"bytes"} if larger else set()))
 
     def _ranks(self, weight: Tensor, path: str) -> Ranks:
         o, i = weight.shape[:2]
@@ -161,6 +160,16 @@ class LowRank(Rewrite):
         modes = (0,) if pointwise(weight) else (0, 1)
         return tuple(min(lowrank.rank_by_energy(lowrank.singular_values(lowrank.unfold(weight, mode)), self.energy),
                          weight.shape[mode]) for mode in modes)
+
+
+def growth_of(network: Network, call: Node, ranks: Ranks) -> int:
+    """By how many bytes the file grows where a layer is split; negative where it shrinks; of the layer alone."""
+    layer = alone(network, str(weight_name(call)))
+    after = layer.copy()
+    before = read_tensors(after)
+    replace(after, after.node(call.name), ranks, blank)
+    clear_dead(after, before)
+    return file_bytes(after) - file_bytes(layer)
 
 
 def _layers(network: Network) -> Iterator[tuple[Node, str]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -23,6 +23,8 @@ SPLIT: dict[Any, int] = {
 }
 WHOLE = {1: aten.conv1d.default, 2: aten.conv2d.default, 3: aten.conv3d.default}
 Ranks = tuple[int, ...]
+#: (weight, ranks) -> the factors by name
+Factors = Callable[[Tensor, Ranks], dict[str, Tensor]]
 
 
 def pointwise(weight: Tensor) -> bool:
@@ -49,6 +51,15 @@ def parts(weight: Tensor, ranks: Ranks) -> dict[str, Tensor]:
         found["core"] = full.contiguous()
         del found[name]
     return found
+
+
+def blank(weight: Tensor, ranks: Ranks) -> dict[str, Tensor]:
+    """Zeros in the shapes of the factors that ``parts`` gives, for questions of size."""
+    (o, i), ones = weight.shape[:2], [1] * (weight.dim() - 2)
+    p, q = ranks[0], ranks[-1]
+    sizes = {"reduce": [q, i, *ones], "core": [p, q, *weight.shape[2:]], "expand": [o, p, *ones]}
+    missing = ("core",) if len(ranks) == 1 else left_out(weight, ranks)
+    return {name: weight.new_zeros(size) for name, size in sizes.items() if name not in missing}
 
 
 def multiplied(factors: Mapping[str, Tensor]) -> Tensor:
@@ -95,13 +106,13 @@ def stem(name: str) -> str:
     return name.removesuffix("weight") if name.endswith("weight") else f"{name}_"
 
 
-def replace(network: Network, call: Node, ranks: Ranks) -> None:
+def replace(network: Network, call: Node, ranks: Ranks, make: Factors = parts) -> None:
     """Puts the factors' calls in the place of ``call``; the bias goes with the last, stride and padding with the core
     (with the first where there is none: the rest then sees fewer places)."""
     name = str(weight_name(call))
     weight = network.tensor(name)
     trains = isinstance(weight, nn.Parameter) and weight.requires_grad
-    factors = parts(weight.detach(), ranks)
+    factors = make(weight.detach(), ranks)
     bias = _bias(network, call, f"{stem(name)}{list(factors)[-1]}.bias")
     spatial = "core" if "core" in factors else "reduce"
     value: Any = call.args[0]

@@ -16,7 +16,7 @@ from featherweight.judge.costs import alone, changes
 from featherweight.judge.damage import Judge, damages
 from featherweight.network import Network
 from featherweight.steps import Plan, Stage
-from featherweight.steps.kinds import families
+from featherweight.steps.shipped import shipped
 from featherweight.task import Task
 
 #: what a family is asked for by: a number format, or a share
@@ -84,8 +84,9 @@ def register(family: Family) -> Family:
 def family_of(given: str | Family, options: Collection[Option] | None = None) -> Family:
     """The family of this name, with these ``options`` (None: its own). Raises RecipeError if there is none, or its
     options make no sense."""
-    families()
     if isinstance(given, str):
+        if given not in FAMILIES:
+            shipped()
         if given not in FAMILIES:
             raise RecipeError(f"there is no family {given!r}; {did_you_mean(given, FAMILIES)}")
         given = FAMILIES[given]

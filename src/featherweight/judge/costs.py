@@ -14,7 +14,9 @@ from torch.fx.node import map_arg
 
 from featherweight import measure
 from featherweight.codec import archive_bytes
+from featherweight.judge.bench import readings
 from featherweight.network import Network, trees
+from featherweight.network.edit import constant_nodes
 from featherweight.network.file.file import lengths
 from featherweight.network.signature import Input, Signature
 from featherweight.steps import Plan
@@ -58,21 +60,27 @@ def alone(network: Network, weight: str) -> Network:
     """The layer of a weight as a network of its own: the calls that read it, each an output, with all the tensors that
     they read; other values that they read are inputs, of one sample. Nodes and tensors keep their names."""
     graph, values = Graph(), network.values(1)
-    calls = network.users_of(weight)
+    constant = constant_nodes(network)
+    calls = _readers(network, weight, constant)
     made: dict[Node, Node] = {}
     inputs: list[Input] = []
-    for node in dict.fromkeys(n for call in calls for n in call.all_input_nodes if n not in calls):
+
+    def take(node: Node) -> Node:
+        if node in made:
+            return made[node]
         if node.op == "get_attr":
             made[node] = graph.create_node("get_attr", node.target, name=node.name)
+        elif node in constant or node in calls:
+            args, kwargs = map_arg((node.args, node.kwargs), take)
+            made[node] = graph.create_node("call_function", node.target, args, kwargs, name=node.name)
+            made[node].meta = dict(node.meta)
         else:
             made[node] = graph.create_node("placeholder", node.name, name=node.name)
             value = values[node.name]
             inputs.append(Input(node.name, tuple(value.shape), value.dtype, False))
-    for call in calls:
-        args, kwargs = map_arg((call.args, call.kwargs), made.__getitem__)
-        made[call] = graph.create_node("call_function", call.target, args, kwargs, name=call.name)
-        made[call].meta = dict(call.meta)
-    graph.create_node("output", "output", (tuple(made[call] for call in calls),))
+        return made[node]
+
+    graph.create_node("output", "output", (tuple([take(call) for call in calls]),))
     _, in_spec = trees.flatten((tuple(range(len(inputs))), {}))
     _, out_spec = trees.flatten(tuple(range(len(calls))))
     found = Network(graph, Signature(in_spec, out_spec, tuple(inputs), {}))
@@ -83,6 +91,15 @@ def alone(network: Network, weight: str) -> Network:
                 found.add_tensor(tied, tensor, buffer=not isinstance(tensor, torch.nn.Parameter))
     found.patterns = {n: p for n, p in network.patterns.items() if n in found.tensors()}
     return found
+
+
+def _readers(network: Network, weight: str, constant: Collection[Node]) -> list[Node]:
+    """The calls in which a weight meets data, also where constants are computed from it before, in graph order."""
+    reached = set(readings(network, weight))
+    for node in network.calls():
+        if node in constant and not reached.isdisjoint(node.all_input_nodes):
+            reached.add(node)
+    return [n for n in network.calls() if n not in constant and not reached.isdisjoint(n.all_input_nodes)]
 
 
 __all__ = ["COSTS", "GROWS", "alone", "changes", "file_bytes", "growth", "macs", "tensor_bytes"]

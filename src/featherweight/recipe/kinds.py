@@ -16,7 +16,8 @@ from pydantic import AfterValidator, BeforeValidator, ConfigDict, TypeAdapter, V
 from featherweight.errors import RecipeError, did_you_mean
 from featherweight.network import Network
 from featherweight.steps import Fit, Objective, Rewrite
-from featherweight.steps.kinds import REGISTERED, families, kind_of, options
+from featherweight.steps.kinds import REGISTERED, kind_of, options
+from featherweight.steps.shipped import shipped
 
 #: kinds of version 0.1 that had the options of a ``Quantize`` beside their own -> what they are now, around a step; and
 #: what that step has where the table does not say it
@@ -40,7 +41,7 @@ def is_kind(value: Any) -> bool:
 @cache
 def _shipped() -> dict[str, type]:
     found = {}
-    for family, module in families().items():
+    for family, module in shipped().items():
         for name in getattr(module, "__all__", ()):
             if is_kind(getattr(module, name)):
                 found[f"{family}.{name}"] = getattr(module, name)

@@ -3,23 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
-from functools import cache
-from types import ModuleType
 from typing import Any
 
 #: "mine.Step" -> class, of steps of one's own (``recipe.register``)
 REGISTERED: dict[str, type] = {}
 OURS = __name__.partition(".")[0]
-#: the folders whose steps, objectives and plans come with the package
-FAMILIES = ("prune", "factorize", "share", "quantize", "distill", "recover", "balance")
-
-
-@cache
-def families() -> dict[str, ModuleType]:
-    """The families by name, loaded. Names are loaded when they are asked for, and what a family puts into a table (its
-    plans, its candidates) is there when the family is: whoever looks something up by name loads them first."""
-    return {name: importlib.import_module(f"{OURS}.{name}") for name in FAMILIES}
 
 
 def kind_of(step: Any) -> str:
@@ -43,4 +31,4 @@ def options(step: Any) -> dict[str, Any]:
     return found
 
 
-__all__ = ["FAMILIES", "OURS", "REGISTERED", "families", "kind_of", "options"]
+__all__ = ["REGISTERED", "kind_of", "options"]

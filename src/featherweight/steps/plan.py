@@ -19,7 +19,8 @@ from torch import Tensor
 from featherweight.errors import FileError, PlanError, did_you_mean
 from featherweight.files import written_whole
 from featherweight.network import Network
-from featherweight.steps.kinds import OURS, families
+from featherweight.steps.kinds import OURS
+from featherweight.steps.shipped import shipped
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,8 @@ class Plan(ABC):
         except (ValueError, KeyError, AttributeError, TypeError) as error:
             raise PlanError(f"this is not a plan: {error}; expected the text that Plan.to_json wrote") from error
         kind = ALIASES.get(str(given), str(given))
-        families()
+        if kind not in PLANS:
+            shipped()
         if kind not in PLANS:
             raise PlanError(_unknown(kind))
         if "tensors" in body:
@@ -137,7 +139,7 @@ def _claim(cls: type[Plan]) -> None:
 
     Raises PlanError where the class writes out no kind with a version, or the kind of another class."""
     if not cls.__module__.startswith(f"{OURS}."):
-        families()  # what comes with the package has its kinds first
+        shipped()  # what comes with the package has its kinds first
     kind, name = vars(cls).get("kind"), _full_name(cls)
     snake = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", cls.__name__.removesuffix("Plan")).lower()
     line = f'kind: ClassVar[str] = "{cls.__module__.partition(".")[0].strip("_")}.{snake or "plan"}/1"'
