@@ -62,9 +62,35 @@ def test_public_names_are_found_listed_and_kept() -> None:
         _ = fw.sensitvity
 
 
-def test_a_saved_plan_is_read_before_its_family_was_asked_for() -> None:
-    path = Path(__file__).parent / "fixtures/v0_1/plans"
-    for file in sorted(path.glob("*.plan")):
-        kind = printed(f"from featherweight.steps import Plan; print(Plan.load({str(file)!r}).kind)")
-        assert kind.partition(".")[0] in ("prune", "quantize", "factorize", "share")
-        break
+#: in a fresh process, what is looked up by name before its family was asked for -> what is printed
+LOOKED_UP = {
+    "from featherweight.steps import Plan\nprint(Plan.load({plan!r}).kind)": "factorize.low_rank/1",
+    "from featherweight.judge.candidates import family_of\nprint(family_of('prune.channels').name)": "prune.channels",
+    "from featherweight.recipe import kinds\nprint(kinds()['share.Codebook'].__name__)": "Codebook",
+    "from featherweight.deploy import TARGETS\nprint(*sorted(TARGETS))": "onnxruntime openvino openvino-bf16",
+    "from featherweight.axes.mend import MENDS\nfrom featherweight.axes.zero import MIXES\n"
+    "import torch; aten = torch.ops.aten\n"
+    "print(aten.zeros.default in MENDS, aten.addmm.default in MIXES)": "True True",
+}
+
+
+@pytest.mark.parametrize("code", LOOKED_UP)
+def test_tables_are_full_whatever_was_asked_for_before(code: str) -> None:
+    plan = Path(__file__).parent / "fixtures/v0_1/plans/factorize_low_rank.plan"
+    assert printed(code.format(plan=str(plan))) == LOOKED_UP[code]
+
+
+def test_another_package_cannot_take_the_kind_of_a_shipped_plan_first() -> None:
+    code = """
+from typing import ClassVar
+from featherweight.errors import PlanError
+from featherweight.steps import Plan
+try:
+    class Mine(Plan):
+        kind: ClassVar[str] = "prune.channels/1"
+        def apply(self, network): return network
+        def summary(self): return ""
+except PlanError as error:
+    print(error)
+"""
+    assert "is taken by featherweight.prune.channels.plan.ChannelPlan" in printed(code)

@@ -10,7 +10,7 @@ from typing import Any
 
 
 @dataclass(frozen=True)
-class Moved:
+class OldName:
     """place: where the name is now, "featherweight.balance.Ladder". line: what to write instead. goes: the version
     without the old name."""
 
@@ -20,7 +20,7 @@ class Moved:
 
 
 #: old names in full, of the modules that were imported so far
-MOVED: dict[str, Moved] = {}
+MOVED: dict[str, OldName] = {}
 
 
 def moved(module: str, names: Mapping[str, str], write: Mapping[str, str] | None = None,
@@ -33,7 +33,7 @@ def moved(module: str, names: Mapping[str, str], write: Mapping[str, str] | None
     """
     major, minor = map(int, since.split("."))
     lines, goes = {**names, **(write or {})}, f"{major}.{minor + 2}"
-    known = {name: Moved(place, lines[name], goes) for name, place in names.items()}
+    known = {name: OldName(place, lines[name], goes) for name, place in names.items()}
     MOVED.update({f"{module}.{name}": there for name, there in known.items()})
 
     def getattr_(name: str) -> Any:
@@ -48,4 +48,4 @@ def moved(module: str, names: Mapping[str, str], write: Mapping[str, str] | None
     return getattr_
 
 
-__all__ = ["MOVED", "Moved", "moved"]
+__all__ = ["MOVED", "OldName", "moved"]

@@ -20,6 +20,7 @@ from featherweight.errors import FileError, PlanError, did_you_mean
 from featherweight.files import written_whole
 from featherweight.network import Network
 from featherweight.network.layers import Skipped
+from featherweight.steps.kinds import OURS
 from featherweight.steps.shipped import shipped
 
 #: kind -> class of every plan that can be read
@@ -140,6 +141,8 @@ def _claim(cls: type[Plan]) -> None:
     """Puts a concrete plan into ``PLANS``; one of the same full name (its module was executed again) is replaced.
 
     Raises PlanError where the class writes out no kind with a version, or the kind of another class."""
+    if not cls.__module__.startswith(f"{OURS}."):
+        shipped()  # what comes with the package has its kinds first
     kind, name = vars(cls).get("kind"), _full_name(cls)
     snake = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", cls.__name__.removesuffix("Plan")).lower()
     line = f'kind: ClassVar[str] = "{cls.__module__.partition(".")[0].strip("_")}.{snake or "plan"}/1"'
