@@ -307,7 +307,8 @@ def test_the_loss_is_the_tasks_times_all_factors_plus_all_terms() -> None:
     output = student(x)
     terms = companions.terms(x, output, y)
     wanted = {"task": 0.25 * 0.5 * 0.8 * F.cross_entropy(output, y),
-              "distill.Logits": 0.75 * divergence(output, teacher(x), 2.0), "test_companions.Small": 0.5 * output.square().mean(),
+              "distill.Logits": 0.75 * divergence(output, teacher(x), 2.0),
+              "test_companions.Small": 0.5 * output.square().mean(),
               "distill.Logits 2": 0.2 * divergence(output, teacher(x), 1.0)}
     assert terms.keys() == wanted.keys()
     torch.testing.assert_close(dict(terms), wanted)
