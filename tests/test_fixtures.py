@@ -107,7 +107,8 @@ def test_a_plan_loads_and_does_what_it_did(name: str, tmp_path: Path) -> None:
 
 def test_there_is_a_plan_of_every_shipped_kind() -> None:
     shipped = {cls for cls in PLANS.values() if cls.__module__.startswith("featherweight.")}
-    assert {type(Plan.load(HERE / "plans" / f"{name}.plan")) for name in SAVED} == shipped
+    newer = {fw.balance.MixedPlan}  # than version 0.1
+    assert {type(Plan.load(HERE / "plans" / f"{name}.plan")) for name in SAVED} == shipped - newer
 
 
 def test_a_plan_for_another_network_is_refused_in_words() -> None:

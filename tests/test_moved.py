@@ -28,7 +28,7 @@ def test_every_old_name_warns_and_gives_the_new_thing() -> None:
             warnings.simplefilter("error")
             new = getattr(importlib.import_module(folder), name)
         module, _, name = old.rpartition(".")
-        told = f"{old} is now {there.place}; the old name goes with version {there.goes}"
+        told = f"{old} is now {there.line}; the old name goes with version {there.goes}"
         with pytest.warns(DeprecationWarning, match=f"^{re.escape(told)}$"):
             assert getattr(importlib.import_module(module), name) is new
 
