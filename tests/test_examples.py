@@ -26,7 +26,7 @@ FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 #: public names without an example, still; the list only shrinks
 WITHOUT = {
     "featherweight.Assembly", "featherweight.Job", "featherweight.Network", "featherweight.Recipe",
-    "featherweight.Result", "featherweight.Task", "featherweight.balance.Ladder", "featherweight.balance.Mixed",
+    "featherweight.Result", "featherweight.Task",
     "featherweight.capture", "featherweight.codec.archive_bytes", "featherweight.codec.pack",
     "featherweight.codec.unpack", "featherweight.compress", "featherweight.deploy.Agreement",
     "featherweight.deploy.Runner", "featherweight.deploy.Target", "featherweight.deploy.register",

@@ -54,8 +54,11 @@ STEPS: dict[str, Callable[[], Rewrite]] = {
     "quantize.Quantize few bits": lambda: fw.quantize.Quantize("ternary", "uint3", ends="int4/int6", ranges="kl"),
     "quantize.Quantize dynamic": lambda: fw.quantize.Quantize(activations="dynamic"),
     "quantize.Quantize halves": lambda: fw.quantize.Quantize("fp16", None),
-    "quantize.Ladder": lambda: fw.quantize.Ladder(score_drop=5.0, rungs=("mse",)),
-    "quantize.Mixed": lambda: fw.quantize.Mixed(bits=5, kinds=("int8", "int4"), batches=1),
+    "balance.Ladder": lambda: fw.balance.Ladder(score_drop=5.0, rungs=("mse",)),
+    "balance.Mixed": lambda: fw.balance.Mixed(bits=5, kinds=("int8", "int4"), batches=1),
+    "balance.Mixed families": lambda: fw.balance.Mixed(
+        fw.quantize.Quantize(ends=None), bytes=0.2, macs=0.95, kinds=("int8", "float"), batches=1,
+        families=("factorize", "share")),
 }
 FITS: dict[str, Callable[[], Fit]] = {
     "recover.BatchNorm": lambda: fw.recover.BatchNorm(batches=2),

@@ -177,7 +177,7 @@ def _latency(asked: Asked, share: float, network: Network, task: Task, offers: O
     first = {n: mine[0] for n, mine in offers.items()}
 
     def made(changed: Picks) -> Network:
-        return joined(fast, asked.kinds, network, task, {**first, **changed}, settled).apply(network)
+        return joined(replace(asked, step=fast), network, task, {**first, **changed}, settled).apply(network)
 
     others = {f"{n} {c.family} {c.option}": partial(made, {n: c}) for n, mine in offers.items() for c in mine[1:]}
     clock = InNetwork(task, asked.step.target or "onnxruntime")
@@ -201,22 +201,22 @@ def _met(asked: Asked, limits: Sequence[Limit]) -> tuple[list[Limit], tuple[Skip
 
 # ---- what was chosen, as a plan
 
-def as_step(step: Quantize, kinds: Sequence[str], picks: Picks, settled: Mapping[str, str]) -> Quantize:
-    """The ``Quantize`` that gives layers the kinds that were picked or settled, and leaves all others float."""
+def as_step(asked: Asked, picks: Picks, settled: Mapping[str, str]) -> Quantize:
+    """The ``Quantize`` that gives layers the kinds that were picked or settled."""
+    step = asked.step
     mine = {n: str(c.option) for n, c in picks.items() if c.family == Kinds.name}
-    first = next(kind for kind in (*kinds, step.weights) if kind != FLOAT)
+    first = next(kind for kind in (*asked.kinds, step.weights) if kind != FLOAT)
     return replace(step, weights=first.partition("/")[0], mixed={**step.mixed, **settled, **mine}, ends=None,
                    ignore=(*step.ignore, *(n for n, c in picks.items() if c.family == "")))
 
 
-def joined(step: Quantize, kinds: Sequence[str], network: Network, task: Task, picks: Picks,
-           settled: Mapping[str, str]) -> Plan:
-    """The plan for all picks: structure before zeros before number types, integers last. Layers that another family
-    made or changed are left float by ``Quantize``."""
-    base = as_step(step, kinds, picks, settled)
+def joined(asked: Asked, network: Network, task: Task, picks: Picks, settled: Mapping[str, str]) -> Plan:
+    """The plan for all picks: of the step alone where no families were asked for; else structure before zeros before
+    number types, integers last. Layers that another family made or changed are left float by the step."""
+    base = as_step(asked, picks, settled)
     others = sorted((c for c in picks.values() if c.family not in ("", Kinds.name)),
                     key=lambda c: (FAMILIES[c.family].stage, c.family))
-    if not others:
+    if not asked.families:
         return base.plan(network, task)
     parts: list[Plan] = []
     after = fold_batch_norm(network).eval()

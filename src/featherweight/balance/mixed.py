@@ -35,8 +35,6 @@ class Mixed(Rewrite):
     """A form for every layer: one of ``kinds``, or of what ``families`` offer, the damages summing to the least that
     the budgets allow.
 
-        fw.balance.Mixed(fw.quantize.Quantize(activations=None), bytes=0.15, kinds=("int8", "int4", "int3"))
-
     step: the ``Quantize`` that stores the layers; its ``mixed`` and ``ends`` settle layers beforehand, whose costs
         count.
 
@@ -58,6 +56,12 @@ class Mixed(Rewrite):
 
     A budget that cannot be met is approached as far as the forms go, which ``skipped`` then says. Also works during
     training, without ``families``: the kinds are chosen at its start.
+
+    Example:
+    >>> weights = fw.quantize.Quantize(activations=None, ends=None)
+    >>> step = fw.balance.Mixed(weights, bits=5, kinds=("int8", "int4"))
+    >>> {stored.kind for stored in step.plan(network, task).stored} <= {"int8", "int4"}
+    True
     """
 
     stage: ClassVar[Stage] = Stage.PRECISION
@@ -80,16 +84,18 @@ class Mixed(Rewrite):
         """Chooses, and plans what was chosen. Raises RecipeError for options that make no sense and TaskError for what
         the task lacks."""
         self.check()
-        found = chosen(self._asked(), network, task)
-        made = joined(self.step, self.kinds, network, task, found.picks, found.settled)
+        asked = self._asked()
+        found = chosen(asked, network, task)
+        made = joined(asked, network, task, found.picks, found.settled)
         return replace(made, skipped=(*made.skipped, *found.skipped))
 
     def start(self, network: Network, task: Task, context: Context = ALONE) -> Training:
         """Used during training: chooses, and trains on the grids that were chosen."""
         self.check()
         self.check_training()
-        found = chosen(self._asked(), network, task)
-        driver = as_step(self.step, self.kinds, found.picks, found.settled).start(network, task, context)
+        asked = self._asked()
+        found = chosen(asked, network, task)
+        driver = as_step(asked, found.picks, found.settled).start(network, task, context)
         driver.skipped += found.skipped
         return driver
 

@@ -15,7 +15,14 @@ from featherweight.steps import Plan
 @dataclass(frozen=True)
 class MixedPlan(Plan):
     """Batch norm folded, then ``parts`` in order: each a plan as ``Plan.to_json`` writes it, for the network that those
-    before it left. The tensors of part i lie in ``tensors`` under "i/NAME"."""
+    before it left. The tensors of part i lie in ``tensors`` under "i/NAME".
+
+    Example:
+    >>> step = fw.balance.Mixed(macs=0.9, kinds=("int8", "float"), families=("factorize",))
+    >>> plan = step.plan(network, task)
+    >>> type(plan).__name__, len(plan.plans()) == len(plan.parts)
+    ('MixedPlan', True)
+    """
 
     kind: ClassVar[str] = "balance.mixed/1"
     parts: tuple[dict[str, Any], ...]
@@ -38,7 +45,7 @@ class MixedPlan(Plan):
 
     def apply(self, network: Network) -> Network:
         """A copy with batch norm folded and every part applied."""
-        result = fold_batch_norm(network)
+        result = fold_batch_norm(network) if self.parts else network.copy()
         for plan in self.plans():
             result = plan.apply(result)
         return result

@@ -23,6 +23,11 @@ class Energies(Family):
     """Every layer split so that it keeps this part of its energy, where that saves parameters and MACs.
 
     options: parts of the sum of squared singular values, 0..1. step: says the rest: ignore.
+
+    Example:
+    >>> found = fw.sensitivity(network, task, fw.factorize.Energies((0.5,)))
+    >>> [d.layer for d in found]
+    ['3.weight']
     """
 
     name: ClassVar[str] = "factorize"

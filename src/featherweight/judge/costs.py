@@ -73,11 +73,11 @@ def alone(network: Network, weight: str) -> Network:
         elif node in constant or node in calls:
             args, kwargs = map_arg((node.args, node.kwargs), take)
             made[node] = graph.create_node("call_function", node.target, args, kwargs, name=node.name)
-            made[node].meta = dict(node.meta)
         else:
             made[node] = graph.create_node("placeholder", node.name, name=node.name)
             value = values[node.name]
             inputs.append(Input(node.name, tuple(value.shape), value.dtype, False))
+        made[node].meta = dict(node.meta)
         return made[node]
 
     graph.create_node("output", "output", (tuple([take(call) for call in calls]),))

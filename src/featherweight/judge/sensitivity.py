@@ -16,7 +16,13 @@ from featherweight.task import Task
 @dataclass(frozen=True)
 class Sensitivity:
     """What it does to a network that ``layer`` alone takes the form that ``option`` of ``family`` names, all others as
-    they are. layer: the name of a weight; of the group for "prune.channels", of the block for "prune.depth"."""
+    they are. layer: the name of a weight; of the group for "prune.channels", of the block for "prune.depth".
+
+    Example:
+    >>> found = fw.sensitivity(network, task, options=("int8", "int4"))
+    >>> found[0].layer, found[0].option, found[0].damage < found[1].damage
+    ('0.weight', 'int8', True)
+    """
 
     layer: str
     family: str
@@ -28,9 +34,6 @@ def sensitivity(network: Network, task: Task, family: str | Family = "quantize",
                 options: Collection[Option] | None = None, layer: str | None = None, *, split: str = "calibration",
                 batches: int | None = 2, probes: int = 32, seed: int = 0) -> tuple[Sensitivity, ...]:
     """The damage of every option of a family in every layer: one pass over the batches for each of them.
-
-        fw.sensitivity(network, task, "quantize", options=("int8", "int4"))
-        fw.sensitivity(network, task, "prune.channels", measure="loss", options=(0.5,))
 
     family: "quantize" (options are number formats: "int4", with activations "int4/uint4"), "share" (bits of a
         codebook's index), "factorize" (the energy that is kept), "prune.channels" (the share of a group that goes),
@@ -44,6 +47,11 @@ def sensitivity(network: Network, task: Task, family: str | Family = "quantize",
         on) or two bits are left, trust "output" rather.
     options: those of the family to be measured; None: all that it offers by itself. layer: one alone; None: all.
     split, batches: what is read. Raises RecipeError for unknown options, TaskError for what the task lacks.
+
+    Example:
+    >>> found = fw.sensitivity(network, task, "prune.channels", measure="loss", options=(0.5,))
+    >>> [(d.layer, d.option) for d in found]
+    [('0', 0.5), ('3', 0.5)]
     """
     source = family_of(family, options)
     judge = Judge(measure, split, batches, probes, seed)

@@ -32,6 +32,11 @@ class Kinds(Family):
 
     options: as in ``Quantize(mixed=...)``: "int4", or with activations "int4/uint4", "int8/float". step: says the rest:
     activations where an option names none, granularity, ranges, ignore, target.
+
+    Example:
+    >>> kinds = fw.quantize.Kinds(("int4", "ternary"), fw.quantize.Quantize(activations=None))
+    >>> [(d.layer, d.option) for d in fw.sensitivity(network, task, kinds)][:2]
+    [('0.weight', 'int4'), ('0.weight', 'ternary')]
     """
 
     name: ClassVar[str] = "quantize"

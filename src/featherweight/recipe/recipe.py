@@ -72,6 +72,9 @@ def aimed(step: Step, target: str) -> Step:
         aims = tuple(aimed(r, target) for r in within)
         if aims != within:
             changed[name] = aims
+    inner = getattr(step, "step", None)  # of those that choose its options
+    if isinstance(inner, Rewrite):
+        changed["step"] = aimed(inner, target)
     return dataclasses.replace(step, **changed) if changed else step  # type: ignore[type-var]
 
 
@@ -96,7 +99,7 @@ def _stage(rewrite: Rewrite) -> str:
 
 
 def _trains_integers(step: Step, reached: Rewrite) -> bool:
-    return isinstance(step, Train) and kind_of(reached).startswith("quantize.")
+    return isinstance(step, Train) and kind_of(getattr(reached, "step", reached)).startswith("quantize.")
 
 
 def ordered(steps: tuple[Step, ...]) -> tuple[Step, ...]:

@@ -22,7 +22,13 @@ from featherweight.task import Task
 @dataclass(frozen=True)
 class Bits(Family):
     """Every layer with a codebook of its own. options: bits of the index, 1 to 8. step: says the rest: keep_zeros,
-    min_size, ignore."""
+    min_size, ignore.
+
+    Example:
+    >>> bits = fw.share.Bits((2, 3), fw.share.Codebook(min_size=1000))
+    >>> [(d.layer, d.option) for d in fw.sensitivity(network, task, bits)]
+    [('3.weight', 2), ('3.weight', 3)]
+    """
 
     name: ClassVar[str] = "share"
     stage: ClassVar[Stage] = Stage.PRECISION

@@ -11,8 +11,8 @@ SHIPPED = ("prune", "factorize", "share", "quantize", "distill", "recover", "bal
 
 @cache
 def shipped() -> dict[str, ModuleType]:
-    """Folder's name -> its module. Imports those that nobody asked for yet, so that all shipped plans, steps and
-    families stand in their tables."""
+    """Folder's name -> its module. Imports those that nobody asked for yet, so that everything shipped stands in its
+    table."""
     return {name: importlib.import_module(f"featherweight.{name}") for name in SHIPPED}
 
 

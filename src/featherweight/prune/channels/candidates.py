@@ -27,6 +27,11 @@ class Shares(Family):
     """Every axis group without a share of its channels, those of the lowest scores; one channel stays at least.
 
     options: shares of a group that go, 0..1. score, heads: as in ``Channels``.
+
+    Example:
+    >>> found = fw.sensitivity(network, task, fw.prune.Shares((0.25, 0.5), score="bn"))
+    >>> [(d.layer, d.option) for d in found]
+    [('0', 0.25), ('0', 0.5), ('3', 0.25), ('3', 0.5)]
     """
 
     name: ClassVar[str] = "prune.channels"

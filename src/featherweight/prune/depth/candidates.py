@@ -19,7 +19,12 @@ DROPPED = "dropped"
 
 @dataclass(frozen=True)
 class Drops(Family):
-    """Every block that may be dropped, of every kind, gives back its input (or its shortcut)."""
+    """Every block that may be dropped, of every kind, gives back its input (or its shortcut).
+
+    Example:
+    >>> [d.layer for d in fw.sensitivity(network, task, fw.prune.Drops())]
+    []
+    """
 
     name: ClassVar[str] = "prune.depth"
     stage: ClassVar[Stage] = Stage.STRUCTURE

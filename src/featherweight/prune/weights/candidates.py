@@ -19,7 +19,13 @@ from featherweight.task import Task
 
 @dataclass(frozen=True)
 class Sparsities(Family):
-    """Every layer at every sparsity. options: fractions of zeros, 0..1. step: says the rest: score, pattern, ignore."""
+    """Every layer at every sparsity. options: fractions of zeros, 0..1. step: says the rest: score, pattern, ignore.
+
+    Example:
+    >>> found = fw.sensitivity(network, task, fw.prune.Sparsities((0.5,)))
+    >>> [d.layer for d in found]
+    ['0.weight', '3.weight', '7.weight']
+    """
 
     name: ClassVar[str] = "prune.weights"
     stage: ClassVar[Stage] = Stage.SPARSITY
