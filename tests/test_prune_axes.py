@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 import featherweight as fw
 from featherweight.axes.cut import cut, kept_atoms, zero
-from featherweight.axes.labels import Field, Labels, Trace
+from featherweight.axes.labels import Field, Labels
 from featherweight.axes.rules.reshapes import reshape
+from featherweight.axes.trace import Trace
 from featherweight.axes.unions import resolve_grids, solve
 from featherweight.network.edit import WEIGHTED, weight_name
 from featherweight.prune import AxisGroup, AxisGroups, axis_groups

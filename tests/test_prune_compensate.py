@@ -16,13 +16,15 @@ import problems
 from featherweight.axes.cut import cut, kept_atoms
 from featherweight.axes.groups import AxisGroups
 from featherweight.axes.zero import zero
+from featherweight.calibrate import walk
+from featherweight.calibrate.pair import Pair
 from featherweight.errors import RecipeError, TaskError
 from featherweight.network import Network
 from featherweight.numerics.least_squares import Moments, backward_selection, reconstruction_errors, refit
 from featherweight.prune import axis_groups
 from featherweight.prune.channels import refit as compensate
 from featherweight.prune.channels.refit import compensated, left_out
-from featherweight.prune.channels.refit_calls import find_sites
+from featherweight.prune.channels.refit_calls import find_refit_calls
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -137,7 +139,7 @@ def test_rows_times_weights_are_what_the_call_gives(name: str) -> None:
     network = fw.capture(model, normal(*shape))
     axes = axis_groups(network)
     kept = kept_atoms(axes, {axes.groups[0].name: range(1, len(axes.groups[0]))})
-    site = find_sites(network, axes, kept)[0][0]
+    site = find_refit_calls(network, axes, kept)[0][0]
     assert site.weight == "2.weight"
     x = normal(*shape, seed=3)
     axis = -1 if "linear" in name else 1
@@ -370,15 +372,19 @@ def test_samples_wait_where_memory_is_short(monkeypatch: pytest.MonkeyPatch) -> 
     network = problems.network(problems.PROBLEMS["conv_bn"])
     axes, kept = decided(network)
     data = [problems.images(16, seed=s) for s in range(6)]
-    walk = compensate.Walk(network, axes, kept)
-    room = walk._room()
+    calls, _ = find_refit_calls(network, axes, kept)
+
+    def pair() -> Pair:
+        return Pair.of(network, task_of(*data).batches("calibration"), zero(network, axes, kept))
+
+    room = [walk.BUDGET / load for load in compensate.loads(pair(), calls)]
     assert room == sorted(room)
     full = compensated(network, task_of(*data), axes, kept, "least_squares")
-    monkeypatch.setattr(compensate, "BUDGET", compensate.BUDGET * 40 / room[0])  # two batches at first
-    walk = compensate.Walk(network, axes, kept)
+    monkeypatch.setattr(walk, "BUDGET", walk.BUDGET * 40 / room[0])  # two batches at first
+    tight = pair()
     with torch.no_grad():
-        short = walk.run(task_of(*data), compensate.METHODS["least_squares"], 16)
-    assert 32 < walk.samples <= 96
+        short = compensate.refitted(tight, calls, compensate.METHODS["least_squares"])
+    assert 32 < tight.samples <= 96
     part = compensated(network, task_of(*data[:2]), axes, kept, "least_squares")
     first = next(iter(full))
     torch.testing.assert_close(short[first], part[first])

@@ -11,7 +11,6 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 import featherweight as fw
-from featherweight.calibrate.walk import Order
 from featherweight.errors import TaskError
 from featherweight.network import fold_batch_norm
 from featherweight.network.edit import WEIGHTED
@@ -22,7 +21,7 @@ from featherweight.quantize.layers import layers
 from featherweight.quantize.rounding import blocks as reconstruct
 from featherweight.quantize.rounding import layerwise
 from featherweight.quantize.rounding.regions import blocks
-from featherweight.quantize.rounding.state import Walk, advance
+from featherweight.quantize.rounding.state import rounding
 from featherweight.quantize.store import scale_name
 
 METHODS = ("gptq", "adaround", "blocks")
@@ -135,14 +134,14 @@ def test_adaround_against_gptq_on_single_layers(digits):
     """The same inputs before and after: both only round. Both beat rounding to nearest on every layer; the sweep
     beats AdaRound on most, in a hundredth of the time, and coordinate descent makes it no worse."""
     network = fold_batch_norm(digits[0]).eval()
-    walk = Walk(network, *parts(network, "int3"))
-    walk.start(digits[1], None)
+    work, _ = rounding(network, *parts(network, "int3"), digits[1].batches("calibration"))
+    assert not work.pair.admit()
     wins = []
-    for layer in walk.layers:
-        site = layerwise.RoundedLayer.of(walk, layer)
-        advance(walk.states, walk.order.number[site.node.name], set())
-        walk.set(site.name, site.weight)
-        x, z = layerwise.pool(site, walk.states)
+    for layer in work.layers:
+        site = layerwise.RoundedLayer.of(work, layer)
+        work.pair.go_to(site.node.name)
+        work.pair.set(site.name, site.weight)
+        x, z = layerwise.pool(site, work.pair)
         assert torch.equal(x, z)
         gram, grid = (x.mT @ x).double(), site.grid
         swept, _ = gptq.gptq(site.matrix, gram, grid.scale, grid.spec)
@@ -211,8 +210,8 @@ def test_scales_of_values_are_learned_with_blocks_alone(digits, plans):
 
 def test_blocks_are_found(digits):
     network = fold_batch_norm(digits[0]).eval()
-    walk = Walk(network, *parts(network, "int4"))
-    found = blocks(walk.whole, Order(walk.whole), walk.layers, walk.points)
+    work, _ = rounding(network, *parts(network, "int4"), ())
+    found = blocks(work.whole, work.pair.whole.order, work.layers, work.points)
     assert [[f.stored.weight for f in r.layers] for r in found] == [
         ["stem.weight"], ["a1.weight", "a2.weight"], ["b1.weight", "b2.weight"], ["linear.weight"]]
     assert [r.end.name for r in found] == ["relu", "relu_2", "relu_4", "linear"]

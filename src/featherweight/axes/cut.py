@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from featherweight.axes import mend_more  # noqa: F401  (it fills the table of mends)
 from featherweight.axes.groups import AxisGroups
+from featherweight.axes.labels import Ints
 from featherweight.axes.mend import MENDS, Cut, reorder
 from featherweight.axes.zero import zero
 from featherweight.errors import PlanError, did_you_mean
@@ -19,7 +19,7 @@ from featherweight.network.edit import clear_dead, read_tensors
 __all__ = ["cut", "kept_atoms", "zero"]
 
 
-def kept_atoms(axes: AxisGroups, keep: Mapping[str, Sequence[int]]) -> np.ndarray:
+def kept_atoms(axes: AxisGroups, keep: Mapping[str, Sequence[int] | Ints]) -> np.ndarray:
     """[atoms] bool: what stays when each named group keeps the channels listed."""
     stays = np.ones(int(axes.component.max(initial=-1)) + 1, dtype=bool)
     known = {g.name: g for g in axes.groups}

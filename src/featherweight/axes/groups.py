@@ -7,17 +7,20 @@ and a group is a set of channels that sit in the same axes of the same tensors.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.fx import Node
 
-from featherweight.axes.labels import Cost, Ints, Labels, Shuffle, Trace, Value, path_of
+from featherweight.axes.labels import AtomSets, Cost, Ints, Labels, Shuffle, Value
 from featherweight.axes.rules import computed, indexing, norms, products, recurrent, shuffles, views, weights
 from featherweight.axes.rules.basics import RULES, operators, pointwise, unknown
+from featherweight.axes.trace import Trace, path_of
 from featherweight.axes.unions import resolve_grids, solve
 from featherweight.errors import PlanError
 from featherweight.network import Network
@@ -93,8 +96,12 @@ class AxisGroups:
 
     def macs(self, kept: np.ndarray) -> float:
         """Multiply-accumulates for one sample of what is left: ``kept`` says which atoms stay."""
-        return sum(c.factor * float(np.prod([np.count_nonzero(kept[a]) for a in c.axes], dtype=np.float64))
-                   for c in self.costs)
+        counts = iter(self._cost_axes.count(kept))
+        return sum(c.factor * float(math.prod(next(counts) for _ in c.axes)) for c in self.costs)
+
+    @cached_property
+    def _cost_axes(self) -> AtomSets:
+        return AtomSets([a for c in self.costs for a in c.axes])
 
 
 def axis_groups(network: Network, heads: str = "whole") -> AxisGroups:
@@ -226,7 +233,7 @@ class _Notes:
         self.comp, self.block = comp[order], block[order]
 
     def of(self, comps: Ints) -> tuple[str, ...]:
-        low, high = (np.searchsorted(self.comp, comps, side=s) for s in ("left", "right"))  # type: ignore[call-overload]
+        low, high = (np.searchsorted(self.comp, comps, side=s) for s in ("left", "right"))
         blocks = sorted({b for i, j in zip(low, high, strict=True) for b in self.block[i:j].tolist()})
         return tuple(dict.fromkeys(self.texts[b] for b in blocks))
 

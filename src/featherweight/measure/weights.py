@@ -201,4 +201,5 @@ def evaluate(network: Network, node: Node) -> Tensor:
 
 
 def dtype_name(tensor: Tensor) -> str:
+    """A tensor's number type without "torch.": "float32"."""
     return str(tensor.dtype).removeprefix("torch.")

@@ -3,30 +3,25 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import Graph, Node
 
 from featherweight.network import trees
 from featherweight.network.file.file import save
+from featherweight.network.kept.facts import Facts, Structure
+from featherweight.network.kept.names import Part, Ties, holder, lookup, named, remove
+from featherweight.network.kept.values import Alike, values
 from featherweight.network.program import Program, Tap
 from featherweight.network.signature import Input, Signature, shape_text
 from featherweight.network.snapshot import Snapshot
 
 Parameters = dict[str, Tensor]
-
-
-class Part(nn.Module):
-    """A bare container: it holds parameters and buffers under their original names."""
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        raise NotImplementedError("a part of a Network holds tensors only; call the Network itself")
 
 
 class Network(nn.Module):
@@ -46,6 +41,9 @@ class Network(nn.Module):
         self._signature = signature
         self._taps: dict[str, list[Tap]] = {}
         self._program: Program | None = None
+        self._nodes: dict[str, Node] = {}
+        self._facts = Facts()
+        self._ties = Ties()
         self.patterns: dict[str, str] = {}
         self.notes: list[str] = []
         self.training = False
@@ -61,13 +59,26 @@ class Network(nn.Module):
 
     def changed(self) -> None:
         """To be called after the graph or the tensors' names changed."""
-        self._program = None
+        self._program, self._nodes, self._facts, self._ties = None, {}, Facts(), Ties()
+
+    def fact(self, key: Hashable, find: Callable[[], Any]) -> Any:
+        """What ``find()`` gives: asked once for each key, until the graph or the tensors' shapes change.
+
+        It is to follow from these alone, and to speak of nodes and tensors by name: copies of the network share it.
+        """
+        return self._facts.get(self._form(), key, find)
+
+    def _form(self) -> Structure:
+        return Structure.of(self._graph, self.tensors())
 
     def node(self, name: str) -> Node:
-        found: Node | None = next((n for n in self._graph.nodes if n.name == name), None)
-        if found is not None:
-            return found
-        raise KeyError(f"no node named {name!r}")
+        found = self._nodes.get(name)
+        if found is None or found._erased or found.name != name:
+            self._nodes = {n.name: n for n in self._graph.nodes}
+            found = self._nodes.get(name)
+        if found is None:
+            raise KeyError(f"no node named {name!r}")
+        return found
 
     def calls(self, *targets: Any) -> list[Node]:
         """The call nodes (of these operators, if any are named), in order."""
@@ -83,27 +94,20 @@ class Network(nn.Module):
     def users_of(self, name: str) -> list[Node]:
         """The calls that read the tensor ``name`` (under any of its tied names)."""
         same = set(self.tied_names(name))
-        return [u for n in self._graph.nodes if n.op == "get_attr" and n.target in same for u in n.users]
+        return [u for n in self._graph.find_nodes(op="get_attr") if n.target in same for u in n.users]
 
     # ---- tensors by dotted name
     def tensor(self, name: str) -> Tensor:
         """The parameter, buffer or constant with this dotted name."""
-        holder, leaf = self._holder(name)
-        for table in (holder._parameters, holder._buffers):
-            if table.get(leaf) is not None:
-                return table[leaf]  # type: ignore[return-value]
-        raise KeyError(f"no tensor named {name!r}")
+        return lookup(self, name)
 
     def tensors(self) -> Parameters:
         """Every tensor by name, tied ones under each name, buffers left out of the state dict too."""
-        found: Parameters = dict(self.named_parameters(remove_duplicate=False))
-        found.update(self.named_buffers(remove_duplicate=False))
-        return found
+        return named(self)
 
     def tied_names(self, name: str) -> list[str]:
         """All names under which the tensor ``name`` is known."""
-        tensor = self.tensor(name)
-        return [n for n, t in self.tensors().items() if t is tensor]
+        return self._ties.names(self, name)
 
     def set_tensor(self, name: str, value: Tensor) -> None:
         """Puts ``value`` where the tensor ``name`` is, under all its tied names; a parameter stays one."""
@@ -112,52 +116,29 @@ class Network(nn.Module):
         if isinstance(old, nn.Parameter):
             value = nn.Parameter(value, requires_grad=old.requires_grad and value.is_floating_point())
         for known in self.tied_names(name):
-            holder, leaf = self._holder(known)
-            table = holder._parameters if leaf in holder._parameters else holder._buffers
+            owner, leaf = holder(self, known)
+            table = owner._parameters if leaf in owner._parameters else owner._buffers
             table[leaf] = value  # type: ignore[assignment]
+        self._ties.moved(old, value)
 
     def add_tensor(self, name: str, value: Tensor, *, buffer: bool = False, persistent: bool = True) -> None:
         """Adds a parameter (or buffer) under a new dotted name."""
-        holder, leaf = self._holder(name, create=True)
-        if leaf in holder._parameters or leaf in holder._buffers or leaf in holder._modules:
+        owner, leaf = holder(self, name, create=True)
+        if leaf in owner._parameters or leaf in owner._buffers or leaf in owner._modules:
             raise KeyError(f"there is something named {name!r} already")
         if buffer or not value.is_floating_point():
             plain = isinstance(value, nn.Parameter) or not value.requires_grad
-            holder._buffers[leaf] = value if plain else value.detach()  # the tensor itself: ties hold
+            owner._buffers[leaf] = value if plain else value.detach()  # the tensor itself: ties hold
             if not persistent:
-                holder._non_persistent_buffers_set.add(leaf)
+                owner._non_persistent_buffers_set.add(leaf)
         else:
-            holder._parameters[leaf] = value if isinstance(value, nn.Parameter) else nn.Parameter(value.detach())
+            owner._parameters[leaf] = value if isinstance(value, nn.Parameter) else nn.Parameter(value.detach())
+        self._ties.came(self.tensor(name))
 
     def remove_tensor(self, name: str) -> None:
         """Removes one name of a tensor; containers left empty go with it."""
-        holder, leaf = self._holder(name)
-        if holder._parameters.pop(leaf, None) is None and holder._buffers.pop(leaf, None) is None:
-            raise KeyError(f"no tensor named {name!r}")
-        holder._non_persistent_buffers_set.discard(leaf)
+        remove(self, name)
         self.patterns.pop(name, None)
-        parent = name.rpartition(".")[0]
-        while parent:
-            above, leaf = self._holder(parent)
-            part = above._modules[leaf]
-            if part is None or part._parameters or part._buffers or part._modules:
-                return
-            del above._modules[leaf]
-            parent = parent.rpartition(".")[0]
-
-    def _holder(self, name: str, create: bool = False) -> tuple[nn.Module, str]:
-        *path, leaf = name.split(".")
-        module: nn.Module = self
-        for step in path:
-            child = module._modules.get(step)
-            if child is None:
-                if not create:
-                    raise KeyError(f"no tensor named {name!r}")
-                if step in module._parameters or step in module._buffers:
-                    raise KeyError(f"{name!r} lies under a tensor")
-                child = module._modules[step] = Part()
-            module = child
-        return module, leaf
 
     # ---- running
     def train(self, mode: bool = True) -> Self:
@@ -225,21 +206,10 @@ class Network(nn.Module):
 
         Numbers that depend on the batch come as plain ints. A graph of fixed batch ignores ``batch``.
         """
-        mode = FakeTensorMode(allow_non_fake_inputs=True)
-        fakes: dict[int, Tensor] = {}
-
-        def fake(name: str) -> Tensor:
-            tensor = self.tensor(name)
-            if id(tensor) not in fakes:
-                fakes[id(tensor)] = mode.from_tensor(tensor)
-            return fakes[id(tensor)]
-
         args, kwargs = self.example_inputs(batch)
-        leaves: list[Tensor] = [mode.from_tensor(t) for t in self._signature.leaves(args, kwargs)]
-        seen: dict[str, Any] = {}
-        with mode, torch.no_grad():
-            Program(self._graph, training=False).run(fake, leaves, {}, record=seen)
-        return seen
+        leaves = self._signature.leaves(args, kwargs)
+        alike = self.fact("alike values", lambda: Alike(self._graph))
+        return dict(self.fact(("values", batch), lambda: values(self._graph, self.tensor, leaves, alike)))
 
     # ---- copies and files
     def copy(self) -> Network:
@@ -257,6 +227,7 @@ class Network(nn.Module):
         other.patterns = dict(self.patterns)
         other.notes = list(self.notes)
         other.train(self.training)
+        other._facts = self._facts.carried(self._form(), other._form())
         memo[id(self)] = other
         return other
 
@@ -287,7 +258,7 @@ class Network(nn.Module):
         """The network, in evaluation mode, that a snapshot describes."""
         network = cls(snapshot.graph, snapshot.signature)
         for path in snapshot.order:
-            network._holder(f"{path}.leaf", create=True)
+            holder(network, f"{path}.leaf", create=True)
         for name, kind in snapshot.kinds.items():
             tensor = network.tensor(snapshot.ties[name]) if name in snapshot.ties else snapshot.tensors[name]
             trained = kind in ("parameter", "frozen")

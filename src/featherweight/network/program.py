@@ -20,6 +20,8 @@ Tap = Callable[[Any], Any]
 
 @dataclass(frozen=True)
 class Call:
+    """One operator call of a program, ready to run; ``frees``: nodes whose values are needed no more after it."""
+
     node: Node
     target: Callable[..., Any]
     args: tuple[Any, ...]
@@ -48,13 +50,12 @@ class Program:
             elif node.op == "get_attr":
                 self.steps.append(node)
             elif node.op == "output":
-                self.outputs = node.args[0]  # type: ignore[assignment]
+                self.outputs = node.args[0]
             else:
                 self.steps.append(_call(node, training, tuple(frees.get(node, ()))))
 
-    def run(self, tensor: Callable[[str], Tensor], inputs: list[Tensor], taps: Mapping[str, list[Tap]],
-            record: dict[str, Any] | None = None) -> list[Any]:
-        """The outputs, flat. ``tensor`` looks tensors up by name; ``record`` (if given) keeps every node's value."""
+    def run(self, tensor: Callable[[str], Tensor], inputs: list[Tensor], taps: Mapping[str, list[Tap]]) -> list[Any]:
+        """The outputs, flat. ``tensor`` looks tensors up by name."""
         values: dict[Node, Any] = {}
 
         def put(node: Node, value: Any) -> None:
@@ -62,8 +63,6 @@ class Program:
                 instead = tap(value)
                 value = value if instead is None else instead
             values[node] = value
-            if record is not None:
-                record[node.name] = value
 
         for node, given in zip(self.inputs, inputs, strict=True):
             put(node, given)
@@ -71,8 +70,8 @@ class Program:
             if isinstance(step, Node):
                 put(step, tensor(str(step.target)))
                 continue
-            args = [_resolve(a, values) for a in step.args]
-            kwargs = {k: _resolve(v, values) for k, v in step.kwargs.items()} if step.kwargs else {}
+            args = [resolve(a, values) for a in step.args]
+            kwargs = {k: resolve(v, values) for k, v in step.kwargs.items()} if step.kwargs else {}
             if step.counter is not None:
                 share = _count(tensor(step.counter))
                 if step.node.meta.get("cumulative"):
@@ -80,16 +79,17 @@ class Program:
             put(step.node, step.target(*args, **kwargs))
             for used in step.frees:
                 del values[used]
-        return [_resolve(o, values) for o in self.outputs]
+        return [resolve(o, values) for o in self.outputs]
 
 
-def _resolve(argument: Any, values: Mapping[Node, Any]) -> Any:
+def resolve(argument: Any, values: Mapping[Node, Any]) -> Any:
+    """An argument of a call, nodes in it replaced by their values."""
     if isinstance(argument, Node):
         return values[argument]
     if isinstance(argument, (list, tuple)):
-        return [_resolve(a, values) for a in argument]
+        return [resolve(a, values) for a in argument]
     if isinstance(argument, slice):
-        return slice(*(_resolve(a, values) for a in (argument.start, argument.stop, argument.step)))
+        return slice(*(resolve(a, values) for a in (argument.start, argument.stop, argument.step)))
     return argument
 
 

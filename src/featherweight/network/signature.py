@@ -86,6 +86,7 @@ class Signature:
 
 
 def shape_text(item: Input) -> str:
+    """An input's shape and number type in words: "[any, 3, 32, 32] float32"."""
     sizes = ", ".join("any" if s is None else str(s) for s in item.shape)
     return f"[{sizes}] {str(item.dtype).removeprefix('torch.')}"
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
@@ -11,20 +10,15 @@ import torch
 from torch import Tensor
 
 from featherweight.errors import PlanError
+from featherweight.judge.costs import growth
 from featherweight.network import Network, fold_batch_norm
 from featherweight.network.devices import device_of
-from featherweight.numerics.formats import GRIDS, weight_bits
+from featherweight.numerics.formats import GRIDS
 from featherweight.quantize.prepare.gates import write_out
 from featherweight.quantize.prepare.rescale import Product, multiply
 from featherweight.quantize.store import Point, Stored, round_value, scale_name, store_weight
 from featherweight.steps import Plan
 from featherweight.steps.joined import narrowed
-
-#: bytes of graph that a rounded value and a stored weight bring along, about, in the larger of the two files
-POINT_BYTES = 900
-WEIGHT_BYTES = 900
-#: bytes of a scale and its zero point
-SCALE_BYTES = 5
 
 
 @dataclass(frozen=True)
@@ -111,7 +105,7 @@ class QuantizePlan(Plan):
                 tensors[scale_name(name)] = narrowed(self._tensor(scale_name(name)), kept[name][stored.axis:][:1])
         before, folded = self._folded(network), self._folded(left)
         points = tuple(p for point in self.points if (p := _carried(point, before, folded)) is not None)
-        return replace(self, points=points, tensors=tensors, grows=growth(folded, self.stored, points))
+        return announced(replace(self, points=points, tensors=tensors), left)
 
     def _folded(self, network: Network) -> Network:
         """A copy in the form that values are rounded in."""
@@ -132,6 +126,14 @@ class QuantizePlan(Plan):
         return self.tensors[name]
 
 
+def announced(plan: QuantizePlan, network: Network) -> QuantizePlan:
+    """The plan with its word on what grows: the file of so small a network that its graph grows by more than its
+    weights shrink."""
+    if not plan.stored and not plan.points:
+        return plan
+    return replace(plan, grows=growth(network, plan.apply(network), ("bytes",)))
+
+
 def _carried(point: Point, before: Network, after: Network) -> Point | None:
     """The point in a graph of which channels were cut: read by those of its readers that still read the value, and by
     choices of channels that the cut put in; None where none is left, as within a shuffle that became such a choice."""
@@ -144,12 +146,4 @@ def _carried(point: Point, before: Network, after: Network) -> Point | None:
     return replace(point, readers=tuple(readers)) if readers else None
 
 
-def growth(folded: Network, stored: Sequence[Stored], points: Sequence[Point]) -> tuple[str, ...]:
-    """("bytes",) where the network is so small that the file's graph grows by more than its weights shrink."""
-    saved = sum(folded.tensor(s.weight).numel() * (4 - weight_bits(s.kind) / 8)
-                - SCALE_BYTES * s.scales(folded.tensor(s.weight).shape) for s in stored)
-    grouped = sum(s.group is not None for s in stored)
-    return ("bytes",) if saved < POINT_BYTES * len(points) + WEIGHT_BYTES * (len(stored) + grouped) else ()
-
-
-__all__ = ["QuantizePlan", "Rung", "growth"]
+__all__ = ["QuantizePlan", "Rung", "announced"]

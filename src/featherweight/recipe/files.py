@@ -24,15 +24,18 @@ def write_text(path: Path, text: str) -> None:
 
 
 def copy_file(source: Path, path: Path) -> None:
+    """Copies a file, whole or not at all."""
     with written_whole(path) as part:
         shutil.copyfile(source, part)
 
 
 def write_json(path: Path, value: Any) -> None:
+    """Writes ``value`` as JSON to ``path``, whole or not at all."""
     write_text(path, json.dumps(value, indent=1))
 
 
 def read_json(path: Path) -> Any:
+    """What ``write_json`` wrote. Raises FileError for a file that cannot be read."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

@@ -164,6 +164,7 @@ def example_of(task: Task) -> Inputs:
 
 
 def call_factory(name: str, arguments: Mapping[str, Any], folder: str, where: str) -> Any:
+    """What the function "module:function" gives for ``arguments``; modules are looked for in ``folder`` too."""
     module, _, function = name.partition(":")
     if not module or not function:
         raise RecipeError(f"{where} factory is {name!r}; expected module:function, e.g. \"mymodels:resnet20\"")

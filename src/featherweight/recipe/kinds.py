@@ -6,7 +6,6 @@ A kind is "family.Class": ``prune.Channels``, ``recover.Train``, ``distill.Logit
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import types
 from collections.abc import Mapping
 from functools import cache
@@ -19,10 +18,12 @@ from featherweight.network import Network
 from featherweight.steps import Beside, Fit, Rewrite
 from featherweight.steps.companion import gives_companions, is_beside
 from featherweight.steps.kinds import REGISTERED, kind_of, options
+from featherweight.steps.shipped import shipped
 
-FAMILIES = ("prune", "factorize", "share", "quantize", "distill", "recover", "balance")
-#: kinds of version 0.1 -> what they are now
-ALIASES = {"quantize.Ladder": "balance.Ladder", "quantize.Mixed": "balance.Mixed"}
+#: kinds of version 0.1 that had the options of a ``Quantize`` beside their own -> what they are now, around a step; and
+#: what that step has where the table does not say it
+FLAT: dict[str, tuple[str, dict[str, Any]]] = {"quantize.Ladder": ("balance.Ladder", {}),
+                                               "quantize.Mixed": ("balance.Mixed", {"ends": "none"})}
 
 
 def register(kind: str, cls: type) -> None:
@@ -33,6 +34,7 @@ def register(kind: str, cls: type) -> None:
 
 
 def is_kind(value: Any) -> bool:
+    """Whether a class is a step, or stands beside a training."""
     return isinstance(value, type) and dataclasses.is_dataclass(value) and (
         issubclass(value, (Rewrite, Fit)) or gives_companions(value))
 
@@ -40,8 +42,7 @@ def is_kind(value: Any) -> bool:
 @cache
 def _shipped() -> dict[str, type]:
     found = {}
-    for family in FAMILIES:
-        module = importlib.import_module(f"featherweight.{family}")
+    for family, module in shipped().items():
         for name in getattr(module, "__all__", ()):
             if is_kind(getattr(module, name)):
                 found[f"{family}.{name}"] = getattr(module, name)
@@ -64,10 +65,21 @@ def build(table: Mapping[str, Any], where: str = "steps") -> Any:
     kind = options.pop("kind", None)
     if not isinstance(kind, str):
         raise RecipeError(f'{where}: a table without kind; write e.g. kind = "prune.Channels"')
-    known, kind = kinds(), ALIASES.get(kind, kind)
+    known = kinds()
+    if kind in FLAT:
+        kind, options = _around_a_step(kind, options)
     if kind not in known:
         raise RecipeError(f"{where}: unknown kind {kind!r}; {did_you_mean(kind, known)}")
     return make(known[kind], options, kind)
+
+
+def _around_a_step(kind: str, options: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """A kind of ``FLAT`` and its options as they are written now."""
+    new, usual = FLAT[kind]
+    inner = {f.name for f in dataclasses.fields(kinds()["quantize.Quantize"])}
+    step = usual | {name: value for name, value in options.items() if name in inner}
+    return new, {"step": {"kind": "quantize.Quantize", **step},
+                 **{name: value for name, value in options.items() if name not in inner}}
 
 
 def make(cls: type, options: Mapping[str, Any], name: str) -> Any:

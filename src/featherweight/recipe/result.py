@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from featherweight import codec, deploy
+from featherweight import __version__, codec, deploy
 from featherweight.errors import RecipeError
 from featherweight.measure import LayerFigures, Measurement
 from featherweight.network import Network
@@ -87,7 +87,7 @@ class Result:
     def to_dict(self) -> dict[str, Any]:
         """JSON-able values: what ``result.json`` holds and the report shows."""
         return {
-            "format": 1, "featherweight": _version(), "machine": machine(), "versions": self._versions(),
+            "format": 1, "featherweight": __version__, "machine": machine(), "versions": self._versions(),
             "target": self.target, "recipe": [_described(step) for step in self.recipe.steps],
             "recipe_toml": self.recipe_toml,
             "trail": [m.to_dict() for m in self.trail],
@@ -131,12 +131,6 @@ def _described(step: Any) -> dict[str, Any]:
         return toml.describe(step)
     except RecipeError:
         return {"kind": kind_of(step), "line": line(step)}
-
-
-def _version() -> str:
-    from featherweight import __version__
-
-    return __version__
 
 
 def machine() -> dict[str, Any]:

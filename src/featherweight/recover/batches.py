@@ -66,12 +66,12 @@ def on_device(task: Task, device: torch.device) -> Task:
         return task
 
     def moved(split: str) -> Any:
-        return lambda: Moved(task.start(split), device)
+        return lambda: OnDevice(task.start(split), device)
 
     return dataclasses.replace(task, **{s: moved(s) for s in SPLITS if task.has(s)})
 
 
-class Moved:
+class OnDevice:
     """A pass over batches, each moved to a device; it has a length if the pass has."""
 
     def __init__(self, batches: Any, device: torch.device) -> None:

@@ -44,6 +44,8 @@ class Position:
 
 @dataclass(frozen=True)
 class Checkpoint:
+    """What a resumed Fit needs: how far it came, tensors by name, numbers."""
+
     position: Position
     tensors: Mapping[str, Tensor]
     numbers: Mapping[str, Any]

@@ -19,15 +19,9 @@ from torch import Tensor
 from featherweight.errors import FileError, PlanError, did_you_mean
 from featherweight.files import written_whole
 from featherweight.network import Network
-
-
-@dataclass(frozen=True)
-class Skipped:
-    """Something that a plan left as it was, and why: nothing is skipped in silence."""
-
-    path: str
-    reason: str
-
+from featherweight.network.layers import Skipped
+from featherweight.steps.kinds import OURS
+from featherweight.steps.shipped import shipped
 
 #: kind -> class of every plan that can be read
 PLANS: dict[str, type[Plan]] = {}
@@ -111,6 +105,8 @@ class Plan(ABC):
             raise PlanError(f"this is not a plan: {error}; expected the text that Plan.to_json wrote") from error
         kind = ALIASES.get(str(given), str(given))
         if kind not in PLANS:
+            shipped()
+        if kind not in PLANS:
             raise PlanError(_unknown(kind))
         if "tensors" in body:
             raise PlanError(f"a {kind} plan with wrong fields: tensors: no such field; tensors lie beside the text")
@@ -145,6 +141,8 @@ def _claim(cls: type[Plan]) -> None:
     """Puts a concrete plan into ``PLANS``; one of the same full name (its module was executed again) is replaced.
 
     Raises PlanError where the class writes out no kind with a version, or the kind of another class."""
+    if not cls.__module__.startswith(f"{OURS}."):
+        shipped()  # what comes with the package has its kinds first
     kind, name = vars(cls).get("kind"), _full_name(cls)
     snake = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", cls.__name__.removesuffix("Plan")).lower()
     line = f'kind: ClassVar[str] = "{cls.__module__.partition(".")[0].strip("_")}.{snake or "plan"}/1"'

@@ -12,9 +12,10 @@ from collections.abc import Iterator
 import numpy as np
 from torch.fx import Node
 
-from featherweight.axes.labels import Field, Ints, Labels, Shuffle, Trace, Value
+from featherweight.axes.labels import Field, Ints, Labels, Shuffle, Value
 from featherweight.axes.rules.basics import first, operators, rule
 from featherweight.axes.rules.views import permuted, reshaped, taken
+from featherweight.axes.trace import Trace
 from featherweight.network import Network
 from featherweight.network.operators import schema_argument as argument
 
@@ -84,5 +85,6 @@ def shuffled(trace: Trace, node: Node) -> Value:
 
 
 def channel_order(node: Node, x: Labels) -> Ints:
+    """[channels]: which channel stands at each place after ``channel_shuffle``."""
     found: Ints = np.arange(x.shape[1]).reshape(int(argument(node, "groups")), -1).T.ravel()
     return found

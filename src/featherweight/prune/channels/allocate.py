@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from featherweight.axes.groups import AxisGroup, AxisGroups
 from featherweight.network import Network
-from featherweight.prune.channels.sensitivity import FEW_SHARES, Curve, sensitivity
+from featherweight.prune.channels.sensitivity import FEW_SHARES, Curve, curves
 from featherweight.task import Task
 
 Floats = npt.NDArray[np.float64]
@@ -42,7 +42,7 @@ class Case:
     @cached_property
     def curves(self) -> tuple[Curve, ...]:
         """The sensitivity of every group, measured when it is first asked for."""
-        return sensitivity(self.network, self.task, self.axes, self.groups, self.scores, FEW_SHARES)
+        return curves(self.network, self.task, self.groups, self.scores, FEW_SHARES)
 
 
 def quantiles(scores: Floats) -> Floats:
@@ -129,8 +129,12 @@ class Allocation:
         if removed > 0:
             counts -= np.bincount(self._owners[:removed], minlength=len(self.groups))
             counts = self.rounded(counts)
-        return [np.sort(np.argsort(s, kind="stable")[len(s) - n:])
-                for s, n in zip(self.scores, counts.tolist(), strict=True)]
+        return [np.sort(order[len(order) - n:]) for order, n in zip(self._orders, counts.tolist(), strict=True)]
+
+    @cached_property
+    def _orders(self) -> list[Ints]:
+        """The channels of every group in the order in which they go."""
+        return [np.argsort(s, kind="stable") for s in self.scores]
 
     @cached_property
     def _owners(self) -> Ints:

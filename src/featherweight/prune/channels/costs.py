@@ -10,6 +10,7 @@ import numpy.typing as npt
 from torch import Tensor, nn
 
 from featherweight.axes.groups import AxisGroup, AxisGroups
+from featherweight.axes.labels import AtomSets
 from featherweight.measure.macs import macs as count_macs
 from featherweight.measure.weights import params as count_params
 from featherweight.network import Network
@@ -41,14 +42,16 @@ def weight_bytes(network: Network, axes: AxisGroups) -> Cost:
 
 def _elements(axes: AxisGroups, tensors: dict[str, Tensor], each: dict[str, int], total: float) -> Cost:
     """``total`` less what the cut takes: elements of every tensor, times ``each``."""
+    labelled = {n: [a for a in axes.tensors[n] if a is not None] for n in each}
+    fixed = {n: math.prod(s for s, a in zip(tensors[n].shape, axes.tensors[n], strict=True) if a is None) for n in each}
+    sets = AtomSets([a for own in labelled.values() for a in own])
 
-    def size(name: str, kept: npt.NDArray[np.bool_]) -> float:
-        lengths = [s if a is None else int(np.count_nonzero(kept[a]))
-                   for s, a in zip(tensors[name].shape, axes.tensors[name], strict=True)]
-        return float(each[name] * math.prod(lengths))
+    def size(kept: npt.NDArray[np.bool_]) -> float:
+        counts = iter(sets.count(kept))
+        return float(sum(each[n] * fixed[n] * math.prod(next(counts) for _ in own) for n, own in labelled.items()))
 
-    rest = total - sum(size(n, everything(axes)) for n in each)
-    return lambda kept: rest + sum(size(n, kept) for n in each)
+    rest = total - size(everything(axes))
+    return lambda kept: rest + size(kept)
 
 
 def everything(axes: AxisGroups) -> npt.NDArray[np.bool_]:

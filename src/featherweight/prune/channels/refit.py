@@ -3,13 +3,15 @@
 The calls that a cut reaches are gone through in graph order, once, the whole and the cut network side by side: each is
 refit on what it reads in the cut network as refit so far, towards what the whole network gave there, so that errors do
 not add up (He et al. 2017, section 3.3; Zhang et al. 2016, section 3.3). Batch norms keep their statistics, which are
-those of the values aimed at; estimated anew, they would undo part of the fit.
+those of the outputs aimed at; estimated anew, they would undo part of the fit.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
 
 import numpy as np
 import torch
@@ -17,50 +19,57 @@ from torch import Tensor
 
 from featherweight.axes.groups import AxisGroups
 from featherweight.axes.zero import zero
-from featherweight.calibrate.walk import BUDGET, Half, Order, input_values
+from featherweight.calibrate.pair import Pair, wide
 from featherweight.errors import RecipeError, did_you_mean
 from featherweight.network import Network
 from featherweight.numerics.least_squares import Moments, factor, refit
-from featherweight.prune.channels.refit_calls import RefitCall, find_sites
+from featherweight.prune.channels.refit_calls import RefitCall, find_refit_calls
 from featherweight.steps import Skipped
-from featherweight.task import Task, batch_size
+from featherweight.task import Task
 
 ROWS = 50_000  #: observations of a fit at most: places of calibration samples, chosen at random
 ELEMENTS = 1 << 27  #: observations times inputs of a fit at most
 RIDGE = 1e-4  #: pull towards the old weights, relative to the mean square of an input
 ROUNDS = 4  #: further fits where a ReLU follows, whose targets know of it
 
-#: batch by batch: X [g, r, p], Y [g, r, o], and level [g, r, o] or None where nothing flat follows. Where the level is
-#: a number, all that lies beyond it on Y's side is as good as Y.
-Rows = Iterable[tuple[Tensor, Tensor, Tensor | None]]
+
+@dataclass(frozen=True)
+class Observations:
+    """What a call reads and should give at some places of one batch.
+
+    x [g, r, p]: inputs; y [g, r, o]: targets. level [g, r, o]: the clipping bound where the activation function that
+    follows saturates on y (NaN where it does not); a saturated target only has to stay saturated. None: it never does.
+    """
+
+    x: Tensor
+    y: Tensor
+    level: Tensor | None
+
+
+Rows = Iterable[Observations]  #: batch by batch
 #: (weight [g, o, p], rows, whether a constant may be added) -> the new weight and the constant [g, o], float64
 Method = Callable[[Tensor, Rows, bool], tuple[Tensor, Tensor]]
-
-
-def wide(value: Tensor) -> Tensor:
-    """In float32 or wider."""
-    return value.to(torch.promote_types(value.dtype, torch.float32))
 
 
 def bias(weight: Tensor, rows: Rows, constant: bool) -> tuple[Tensor, Tensor]:
     """The constant alone: the mean of what is missing. Exact where what was cut is constant."""
     total, count = torch.zeros(weight.shape[:2], dtype=torch.float64, device=weight.device), 0
-    for x, y, _ in rows if constant else ():
-        total += (y.mean(1) - (weight @ x.mean(1)[..., None])[..., 0]).double() * y.shape[1]
-        count += y.shape[1]
+    for seen in rows if constant else ():
+        total += (seen.y.mean(1) - (weight @ seen.x.mean(1)[..., None])[..., 0]).double() * seen.y.shape[1]
+        count += seen.y.shape[1]
     return weight.double(), total / max(count, 1)
 
 
 def least_squares(weight: Tensor, rows: Rows, constant: bool) -> tuple[Tensor, Tensor]:
     """All weights and the constant (He et al. 2017, eq. 3, with a ridge towards the old weights).
 
-    Where a ReLU follows, outputs that it had cut off need only stay cut off: each further fit aims at the allowed value
-    next to the last one's, so that the distance to what is allowed falls with every round (the fits of Zhang et al.
-    2016, section 3.2, take values after the ReLU for targets, to the same end).
+    Where a ReLU follows, saturated outputs only have to stay saturated: each further fit aims at the allowed output
+    next to that of the last fit, so that the distance to what is allowed falls with every round (the fits of Zhang et
+    al. 2016, section 3.2, take activations after the ReLU for targets, to the same end).
     """
     held, moments = list(rows), Moments()
-    for x, y, _ in held:
-        moments.add(x, y)
+    for seen in held:
+        moments.add(seen.x, seen.y)
     gram, cross = moments.products(centred=constant)
     lower = factor(gram, RIDGE)
     middle, aim = moments.means()
@@ -68,18 +77,20 @@ def least_squares(weight: Tensor, rows: Rows, constant: bool) -> tuple[Tensor, T
     for done in range(ROUNDS + 1):
         new = refit(gram, cross, weight, RIDGE, lower)
         shift = (aim - (new @ middle[..., None])[..., 0]) * constant
-        if done == ROUNDS or all(level is None for _, _, level in held):
+        if done == ROUNDS or all(seen.level is None for seen in held):
             break
         cross, aim = torch.zeros_like(cross), torch.zeros_like(aim)
-        for x, y, level in held:
-            target = y if level is None else nearest(x @ new.mT.to(x) + shift[:, None].to(x), y, level)
+        for seen in held:
+            x, target = seen.x, seen.y
+            if seen.level is not None:
+                target = nearest(x @ new.mT.to(x) + shift[:, None].to(x), seen.y, seen.level)
             cross += ((x - middle[:, None].to(x)).mT @ target).double() / moments.count
             aim += target.sum(1).double() / moments.count
     return new, shift
 
 
 def nearest(made: Tensor, y: Tensor, level: Tensor) -> Tensor:
-    """The allowed value next to ``made``: ``y`` where the level is no number, else what lies beyond it on y's side."""
+    """The allowed output next to ``made``: ``y`` itself, or anything beyond ``level`` on y's side where y saturates."""
     beyond = torch.where((made - level) * (y - level) >= 0, made, level)
     return torch.where(level.isnan(), y, beyond)
 
@@ -101,94 +112,84 @@ def compensated(network: Network, task: Task, axes: AxisGroups, kept: np.ndarray
         raise RecipeError(f"there is no compensation {method!r}; {did_you_mean(method, METHODS)}; "
                           'write compensate="least_squares"')
     task.require("calibration")
+    calls, _ = find_refit_calls(network, axes, kept)
+    if not calls:
+        return {}
     with torch.no_grad():
-        return Walk(network, axes, kept).run(task, METHODS[method], batches)
+        pair = Pair.of(network, task.batches("calibration", batches), zero(network, axes, kept))
+        return refitted(pair, calls, METHODS[method])
 
 
 def left_out(network: Network, axes: AxisGroups, kept: np.ndarray) -> tuple[Skipped, ...]:
     """The calls below a cut that ``compensated`` leaves as they are or refits without a constant, and why."""
-    return find_sites(network, axes, kept)[1]
+    return find_refit_calls(network, axes, kept)[1]
 
 
-class Walk:
-    """The whole and the cut network (zeroed, so that shapes agree), batch by batch at the same call."""
+def refitted(pair: Pair, calls: Sequence[RefitCall], method: Method) -> dict[str, Tensor]:
+    """New values for the tensors of ``calls``, in graph order, by name; the compressed network gets them too.
 
-    def __init__(self, network: Network, axes: AxisGroups, kept: np.ndarray) -> None:
-        self.whole, self.short = network.copy().eval(), zero(network, axes, kept).eval()
-        self.orders = Order(self.whole), Order(self.short)
-        self.sites = find_sites(self.whole, axes, kept)[0]
-        self.states: list[tuple[Half, Half]] = []
-        self.samples = 0
-        self.generator = torch.Generator().manual_seed(0)
-
-    def run(self, task: Task, method: Method, batches: int) -> dict[str, Tensor]:
-        waiting = self._inputs(task, batches)
-        wanted = {name for s in self.sites for name in (s.node.name, s.end.name)}
-        found: dict[str, Tensor] = {}
-        for site, room in zip(self.sites, self._room(), strict=True):
-            while waiting and (not self.states or self.samples + waiting[0][0] <= room):
-                size, values = waiting.pop(0)
-                self.samples += size
-                self.states.append((Half(self.whole, self.orders[0], dict(values)),
-                                    Half(self.short, self.orders[1], dict(values))))
-            for whole, short in self.states:
-                whole.advance(self.orders[0].number[site.end.name] + 1, wanted)
-                short.advance(self.orders[1].number[site.node.name], set())
-            found.update(self._fit(site, method))
-            for name in {site.node.name, site.end.name}:
-                wanted.discard(name)
-                for whole, _ in self.states:
-                    whole.forget(name)
-        return found
-
-    def _inputs(self, task: Task, batches: int) -> list[tuple[int, dict[str, Tensor]]]:
-        """The number of samples and the inputs by name of every batch."""
-        found = [(batch_size(inputs), input_values(self.whole, inputs))
-                 for inputs, _ in (task.batches("calibration", batches) if self.sites else ())]
-        if self.sites and not found:
+    pair: the whole network, and the cut one zeroed, so that shapes agree. More batches are let in where later calls
+    hold less. Raises RecipeError without any batch.
+    """
+    pair.whole.keep([name for c in calls for name in (c.node.name, c.end.name)])
+    generator = torch.Generator().manual_seed(0)
+    found: dict[str, Tensor] = {}
+    for call, load in zip(calls, loads(pair, calls), strict=True):
+        pair.admit(load)
+        if not pair.samples:
             raise RecipeError("the calibration split gave no batches; check Task(calibration=...), it must start a "
                               "fresh pass at every call")
-        return found
+        pair.whole.go_past(call.end.name)
+        pair.compressed.go_to(call.node.name)
+        new = _fit(pair, call, method, generator)
+        for name, value in new.items():
+            pair.set(name, value)
+        found |= new
+        pair.whole.release([call.node.name, call.end.name])
+    return found
 
-    def _room(self) -> list[float]:
-        """How many samples fit into ``BUDGET`` at each site and all later ones."""
-        first, second = self.orders
-        loads = [first.held(first.number[s.end.name] + 1) + second.held(second.number[s.node.name])
-                 + sum(first.size.get(n.name, 0) for n in {s.node, s.end}) for s in self.sites]
-        return [BUDGET / max(1.0, *loads[i:]) for i in range(len(loads))]
 
-    def _rows(self, site: RefitCall, bias: Tensor | None) -> Rows:
-        """What a site reads in the short network and what it should make of that; ``bias`` is taken off."""
-        there = self.orders[1].named
-        inputs = max(1, math.prod(site.kernel) * len(site.ins) * len(site.groups))
-        each = -(-min(ROWS, ELEMENTS // inputs) // self.samples)
-        for whole, short in self.states:
-            x, own = short.get(there[site.node.name].args[0]), whole.values[site.node.name]
-            other = short.get(there[site.total[0].name].args[site.total[1]]) if site.total is not None else 0
-            end = whole.values[site.end.name]
-            y = site.undone(self.short, end - other)
-            y = torch.where(y.isfinite(), y, own)
-            places = torch.randperm(site.places(y), generator=self.generator)[:each].to(y.device)
-            level = None
-            if site.flat is not None:
-                bound = end.clamp(*site.flat)
-                level = site.undone(self.short, torch.where(end == bound, torch.nan, bound) - other)
-            less = 0 if bias is None else bias
-            yield (wide(site.read(x, places)), wide(site.made(y, places)) - less,
-                   None if level is None else wide(site.made(level, places)) - less)
+def loads(pair: Pair, calls: Sequence[RefitCall]) -> list[float]:
+    """Bytes that both networks hold of one sample at each call, or at a later one where that is more."""
+    whole, cut = pair.whole.order, pair.compressed.order
+    own = [whole.held[whole.number[c.end.name] + 1] + cut.held[cut.number[c.node.name]]
+           + sum(whole.size.get(name, 0.0) for name in {c.node.name, c.end.name}) for c in calls]
+    return list(accumulate(reversed(own), max))[::-1]
 
-    def _fit(self, site: RefitCall, method: Method) -> dict[str, Tensor]:
-        """Refits one call and sets the short network's tensors; gives them."""
-        weight = self.short.tensor(site.weight).detach()
-        bias = None if site.bias is None else self.short.tensor(site.bias).detach()
-        outs = site.outputs(site.matrix(weight).shape[:2].numel())
-        old = None if bias is None else bias[outs].view(len(site.groups), 1, -1)
-        new, shift = method(wide(site.kept(weight)), self._rows(site, old), site.constant is not None)
-        found = {site.weight: site.put(weight, new)}
-        if site.constant is not None:
-            value = self.short.tensor(site.constant).detach().double()
-            sign = 1 if bias is not None else -1
-            found[site.constant] = value.index_add(0, outs, shift.flatten(), alpha=sign).to(weight.dtype)
-        for name, tensor in found.items():
-            self.short.set_tensor(name, tensor)
-        return found
+
+def _rows(pair: Pair, call: RefitCall, bias: Tensor | None, generator: torch.Generator) -> Rows:
+    """What a call reads in the cut network and what it should make of that; ``bias`` is taken off."""
+    inputs = max(1, math.prod(call.kernel) * len(call.ins) * len(call.groups))
+    each = -(-min(ROWS, ELEMENTS // inputs) // pair.samples)
+    whole, cut = pair.whole, pair.compressed
+    others: Sequence[Tensor | int] = [0] * len(cut.batches)
+    if call.total is not None:
+        others = cut.reads(call.total[0].name, call.total[1])
+    network, less = cut.network, 0 if bias is None else bias
+    for x, other, own, end in zip(cut.reads(call.node.name), others, whole.gave(call.node.name),
+                                  whole.gave(call.end.name), strict=True):
+        y = call.undone(network, end - other)
+        y = torch.where(y.isfinite(), y, own)
+        places = torch.randperm(call.places(y), generator=generator)[:each].to(y.device)
+        level = None
+        if call.saturation is not None:
+            bound = end.clamp(*call.saturation)
+            level = call.undone(network, torch.where(end == bound, torch.nan, bound) - other)
+        yield Observations(wide(call.read(x, places)), wide(call.made(y, places)) - less,
+                           None if level is None else wide(call.made(level, places)) - less)
+
+
+def _fit(pair: Pair, call: RefitCall, method: Method, generator: torch.Generator) -> dict[str, Tensor]:
+    """New values for the tensors of one call."""
+    network = pair.compressed.network
+    weight = network.tensor(call.weight).detach()
+    bias = None if call.bias is None else network.tensor(call.bias).detach()
+    outs = call.outputs(call.matrix(weight).shape[:2].numel())
+    old = None if bias is None else bias[outs].view(len(call.groups), 1, -1)
+    new, shift = method(wide(call.kept(weight)), _rows(pair, call, old, generator), call.constant is not None)
+    found = {call.weight: call.put(weight, new)}
+    if call.constant is not None:
+        value = network.tensor(call.constant).detach().double()
+        sign = 1 if bias is not None else -1
+        found[call.constant] = value.index_add(0, outs, shift.flatten(), alpha=sign).to(weight.dtype)
+    return found

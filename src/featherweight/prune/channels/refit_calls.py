@@ -14,17 +14,17 @@ from torch import Tensor
 from torch.fx import Node
 
 from featherweight.axes.groups import AxisGroups
-from featherweight.axes.labels import operator_name, path_of
 from featherweight.axes.rules.basics import operators
+from featherweight.axes.trace import operator_name, path_of
 from featherweight.network import Network
-from featherweight.network.edit import CONVOLUTIONS, TRANSPOSED, WEIGHTED, bias_name, constant_value, weight_name
+from featherweight.network.edit import WEIGHTED, bias_name, constant_value, out_axis, readers_of, weight_name
 from featherweight.network.matrices import as_matrix, from_matrix, rows
 from featherweight.network.operators import schema_argument as argument
 from featherweight.steps import Skipped
 
 aten = torch.ops.aten
 ADD = {aten.add.Tensor, aten.add_.Tensor}
-#: calls that may hold weights and are no sites
+#: calls that may hold weights and are not refit
 OTHERS = {*operators("matmul", "mm", "bmm", "addmm", "baddbmm", "einsum"),
           *operators("lstm.input", "gru.input", "rnn_tanh.input", "rnn_relu.input")}
 #: kept groups [g], and the kept inputs [i] and outputs [o] inside each of them
@@ -40,8 +40,8 @@ class RefitCall:
     groups [g], ins [i], outs [o]: the groups that are kept, and the positions kept inside each of them.
     bias: the bias that it alone reads; mean: else the running mean of the batch norm that follows; neither where a
     constant has no place. chain: the calls that change its result alone, one after the other, and can be undone; total:
-    the addition at their end, and which of its arguments is the other summand. flat: whoever reads the end takes all
-    that is below the first number for one value, and all above the second.
+    the addition at their end, and which of its arguments is the other summand. saturation: (low, high) outside which
+    the activation function after the end is constant; None where there is none, or several that differ.
     """
 
     node: Node
@@ -54,7 +54,7 @@ class RefitCall:
     mean: str | None = None
     chain: tuple[Node, ...] = ()
     total: tuple[Node, int] | None = None
-    flat: tuple[float, float] | None = None
+    saturation: tuple[float, float] | None = None
 
     @property
     def constant(self) -> str | None:
@@ -63,11 +63,12 @@ class RefitCall:
 
     @property
     def end(self) -> Node:
-        """The value that should be what it was."""
+        """The call whose activation should stay what it was."""
         return self.total[0] if self.total else self.chain[-1] if self.chain else self.node
 
     def undone(self, network: Network, value: Tensor) -> Tensor:
-        """What the call should give so that the chain ends in ``value``; not finite where that cannot be said."""
+        """What the call should give so that the chain ends in the activation ``value``; not finite where it cannot be
+        told."""
         for node in reversed(self.chain):
             value = UNDO[node.target](network, node, value)
         return value
@@ -78,11 +79,11 @@ class RefitCall:
         return matrix.reshape(*matrix.shape[:2], -1, math.prod(self.kernel))
 
     def kept(self, weight: Tensor) -> Tensor:
-        """What is kept of ``weight``, as [g, o, i * window]."""
+        """The weights that are kept, as [g, o, i * window]."""
         return self.matrix(weight)[self.groups][:, self.outs][:, :, self.ins].flatten(2)
 
     def put(self, weight: Tensor, kept: Tensor) -> Tensor:
-        """A copy of ``weight`` with other values for what is kept."""
+        """A copy of ``weight`` with other values where it is kept."""
         matrix = self.matrix(weight).clone()
         shape = len(self.groups), len(self.outs), len(self.ins), matrix.shape[3]
         matrix[self.groups[:, None, None], self.outs[:, None], self.ins] = kept.reshape(shape).to(weight.dtype)
@@ -93,7 +94,7 @@ class RefitCall:
         return (self.groups[:, None] * (channels // self._groups) + self.outs).flatten()
 
     def read(self, x: Tensor, places: Tensor) -> Tensor:
-        """X [g, r, i * window]: what is kept of what the call reads of ``x`` at some output places of every sample."""
+        """X [g, r, i * window]: the kept inputs that the call reads of ``x`` for some output places of every sample."""
         flat = self._flat(x)
         ins = (self.groups[:, None] * (flat.shape[2] // self._groups) + self.ins).flatten()
         table = self._windows(x)[places.cpu()].to(x.device)
@@ -102,7 +103,7 @@ class RefitCall:
         return split.permute(3, 0, 1, 4, 2).flatten(3).flatten(1, 2)
 
     def made(self, y: Tensor, places: Tensor) -> Tensor:
-        """Y [g, r, o]: the kept outputs at these places, of a value in the shape of the call's output."""
+        """Y [g, r, o]: the kept outputs at these places of ``y``, which has the shape of the call's output."""
         flat = self._flat(y)
         found = flat.index_select(1, places)[..., self.outputs(flat.shape[2])]
         return found.view(len(flat), len(places), len(self.groups), -1).permute(2, 0, 1, 3).flatten(1, 2)
@@ -188,27 +189,28 @@ def _can_undo(network: Network, node: Node, value: Node, shapes: Mapping[str, An
     return node.target is not aten.mul.Tensor or (len(others) == 1 and shapes[node.name] == shapes[value.name])
 
 
-#: operator -> below and above which numbers it gives one and the same
-FLAT: Mapping[Any, tuple[float, float]] = {
+#: activation function -> (low, high) outside which it is constant
+SATURATION: Mapping[Any, tuple[float, float]] = {
     **dict.fromkeys(operators("relu"), (0.0, math.inf)), **dict.fromkeys(operators("relu6"), (0.0, 6.0)),
     **dict.fromkeys(operators("hardswish"), (-3.0, math.inf)), **dict.fromkeys(operators("hardsigmoid"), (-3.0, 3.0)),
 }
 
 
-def _flat(node: Node) -> tuple[float, float] | None:
+def _saturation(node: Node) -> tuple[float, float] | None:
     if node.target in operators("hardtanh"):
         return float(argument(node, "min_val")), float(argument(node, "max_val"))
-    return FLAT.get(node.target)
+    return SATURATION.get(node.target)
 
 
 # ---- finding them
-def find_sites(network: Network, axes: AxisGroups, kept: np.ndarray) -> tuple[list[RefitCall], tuple[Skipped, ...]]:
+def find_refit_calls(network: Network, axes: AxisGroups,
+                     kept: np.ndarray) -> tuple[list[RefitCall], tuple[Skipped, ...]]:
     """The calls that read what a cut changes, in graph order; and what of them is left as it is, and why."""
     names = {id(network.tensor(n)): n for n in axes.tensors}
     lost = {n for n, atoms in axes.tensors.items() if any(a is not None and not kept[a].all() for a in atoms)}
     shapes = {n: getattr(v, "shape", None) for n, v in network.values().items()}
     touched: set[Node] = set()
-    sites: list[RefitCall] = []
+    found: list[RefitCall] = []
     left: list[Skipped] = []
     for node in network.graph.nodes:
         if node.op == "get_attr" and names.get(id(network.tensor(str(node.target)))) in lost:
@@ -222,13 +224,13 @@ def find_sites(network: Network, axes: AxisGroups, kept: np.ndarray) -> tuple[li
             if isinstance(parts, str):
                 left.append(Skipped(path, parts))
                 continue
-            sites.append(_site(network, node, parts, shapes))
-            if sites[-1].constant is None:
+            found.append(_refit_call(network, node, parts, shapes))
+            if found[-1].constant is None:
                 left.append(Skipped(path, "no constant: it has no bias of its own, and no batch norm follows"))
         elif node.target in OTHERS and any(getattr(axes.values.get(a.name), "stored", False)
                                            for a in node.all_input_nodes):
             left.append(Skipped(path, f"not refit: {operator_name(node)}"))
-    return sites, tuple(left)
+    return found, tuple(left)
 
 
 def _refusal(network: Network, node: Node) -> str:
@@ -236,13 +238,13 @@ def _refusal(network: Network, node: Node) -> str:
     name = weight_name(node)
     if name is None:
         return "not refit: its weight is computed"
-    if len(network.users_of(name)) > 1:
+    if len(readers_of(network, name)) > 1:
         return "not refit: its weight is read elsewhere too"
     dtype = network.tensor(name).dtype
     return "" if dtype.is_floating_point else f"not refit: its weight holds {dtype}"
 
 
-def _site(network: Network, node: Node, parts: Parts, shapes: Mapping[str, Any]) -> RefitCall:
+def _refit_call(network: Network, node: Node, parts: Parts, shapes: Mapping[str, Any]) -> RefitCall:
     name = str(weight_name(node))
     bias, mean = bias_name(node), None
     if bias is not None and len(network.users_of(bias)) > 1:
@@ -251,9 +253,9 @@ def _site(network: Network, node: Node, parts: Parts, shapes: Mapping[str, Any])
     if bias is None and chain and chain[0].target is aten.batch_norm.default:
         stored = str(chain[0].args[3].target)  # type: ignore[union-attr]
         mean = stored if len(network.users_of(stored)) == 1 else None
-    kernel = tuple(network.tensor(name).shape[2:]) if node.target in CONVOLUTIONS else ()
+    kernel = tuple(network.tensor(name).shape[2:])
     end = total[0] if total else chain[-1] if chain else node
-    bounds = {_flat(u) for u in end.users}
+    bounds = {_saturation(u) for u in end.users}
     return RefitCall(node, name, kernel, *parts, bias, mean, chain, total, bounds.pop() if len(bounds) == 1 else None)
 
 
@@ -261,7 +263,7 @@ def _parts(network: Network, axes: AxisGroups, kept: np.ndarray, node: Node, nam
     """Kept groups, and the kept inputs and outputs of each; or why they cannot be told."""
     weight = network.tensor(str(weight_name(node)))
     atoms = axes.tensors[names[id(weight)]]
-    groups = int(argument(node, "groups")) if node.target in CONVOLUTIONS else 1
+    groups = len(as_matrix(node, weight))
     rows, columns = (np.ones(s, dtype=bool) if a is None else kept[a]
                      for s, a in zip(weight.shape[:2], atoms[:2], strict=True))
     split = rows.reshape(groups, -1)
@@ -269,7 +271,7 @@ def _parts(network: Network, axes: AxisGroups, kept: np.ndarray, node: Node, nam
     if not (split[alive] == split[alive][0]).all():
         return "not refit: its groups keep different positions"
     first, second = (torch.from_numpy(np.flatnonzero(m)).to(weight.device) for m in (split[alive][0], columns))
-    ins, outs = (first, second) if node.target in TRANSPOSED else (second, first)
+    ins, outs = (first, second) if out_axis(node) else (second, first)
     return torch.from_numpy(np.flatnonzero(alive)).to(weight.device), ins, outs
 
 

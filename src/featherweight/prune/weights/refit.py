@@ -9,15 +9,16 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from featherweight.calibrate.moments import second_moments
+from featherweight.calibrate.moments import gram, second_moments
+from featherweight.calibrate.walk import Flow, Order, Waiting
 from featherweight.network import Network
-from featherweight.network.edit import WEIGHTED
+from featherweight.network.edit import WEIGHTED, readers_of
 from featherweight.network.matrices import as_matrix, from_matrix
 from featherweight.numerics.obs import LAZY, Decide, Rule, least_squares, sweep
 from featherweight.prune.weights.masks import Pattern, lowest, lowest_of_rows, of_groups
 from featherweight.prune.weights.scores import BATCHES
 from featherweight.steps import Skipped
-from featherweight.task import Task
+from featherweight.task import Batch, Task
 
 COMPENSATIONS = ("none", "obs", "least_squares")
 #: share of the mean diagonal added to every Hessian
@@ -34,16 +35,17 @@ def compensated(network: Network, task: Task, calls: Mapping[str, Sequence[Node]
     """
     work = network.copy().eval()
     found, values, left = dict(masks), {}, []
-    for name, mine in calls.items():
-        if not bool((~masks[name]).any()):
-            continue
+    changed = {name: mine for name, mine in calls.items() if not bool(masks[name].all())}
+    flow, rest = started(work, task, changed)
+    for name, mine in changed.items():
         weight, node = work.tensor(name).detach(), mine[0]
-        if any(user.target not in WEIGHTED for user in network.users_of(name)):
+        if any(reader.target not in WEIGHTED for reader in readers_of(network, name)):
             left.append(Skipped(name, "not only convolutions and linear layers read it: its other weights stay as they "
                                       "are"))
             work.set_tensor(name, weight * masks[name].to(weight.device))
+            flow, rest = started(work, task, changed)  # the others that read it may come earlier
             continue
-        hessian = second_moments(work, task.batches("calibration", BATCHES), {name: mine})[name]
+        hessian = moments_of(flow, name, mine) + second_moments(work, rest, {name: mine}).get(name, 0.0)
         old, mask = as_matrix(node, weight).double(), as_matrix(node, masks[name]).to(weight.device)
         if adaptive:
             mask, new = choose(old, hessian, mask, pattern, rows)
@@ -55,6 +57,29 @@ def compensated(network: Network, task: Task, calls: Mapping[str, Sequence[Node]
         values[name] = from_matrix(node, new, weight.shape).to(weight.dtype).cpu().clone()
         work.set_tensor(name, values[name].to(weight.device))
     return found, values, tuple(left)
+
+
+def started(network: Network, task: Task, calls: Mapping[str, Sequence[Node]]) -> tuple[Flow, list[Batch]]:
+    """The calibration batches before the first call, as many as memory holds at each of these calls; and the others."""
+    flow = Flow(network, Order.of(network))
+    places = [flow.order.number[n.name] for mine in calls.values() for n in mine]
+    waiting = Waiting(task.batches("calibration", BATCHES) if places else iter(()))
+    with torch.no_grad():
+        for inputs in waiting.admitted(max((flow.order.held[p] for p in places), default=0.0)):
+            flow.add(inputs)
+    return flow, list(waiting.batches)
+
+
+def moments_of(flow: Flow, name: str, calls: Sequence[Node]) -> Tensor:
+    """Sum of x x^T [g, i * k, i * k], float64, over all inputs of a weight's calls; ``flow`` goes on to the first."""
+    total, weight = torch.zeros((), dtype=torch.float64), flow.network.tensor(name).detach()
+    with torch.no_grad():
+        flow.go_to(calls[0].name)
+        ahead = flow if len(calls) == 1 else flow.ahead()
+        for node in calls:
+            ahead.go_to(node.name)
+            total = total.to(weight.device) + gram(node, weight, ahead.reads(node.name))
+    return total
 
 
 def fixed(mask: Tensor) -> Decide:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
 from torch.fx import Node
 
-from featherweight.calibrate.walk import Half, Order, fitting, input_values
+from featherweight.calibrate.pair import Pair
 from featherweight.errors import TaskError
 from featherweight.network import Network, fold_batch_norm
 from featherweight.network.edit import WEIGHTED, bias_name
@@ -24,26 +24,25 @@ def corrected(plan: QuantizePlan, network: Network, task: Task, batches: int | N
 
     Nagel et al. 2019, section 4.2, with means taken from calibration data (appendix D): b += E[y] - E[y_quantized],
     call by call in graph order, each seeing what the corrected calls before it give. whole: the float network to
-    compare with (equalized or smoothed as the plan's is); None takes ``network`` with batch norm folded. Both networks
-    walk side by side over all batches, as many as fit in memory: a bias's shift is added to what its call gave,
-    and nothing is computed twice. Calls without a bias are named. Raises TaskError where calibration data is missing.
+    compare with (equalized or smoothed as the plan's is); None takes ``network`` with batch norm folded. Every batch
+    runs once, as many batches as memory holds: the shift of a bias is added to the activation that its call gave.
+    Calls without a bias are named. Raises TaskError where calibration data is missing.
     """
     if not plan.stored and not plan.points:
         return plan
     whole = (fold_batch_norm(network) if whole is None else whole).eval()
     rounded = plan.apply(network).eval()
-    sites, skipped = find_sites(whole, rounded)
+    calls, skipped = find_biased_calls(whole, rounded)
     found: dict[str, Tensor] = {}
-    with torch.no_grad():
-        walk = _Walk(whole, rounded, task, batches) if sites else None
-        if walk is not None and walk.said:
-            skipped.append(Skipped("calibration", f"biases are corrected by a part of it: {walk.said}"))
-        for site in sites:
-            assert walk is not None
-            bias = rounded.tensor(site.bias).detach()
-            found[site.bias] = (bias.double() + walk.shift(site).to(bias.device)).to(bias.dtype)
+    if calls:
+        with torch.no_grad():
+            found, said = _biases(Pair.of(whole, task.batches("calibration", batches), rounded), calls)
+        skipped += [Skipped("calibration", f"biases are corrected by a part of it: {said}")] if said else []
     return replace(plan, changed=tuple(sorted({*plan.changed, *found})), tensors={**plan.tensors, **found},
                    skipped=tuple(dict.fromkeys([*plan.skipped, *skipped])))
+
+
+aten_linear = torch.ops.aten.linear.default
 
 
 @dataclass(frozen=True)
@@ -55,23 +54,20 @@ class BiasedCall:
     axis: int
 
 
-def find_sites(whole: Network, rounded: Network) -> tuple[list[BiasedCall], list[Skipped]]:
+def find_biased_calls(whole: Network, rounded: Network) -> tuple[list[BiasedCall], list[Skipped]]:
     """The calls whose bias can be corrected, in graph order, and the others with why."""
     there = {n.name: n for n in rounded.calls(*WEIGHTED)}
-    sites, skipped = [], []
+    found, skipped = [], []
     for node in whole.calls(*WEIGHTED):
         name, other = bias_name(node), there.get(node.name)
         if other is None:
             continue
         if name is not None and len(whole.users_of(name)) == 1 and bias_name(other) == name:
-            sites.append(BiasedCall(node.name, name, -1 if node.target is aten_linear else -1 - _kernel_axes(node)))
+            found.append(BiasedCall(node.name, name, -1 if node.target is aten_linear else -1 - _kernel_axes(node)))
         else:
             why = "its bias is read by several calls" if name is not None else "it has no bias"
             skipped.append(Skipped(node.meta.get("module") or node.name, f"not corrected: {why}"))
-    return sites, skipped
-
-
-aten_linear = torch.ops.aten.linear.default
+    return found, skipped
 
 
 def _kernel_axes(node: Node) -> int:
@@ -79,46 +75,36 @@ def _kernel_axes(node: Node) -> int:
     return next(axes for axes in (1, 2, 3) if f"{axes}d" in str(node.target))
 
 
-class _Walk:
-    """The float and the rounded network, batch by batch at the same call."""
-
-    def __init__(self, whole: Network, rounded: Network, task: Task, batches: int | None) -> None:
-        self.orders = Order(whole), Order(rounded)
-        inputs_kept, self.said = fitting(task.batches("calibration", batches), self._load())
-        self.states: list[tuple[Half, Half]] = []
-        for inputs in inputs_kept:
-            halves = [Half(n, o, dict(input_values(n, inputs))) for n, o in zip((whole, rounded), self.orders,
-                                                                                 strict=True)]
-            self.states.append((halves[0], halves[1]))
-        if not self.states:
-            raise TaskError("the calibration split is empty; bias correction needs calibration data: "
-                            "Task(calibration=lambda: my_batches, ...)")
-
-    def _load(self) -> float:
-        """Bytes of one sample that are held at the fullest place."""
-        first, second = self.orders
-        calls = [n.name for n in first.calls if n.target in WEIGHTED and n.name in second.number]
-        return max((o.held(o.number[c] + 1) for o in self.orders for c in calls), default=1.0) * 2
-
-    def _values(self, site: BiasedCall) -> Iterator[tuple[Tensor, Tensor]]:
-        for whole, rounded in self.states:
-            for half in (whole, rounded):
-                half.advance(half.order.number[site.name] + 1, {site.name})
-            yield whole.values[site.name], rounded.values[site.name]
-
-    def shift(self, site: BiasedCall) -> Tensor:
-        """[c] float64: what the call's bias gets too; the rounded network goes on with it."""
-        total, count = torch.zeros((), dtype=torch.float64), 0
-        for want, given in self._values(site):
-            lost = (want.double() - given.double()).movedim(site.axis, 0).flatten(1)
-            total, count = total.to(lost.device) + lost.sum(1), count + lost.shape[1]
-        shift = total / max(count, 1)
-        for whole, rounded in self.states:
-            value = rounded.values[site.name]
-            rounded.values[site.name] = value + shift.to(value).view([-1, *[1] * (-1 - site.axis)])
-            for half in (whole, rounded):
-                half.forget(site.name)
-        return shift
+def _biases(pair: Pair, calls: list[BiasedCall]) -> tuple[dict[str, Tensor], str]:
+    """The corrected biases by name; and what is to be said of the calibration data that was left out."""
+    places = [[f.order.held[f.order.number[c.name] + 1] for c in calls] for f in (pair.whole, pair.compressed)]
+    said = pair.admit(max(map(sum, zip(*places, strict=True))))
+    if not pair.samples:
+        raise TaskError("the calibration split is empty; bias correction needs calibration data: "
+                        "Task(calibration=lambda: my_batches, ...)")
+    found = {}
+    for call in calls:
+        pair.keep([call.name])
+        pair.go_past(call.name)
+        shift = _shift(call, pair.whole.gave(call.name), pair.compressed.gave(call.name))
+        bias = pair.compressed.network.tensor(call.bias).detach()
+        found[call.bias] = (bias.double() + shift.to(bias.device)).to(bias.dtype)
+        pair.compressed.change(call.name, partial(_moved, shift.view([-1, *[1] * (-1 - call.axis)])))
+        pair.release([call.name])
+    return found, said
 
 
-__all__ = ["corrected", "find_sites"]
+def _shift(call: BiasedCall, wanted: list[Tensor], given: list[Tensor]) -> Tensor:
+    """[c] float64: mean of what the rounded network's call lost, per channel, over all batches."""
+    total, count = torch.zeros((), dtype=torch.float64), 0
+    for want, have in zip(wanted, given, strict=True):
+        lost = (want.double() - have.double()).movedim(call.axis, 0).flatten(1)
+        total, count = total.to(lost.device) + lost.sum(1), count + lost.shape[1]
+    return total / max(count, 1)
+
+
+def _moved(shift: Tensor, given: Tensor) -> Tensor:
+    return given + shift.to(given)
+
+
+__all__ = ["corrected", "find_biased_calls"]

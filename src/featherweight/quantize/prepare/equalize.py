@@ -29,7 +29,7 @@ CLOSE = 1e-3  #: the ranges are equal when no scale differs from 1 by more
 
 
 @dataclass(frozen=True)
-class Pair:
+class EqualizedCall:
     """A call, the calls that read its channels, and which channels [o] may be scaled."""
 
     node: Node
@@ -80,7 +80,7 @@ def equalized(network: Network) -> tuple[dict[str, Tensor], list[Skipped]]:
     return values, skipped
 
 
-def find_pairs(network: Network) -> tuple[list[Pair], list[Skipped]]:
+def find_pairs(network: Network) -> tuple[list[EqualizedCall], list[Skipped]]:
     """The calls of which some output channels may be scaled, in graph order, and why the others may not."""
     follower = Follower(network)
     pairs, skipped = [], []
@@ -94,14 +94,14 @@ def find_pairs(network: Network) -> tuple[list[Pair], list[Skipped]]:
         if paths.readers and paths.free.any():
             device = network.tensor(name).device
             readers = tuple(ScaleReader(r.node, r.labels.to(device)) for r in paths.readers)
-            pairs.append(Pair(node, readers, paths.free.to(device)))
+            pairs.append(EqualizedCall(node, readers, paths.free.to(device)))
         elif any(u.op != "output" for u in node.users):
             reason = paths.reasons[0] if paths.reasons else "no linear or convolution call reads it"
             skipped.append(Skipped(name, f"not equalized with what reads it: {reason}"))
     return pairs, skipped
 
 
-def _scale(pair: Pair, weights: dict[str, Tensor]) -> Tensor:
+def _scale(pair: EqualizedCall, weights: dict[str, Tensor]) -> Tensor:
     first = output_ranges(pair.node, weights[pair.node.name])
     second = torch.zeros_like(first)
     for reader in pair.readers:

@@ -1,9 +1,9 @@
-"""The parts of a network whose weights are rounded together: single layers, or blocks between two values through which
-everything flows."""
+"""The parts of a network whose weights are rounded together: single layers, or blocks between two activations through
+which everything flows."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch.fx import Node
 from featherweight.calibrate.walk import Order
 from featherweight.deploy.kernels import CLAMPS, UNARY
 from featherweight.network import Network
+from featherweight.network.edit import stored_node
 from featherweight.quantize.layers import LayerForm
 
 #: layers that a block may have; parts with more are taken layer by layer
@@ -21,7 +22,7 @@ LARGEST = 4
 
 @dataclass(frozen=True)
 class Region:
-    """Calls that compute the value of ``end`` out of the values ``entries``, and the layers among them."""
+    """Calls that compute the activation ``end`` out of the activations ``entries``, and the layers among them."""
 
     layers: tuple[LayerForm, ...]
     nodes: tuple[Node, ...]
@@ -30,7 +31,7 @@ class Region:
 
 
 def activation(node: Node) -> Node | None:
-    """The activation that alone reads a call, if it works on every number by itself."""
+    """The activation function that alone reads a call, if it works on every number by itself."""
     user = next(iter(node.users)) if len(node.users) == 1 else None
     if user is None or user.all_input_nodes != [node]:
         return None
@@ -39,7 +40,7 @@ def activation(node: Node) -> Node | None:
 
 
 def single(layer: LayerForm, copies: Mapping[str, Any]) -> Region:
-    """A layer with the rounding of its input (``copies``: names of the calls that round) and its activation."""
+    """A layer with the rounding of its input and its activation function. copies: names of the calls that round."""
     node = layer.nodes[0]
     given = node.args[0]
     assert isinstance(given, Node)
@@ -50,9 +51,9 @@ def single(layer: LayerForm, copies: Mapping[str, Any]) -> Region:
     return Region((layer,), nodes, (entry,), nodes[-1])
 
 
-def blocks(network: Network, order: Order, layers: list[LayerForm], copies: Mapping[str, Any]) -> list[Region]:
-    """Every layer in one region, in graph order: a region lies between two values, one of which all that comes later
-    is computed from, and has at most LARGEST layers, or is a single layer."""
+def blocks(network: Network, order: Order, layers: Sequence[LayerForm], copies: Mapping[str, Any]) -> list[Region]:
+    """Every layer in one region, in graph order. A region ends in an activation that all that comes later is computed
+    from, and has at most ``LARGEST`` layers; or it is a single layer."""
     two, three = network.values(2), network.values(3)
     tensors = {n for n, v in two.items() if isinstance(v, Tensor) and v.shape != three[n].shape}
     named = {layer.nodes[0]: layer for layer in layers}
@@ -65,8 +66,8 @@ def blocks(network: Network, order: Order, layers: list[LayerForm], copies: Mapp
 
 
 def _parts(network: Network, order: Order, tensors: set[str], copies: Mapping[str, Any]) -> Iterator[list[Node]]:
-    """The calls between one cut and the next. After a cut, its value is all that is needed of what depends on the
-    batch. An activation stays with what it alone reads, a copy that is rounded with its reader."""
+    """The calls between one cut and the next. After a cut, its activation is all that is needed of what depends on the
+    batch. An activation function stays with the call that it alone reads, a copy that is rounded with its reader."""
     alive = {n.name for n in network.graph.nodes if n.op == "placeholder"}
     part: list[Node] = []
     for index, node in enumerate(order.calls):
@@ -81,12 +82,12 @@ def _parts(network: Network, order: Order, tensors: set[str], copies: Mapping[st
 
 def _region(part: list[Node], layers: list[LayerForm], two: Mapping[str, Any],
             three: Mapping[str, Any]) -> Region | None:
-    """None where a value that comes in has no samples along its first axis, or a layer does not reach the end."""
+    """None where an entry has no samples along its first axis, or a layer does not reach the end."""
     end = part[-1]
     needed = {end}
     for node in reversed(part):
         if node in needed:
-            needed.update(n for n in node.all_input_nodes if n.op != "get_attr")
+            needed.update(n for n in node.all_input_nodes if stored_node(n) is None)
     entries = [n.name for n in needed if n not in set(part)]
     nodes = tuple(n for n in part if n in needed)
     if not all(layer.nodes[0] in needed for layer in layers):
