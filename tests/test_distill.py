@@ -13,10 +13,13 @@ from torch import Tensor, nn
 import featherweight as fw
 from featherweight.distill import Logits
 from featherweight.distill.logits import divergence
+from featherweight.distill.taps import matched, output_node
 from featherweight.errors import RecipeError
 from featherweight.recover import Train
 from featherweight.recover.companions import Companions
 from featherweight.steps import Context
+from featherweight.task import call
+from problems import PROBLEMS, network
 
 torch.set_num_threads(1)
 NOTHING = fw.Task()
@@ -141,3 +144,59 @@ def test_what_is_wrong_is_said() -> None:
         Companions((Logits(),), student, NOTHING, Context(original=student)).terms(x, student(x), None)
     with pytest.raises(RecipeError, match=r"shape \[2, 3\], the student's \[2, 4\]"):
         term(Logits(), student, student, x, torch.randn(2, 4))
+
+
+# ---- the same value in both networks
+
+MODULES = ["mlp", "conv_bn", "residual", "squeeze_excite", "attention", "gated", "conv1d", "dropout", "transposed"]
+
+
+@pytest.mark.parametrize("problem", MODULES)
+def test_a_path_names_what_the_module_gives(problem: str) -> None:
+    """Against forward hooks on the model itself, for every module that gives one tensor."""
+    row = PROBLEMS[problem]
+    model, captured, x = row.factory(), network(row), row.example(3, seed=4)
+    given: dict[str, Tensor] = {}
+    for path, module in model.named_modules():
+        if path:
+            module.register_forward_hook(lambda module, inputs, output, path=path: given.update(
+                {path: output.clone() if isinstance(output, Tensor) else output}))
+    with torch.no_grad():
+        call(model, x)
+    seen: dict[str, Tensor] = {}
+    paths = [path for path, output in given.items() if isinstance(output, Tensor)]
+    assert len(paths) > 2
+    nodes = {path: output_node(captured, path) for path in paths}
+    with torch.no_grad(), captured.taps({node: lambda value, node=node: seen.update({node: value})  # type: ignore[misc]
+                                         for node in nodes.values()}):
+        call(captured, x)
+    for path, node in nodes.items():
+        torch.testing.assert_close(seen[node], given[path], msg=path)
+
+
+def test_paths_are_matched_in_networks_that_differ() -> None:
+    """The student was cut, quantized and lost its batch norms; other names are given as a mapping."""
+    row = PROBLEMS["residual"]
+    teacher = network(row)
+    cut = fw.prune.Channels(macs=0.5).plan(teacher, fw.Task()).apply(teacher)
+    student = fw.quantize.Quantize(activations=None).plan(cut, fw.Task()).apply(cut)
+    one, other = matched(student, teacher, ("layer1.0", "layer2"))
+    assert (one.teacher, other.teacher) == (output_node(teacher, "layer1.0"), output_node(teacher, "layer2"))
+    assert {one.student, other.student} <= {n.name for n in student.calls()}
+    mapped = matched(student, network(PROBLEMS["conv_bn"]), {"layer1.1": "0", "fc": "relu__1"})
+    assert [m.teacher for m in mapped] == ["relu_", "relu__1"]
+    with pytest.raises(RecipeError, match=r"the student has no module 'layer1\.0\.bn1'.*'layer1\.0\.conv1'"):
+        matched(student, teacher, ("layer1.0.bn1",))
+
+
+def test_a_path_that_names_nothing_or_too_much_is_answered_with_what_there_is() -> None:
+    residual, shuffle, shared = (network(PROBLEMS[name]) for name in ("residual", "shuffle", "shared"))
+    with pytest.raises(RecipeError, match=r"the teacher has no module 'layer1\.0\.con1'; did you mean "
+                                          r"'layer1\.0\.conv1'\? It has 'stem', .*and \d+ more"):
+        matched(residual, residual, {"layer1.0.conv1": "layer1.0.con1"})
+    with pytest.raises(RecipeError, match=r"the student's module 'branch' gives 2 values \('relu__2', 'relu__4'\); "
+                                          r"write the name of one of these nodes .* within it: 'branch\.0'"):
+        matched(shuffle, residual, {"branch": "stem"})
+    with pytest.raises(RecipeError, match=r"'block' gives 2 values \('relu__1', 'relu__2'\)"):
+        output_node(shared, "block")
+    assert output_node(shared, "relu__1") == "relu__1"
