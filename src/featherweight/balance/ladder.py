@@ -71,6 +71,11 @@ class Ladder(Rewrite):
     The plan's ``trail`` says what was tried, and with which score. Where the score is not reached, the best that was
     found is taken, which ``skipped`` then says. The score is that of the network with rounded weights and values in
     PyTorch.
+
+    Example:
+        >>> ladder = fw.balance.Ladder(fw.quantize.Quantize("int4"), score_drop=1.0)
+        >>> ladder.plan(network, task).trail[0].name
+        'float'
     """
 
     stage: ClassVar[Stage] = Stage.PRECISION

@@ -15,7 +15,14 @@ from featherweight.steps import Plan
 @dataclass(frozen=True)
 class MixedPlan(Plan):
     """Batch norm folded, then ``parts`` in order: each a plan as ``Plan.to_json`` writes it, for the network that those
-    before it left. The tensors of part i lie in ``tensors`` under "i/NAME"."""
+    before it left. The tensors of part i lie in ``tensors`` under "i/NAME".
+
+    Example:
+        >>> folded = fw.network.fold_batch_norm(network)
+        >>> channels = fw.prune.Channels(macs=0.5).plan(folded, task)
+        >>> weights = fw.prune.Weights(sparsity=0.5).plan(channels.apply(folded), task)
+        >>> small = fw.balance.MixedPlan.of([channels, weights]).apply(network)
+    """
 
     kind: ClassVar[str] = "balance.mixed/1"
     parts: tuple[dict[str, Any], ...]

@@ -23,6 +23,11 @@ class Energies(Family):
     """Every layer split so that it keeps this part of its energy, where that saves parameters and MACs.
 
     options: parts of the sum of squared singular values, 0..1. step: says the rest: ignore.
+
+    Example:
+        >>> wide = fw.capture(nn.Sequential(nn.Linear(64, 64), nn.ReLU()), torch.zeros(2, 64))
+        >>> [candidate.option for candidate in fw.factorize.Energies(options=(0.5,)).candidates(wide, fw.Task())]
+        [0.5]
     """
 
     name: ClassVar[str] = "factorize"

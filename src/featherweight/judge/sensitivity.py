@@ -16,7 +16,13 @@ from featherweight.task import Task
 @dataclass(frozen=True)
 class Sensitivity:
     """What it does to a network that ``layer`` alone takes the form that ``option`` of ``family`` names, all others as
-    they are. layer: the name of a weight; of the group for "prune.channels", of the block for "prune.depth"."""
+    they are. layer: the name of a weight; of the group for "prune.channels", of the block for "prune.depth".
+
+    Example:
+        >>> found = fw.sensitivity(network, task, "quantize", options=("int8",))
+        >>> [(one.layer, one.option) for one in found if one.damage < 0.1]
+        [('0.weight', 'int8'), ('3.weight', 'int8'), ('7.weight', 'int8')]
+    """
 
     layer: str
     family: str
@@ -44,6 +50,11 @@ def sensitivity(network: Network, task: Task, family: str | Family = "quantize",
         on) or two bits are left, trust "output" rather.
     options: those of the family to be measured; None: all that it offers by itself. layer: one alone; None: all.
     split, batches: what is read. Raises RecipeError for unknown options, TaskError for what the task lacks.
+
+    Example:
+        >>> found = fw.sensitivity(network, task, "prune.channels", measure="loss", options=(0.5,))
+        >>> [one.layer for one in found]
+        ['0', '3']
     """
     source = family_of(family, options)
     judge = Judge(measure, split, batches, probes, seed)

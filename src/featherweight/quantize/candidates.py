@@ -32,6 +32,11 @@ class Kinds(Family):
 
     options: as in ``Quantize(mixed=...)``: "int4", or with activations "int4/uint4", "int8/float". step: says the rest:
     activations where an option names none, granularity, ranges, ignore, target.
+
+    Example:
+        >>> found = fw.quantize.Kinds(options=("int8", "int4")).candidates(network, task, layer="3.weight")
+        >>> [candidate.option for candidate in found]
+        ['int8', 'int4']
     """
 
     name: ClassVar[str] = "quantize"

@@ -22,7 +22,13 @@ from featherweight.task import Task
 @dataclass(frozen=True)
 class Bits(Family):
     """Every layer with a codebook of its own. options: bits of the index, 1 to 8. step: says the rest: keep_zeros,
-    min_size, ignore."""
+    min_size, ignore.
+
+    Example:
+        >>> found = fw.share.Bits(options=(2, 4)).candidates(network, task, layer="3.weight")
+        >>> [candidate.option for candidate in found]
+        [2, 4]
+    """
 
     name: ClassVar[str] = "share"
     stage: ClassVar[Stage] = Stage.PRECISION

@@ -27,6 +27,11 @@ class Shares(Family):
     """Every axis group without a share of its channels, those of the lowest scores; one channel stays at least.
 
     options: shares of a group that go, 0..1. score, heads: as in ``Channels``.
+
+    Example:
+        >>> found = fw.prune.Shares(options=(0.5,)).candidates(network, task)
+        >>> [(candidate.layer, candidate.option) for candidate in found]
+        [('0', 0.5), ('3', 0.5)]
     """
 
     name: ClassVar[str] = "prune.channels"

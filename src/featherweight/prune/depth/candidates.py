@@ -19,7 +19,13 @@ DROPPED = "dropped"
 
 @dataclass(frozen=True)
 class Drops(Family):
-    """Every block that may be dropped, of every kind, gives back its input (or its shortcut)."""
+    """Every block that may be dropped, of every kind, gives back its input (or its shortcut).
+
+    Example:
+        >>> deep = fw.capture(nn.Sequential(*(nn.Linear(8, 8) for _ in range(3))), torch.randn(2, 8))
+        >>> [candidate.layer for candidate in fw.prune.Drops().candidates(deep, fw.Task())]
+        ['0', '1']
+    """
 
     name: ClassVar[str] = "prune.depth"
     stage: ClassVar[Stage] = Stage.STRUCTURE

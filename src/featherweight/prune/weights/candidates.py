@@ -19,7 +19,13 @@ from featherweight.task import Task
 
 @dataclass(frozen=True)
 class Sparsities(Family):
-    """Every layer at every sparsity. options: fractions of zeros, 0..1. step: says the rest: score, pattern, ignore."""
+    """Every layer at every sparsity. options: fractions of zeros, 0..1. step: says the rest: score, pattern, ignore.
+
+    Example:
+        >>> found = fw.prune.Sparsities(options=(0.5, 0.75)).candidates(network, task, layer="3.weight")
+        >>> [candidate.option for candidate in found]
+        [0.5, 0.75]
+    """
 
     name: ClassVar[str] = "prune.weights"
     stage: ClassVar[Stage] = Stage.SPARSITY
