@@ -381,6 +381,40 @@ class Conv1d(nn.Module):
         return self.fc(self.conv(x.flatten(2)).amax(2))
 
 
+class Conv1D(nn.Module):
+    """GPT-2's linear layer: its weight lies [i, o], and what it reads is laid out in rows first."""
+
+    def __init__(self, i: int, o: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(i, o) / i ** 0.5)
+        self.bias = nn.Parameter(torch.zeros(o))
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = torch.addmm(self.bias, x.view(-1, x.size(-1)), self.weight)
+        return rows.view(*x.shape[:-1], self.weight.shape[1])
+
+
+class Gpt2(nn.Module):
+    """A block of GPT-2 (Radford et al. 2019), and a head that is a bare product."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wte = nn.Embedding(20, 16)
+        self.wpe = nn.Parameter(torch.randn(6, 16))
+        self.ln_1, self.ln_2 = nn.LayerNorm(16), nn.LayerNorm(16)
+        self.c_attn, self.c_proj = Conv1D(16, 48), Conv1D(16, 16)
+        self.c_fc, self.c_out = Conv1D(16, 32), Conv1D(32, 16)
+        self.head = nn.Parameter(torch.randn(16, CLASSES))
+
+    def forward(self, words: Tensor) -> Tensor:
+        x = self.wte(words) + self.wpe
+        heads = [t.unflatten(-1, (4, 4)).transpose(1, 2) for t in self.c_attn(self.ln_1(x)).chunk(3, -1)]
+        y = F.scaled_dot_product_attention(*heads, is_causal=True).transpose(1, 2).flatten(2)
+        x = x + self.c_proj(y)
+        x = x + self.c_out(F.gelu(self.c_fc(self.ln_2(x))))
+        return x.mean(1) @ self.head
+
+
 class Silent(nn.Module):
     """Channels that are zero for good: dead filters without variance, a branch that batch norm multiplies by zero, an
     input that no weight reads, a row of zeros."""
@@ -463,6 +497,7 @@ PROBLEMS: dict[str, Problem] = {p.name: p for p in [
     Problem("static_batch", StaticBatch, _four, batch=4),
     Problem("gated", Gated, rows),
     Problem("conv1d", Conv1d, images),
+    Problem("gpt2", Gpt2, tokens),
     Problem("silent", Silent, images),
     Problem("spread", Spread, images),
 ]}

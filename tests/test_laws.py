@@ -11,10 +11,15 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.fx import Node
 
 import featherweight as fw
 from featherweight import deploy, measure
+from featherweight.axes.groups import axis_groups
+from featherweight.network.edit import readers_of
 from featherweight.network.file.digest import digest
+from featherweight.network.layers import known_by
+from featherweight.prune.depth.blocks import droppable
 from featherweight.steps import PLANS, Context, Fit, Plan, Rewrite
 from featherweight.task import call
 from problems import PROBLEMS, Answer, Problem, network, task, tensors_of
@@ -204,10 +209,10 @@ def test_nothing_grows_unless_the_plan_says_so(step, problem, tmp_path):
 def test_zeroing_what_is_cut_equals_cutting_it(step, problem):
     found = case(step, problem)
     zeroed = found.plan.zero(found.before)
-    shapes = {n: t.shape for n, t in zeroed.tensors().items()}  # and indices, where channels are normalized together
-    assert {n: shapes[n] for n in found.before.tensors()} == {n: t.shape for n, t in found.before.tensors().items()}
-    cut = {n for n, t in found.after.tensors().items() if t.shape != shapes[n]}
-    assert cut, "nothing was cut"
+    before, zeros, after = ({n: t.shape for n, t in net.tensors().items()}
+                            for net in (found.before, zeroed, found.after))
+    assert {n: zeros[n] for n in before} == before  # and indices, where channels are normalized together
+    assert any(after.get(n) != shape for n, shape in before.items()), "nothing was cut"
     assert_close(outputs(zeroed, found.problem), outputs(found.after, found.problem), TOLERANCE)
 
 
@@ -249,6 +254,55 @@ def test_what_is_left_alone_is_named(step, problem):
         assert found.plan.skipped, "nothing was changed and nothing is said to have been left alone"
     for left in found.plan.skipped:
         assert left.reason.strip()
+
+
+#: a plan's class -> the names of the weights that it decides on
+DECIDES: dict[type[Plan], Callable[[Any, fw.Network], Iterable[str]]] = {
+    fw.prune.ChannelPlan: lambda plan, net: in_groups(plan, net),
+    fw.prune.WeightPlan: lambda plan, net: plan.zeros,
+    fw.prune.LayerPlan: lambda plan, net: inside_blocks(plan, net),
+    fw.factorize.LowRankPlan: lambda plan, net: [s.weight for s in plan.splits],
+    fw.share.CodebookPlan: lambda plan, net: [s.weight for s in plan.shared],
+    fw.quantize.QuantizePlan: lambda plan, net: [s.weight for s in plan.stored],
+}
+
+
+def in_groups(plan: fw.prune.ChannelPlan, net: fw.Network) -> Iterable[str]:
+    """The tensors that are cut, and those of the groups that are named as left whole."""
+    named = {s.path for s in plan.skipped}
+    groups = axis_groups(net, plan.heads).groups
+    return [*plan.shapes, *(m.tensor for g in groups if g.name in named for m in g.members)]
+
+
+def inside_blocks(plan: fw.prune.LayerPlan, net: fw.Network) -> Iterable[str]:
+    """The tensors that the calls of scored blocks read."""
+    regions = droppable(net).regions
+    nodes = {name for block in plan.scores for name in regions[block]}
+    return [str(given.target) for node in net.calls() if node.name in nodes for given in leaves_of(node)]
+
+
+def leaves_of(node: Node) -> list[Node]:
+    """The stored tensors that a call reads, also turned around."""
+    given = [g.args[0] if g.target is torch.ops.aten.t.default else g for g in node.all_input_nodes]
+    return [g for g in given if g.op == "get_attr"]
+
+
+@pairs
+def test_every_matrix_is_in_the_plan_or_skipped_by_name(step, problem):
+    """Nothing is skipped in silence: a parameter of two or more axes is decided on, or named with a reason. Layers are
+    named by their weight; channels and blocks by the module that makes them."""
+    found = case(step, problem)
+    decided = set(DECIDES[type(found.plan)](found.plan, found.before))
+    named = {s.path.removesuffix(" (layer)").partition(":")[0] for s in found.plan.skipped}
+    larger = isinstance(found.plan, (fw.prune.ChannelPlan, fw.prune.LayerPlan))
+    missing = []
+    for name, parameter in found.before.named_parameters():
+        known = set(found.before.tied_names(name))
+        if larger:
+            known = known_by(known, readers_of(found.before, name))
+        if parameter.dim() > 1 and not known & (decided | named):
+            missing.append(name)
+    assert not missing
 
 
 @pairs

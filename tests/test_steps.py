@@ -254,7 +254,7 @@ OPTIONS: list[tuple[Any, str]] = [
     (Train(during=(Quantize(rounding="gptq"),)), "rounding='gptq' .* after Train"),
     (Train(during=(Quantize(granularity=4),)), "granularity=4 cannot be used during training"),
     (Train(during=(Quantize(learn="ttq"),)), "write weights='ternary', or learn='lsq'"),
-    (Train(during=(Mixed(bits=4, learn="ttq", kinds=("int4",)),)), "write weights='ternary', or learn='lsq'"),
+    (Train(during=(Mixed(Quantize(learn="ttq", ends=None), bits=4, kinds=("int4",)),)), "write weights='ternary', or learn='lsq'"),
     (Train(during=(Mixed(bits=4, smooth=0.5),)), r"smooth=0\.5 is for networks that are trained no more"),
 ]
 
@@ -268,7 +268,7 @@ def test_a_wrong_option_does_not_survive_the_making_of_a_recipe(step: Any, match
 @pytest.mark.parametrize("step", [
     Channels(macs=0.5, schedule="growing", strength=0.1), Weights(pattern="2:4"), Quantize("ternary", learn="ttq"),
     Quantize("int4", None, mixed={"head": "apot5"}, learn="apot"), Quantize("fp16", None, ends=None, learn="ttq"),
-    Mixed(bits=3, kinds=("ternary", "float"), learn="ttq"), Mixed(bytes=0.2, latency=None)], ids=str)
+    Mixed(Quantize(learn="ttq", ends=None), bits=3, kinds=("ternary", "float")), Mixed(bytes=0.2, latency=None)], ids=str)
 def test_what_can_be_at_work_in_a_training_is_let_through(step: Any) -> None:
     assert fw.Recipe([Train(during=(step,))]).steps[0].during == (step,)
 

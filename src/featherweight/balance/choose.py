@@ -14,10 +14,11 @@ from featherweight.judge.costs import COSTS, growth
 from featherweight.judge.damage import Judge, together
 from featherweight.judge.in_network import InNetwork
 from featherweight.network import Network, fold_batch_norm
+from featherweight.network.layers import fits, known_by
 from featherweight.numerics.budget import choose_jointly, reachable
 from featherweight.numerics.formats import weight_bits
 from featherweight.quantize.candidates import Kinds
-from featherweight.quantize.layers import ends, layers, matches
+from featherweight.quantize.layers import ends, layers
 from featherweight.quantize.plan import QuantizePlan
 from featherweight.quantize.request import of_ends
 from featherweight.quantize.step import Quantize
@@ -93,7 +94,7 @@ def settled_kinds(step: Quantize, folded: Network) -> dict[str, str]:
     found: dict[str, str] = {}
     for layer in layers(folded, replace(step, ends=None).request())[0]:
         name = layer.stored.weight
-        fit = [kind for p, kind in step.mixed.items() if any(matches(n, name, (p,)) for n in layer.nodes)]
+        fit = [kind for p, kind in step.mixed.items() if fits(known_by((name,), layer.nodes), p)]
         if step.ends is not None and outer & set(layer.nodes):
             weights, values = of_ends(step.ends, step.activations)
             fit = fit or [f"{weights}/{values or FLOAT}"]

@@ -16,7 +16,7 @@ from featherweight.quantize.candidates import Kinds
 from featherweight.quantize.request import split
 from featherweight.quantize.step import Quantize
 from featherweight.quantize.training.driver import Training
-from featherweight.steps import Plan, Rewrite, Stage
+from featherweight.steps import ALONE, Context, Plan, Rewrite, Stage
 from featherweight.steps.options import REMAINS, Numbers, check_numbers
 from featherweight.task import Task
 
@@ -84,12 +84,12 @@ class Mixed(Rewrite):
         made = joined(self.step, self.kinds, network, task, found.picks, found.settled)
         return replace(made, skipped=(*made.skipped, *found.skipped))
 
-    def start(self, network: Network, task: Task) -> Training:
+    def start(self, network: Network, task: Task, context: Context = ALONE) -> Training:
         """Used during training: chooses, and trains on the grids that were chosen."""
         self.check()
         self.check_training()
         found = chosen(self._asked(), network, task)
-        driver = as_step(self.step, self.kinds, found.picks, found.settled).start(network, task)
+        driver = as_step(self.step, self.kinds, found.picks, found.settled).start(network, task, context)
         driver.skipped += found.skipped
         return driver
 

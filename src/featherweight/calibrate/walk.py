@@ -8,12 +8,12 @@ from dataclasses import dataclass, field, replace
 from itertools import accumulate, chain
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.fx import Node
 from torch.fx.node import map_arg
 
 from featherweight.network.devices import device_of
+from featherweight.network.edit import stored_node
 from featherweight.network.network import Network
 from featherweight.network.program import Tap
 from featherweight.task import Batch, Inputs, batch_size, call, move
@@ -69,7 +69,7 @@ class Order:
 
     @classmethod
     def of(cls, network: Network) -> Order:
-        calls = tuple(network.calls())
+        calls = tuple(n for n in network.calls() if stored_node(n) is None)
         number = {n.name: i for i, n in enumerate(calls)}
         last = {used.name: i for i, node in enumerate(calls) for used in node.all_input_nodes}
         args, kwargs = network.example_inputs()
@@ -80,7 +80,7 @@ class Order:
         change = [0.0] * (len(calls) + 1)
         for name, at in {**number, **last}.items():
             freed[at].append(name)
-            if name in number and not turns_stored(calls[number[name]]):
+            if name in number:
                 change[number[name] + 1] += size.get(name, 0.0)
                 change[at + 1] -= size.get(name, 0.0)
         return cls(calls, number, last, tuple(map(tuple, freed)), size, tuple(accumulate(change)))
@@ -89,9 +89,12 @@ class Order:
         return self.calls[self.number[name]]
 
 
-def turns_stored(node: Node) -> bool:
-    """Whether a call only turns a stored matrix around: done where it is read, so that a matrix set later on counts."""
-    return node.target is torch.ops.aten.t.default and node.all_input_nodes[0].op == "get_attr"
+def looked_up(node: Node, values: Mapping[str, Any], tensor: Callable[[str], Tensor]) -> Any:
+    """What a node gives: a stored tensor as it is now, turned around if the node turns it, or the value held of it."""
+    stored = stored_node(node)
+    if stored is None:
+        return values[node.name]
+    return tensor(str(stored.target)) if stored is node else tensor(str(stored.target)).t()
 
 
 def run(nodes: Iterable[Node], values: dict[str, Any], tensor: Callable[[str], Tensor],
@@ -100,15 +103,8 @@ def run(nodes: Iterable[Node], values: dict[str, Any], tensor: Callable[[str], T
 
     tensor: looks stored tensors up by name. taps: node name -> what its activation passes through.
     """
-    def value_of(node: Node) -> Any:
-        if node.op == "get_attr":
-            return tensor(str(node.target))
-        if turns_stored(node) and node.name not in values:
-            return value_of(node.all_input_nodes[0]).t()
-        return values[node.name]
-
     def get(argument: Any) -> Any:
-        return map_arg(argument, value_of)
+        return map_arg(argument, lambda n: looked_up(n, values, tensor))
 
     for node in nodes:
         value = node.target(*get(node.args), **get(node.kwargs))  # type: ignore[operator]
@@ -158,8 +154,7 @@ class Flow:
 
     def _run(self, values: dict[str, Any], start: int, stop: int) -> None:
         for node, freed in zip(self.order.calls[start:stop], self.order.freed[start:stop], strict=True):
-            if not turns_stored(node):
-                run((node,), values, self.network.tensor, self.taps)
+            run((node,), values, self.network.tensor, self.taps)
             for name in freed:
                 if not self.kept[name]:
                     values.pop(name, None)

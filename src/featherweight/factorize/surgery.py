@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.fx import Node
 
 from featherweight.network import Network
-from featherweight.network.edit import bias_name, insert_call, tensor_node, weight_name
+from featherweight.network.edit import bias_name, insert_call, readers_of, tensor_node, weight_name
+from featherweight.network.matrices import outputs_first
 from featherweight.network.operators import schema_argument
 from featherweight.numerics import lowrank
 
@@ -112,7 +113,7 @@ def replace(network: Network, call: Node, ranks: Ranks, make: Factors = parts) -
     name = str(weight_name(call))
     weight = network.tensor(name)
     trains = isinstance(weight, nn.Parameter) and weight.requires_grad
-    factors = make(weight.detach(), ranks)
+    factors = make(outputs_first(call, weight.detach()), ranks)
     bias = _bias(network, call, f"{stem(name)}{list(factors)[-1]}.bias")
     spatial = "core" if "core" in factors else "reduce"
     value: Any = call.args[0]
@@ -137,7 +138,7 @@ def _bias(network: Network, call: Node, new: str) -> Any:
     """The node of the layer's bias, stored under ``new`` where no other call reads it."""
     node = schema_argument(call, "bias")
     old = bias_name(call)
-    if old is None or len(network.users_of(old)) != 1 or len(network.tied_names(old)) != 1:
+    if old is None or len(readers_of(network, old)) != 1 or len(network.tied_names(old)) != 1:
         return node
     value = network.tensor(old)
     network.add_tensor(new, value, buffer=not isinstance(value, nn.Parameter))

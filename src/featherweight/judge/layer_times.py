@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ class TimedLayer:
     """One convolution or linear call by itself: what it takes to build it.
 
     options: its arguments after the bias (a linear call has none). size: its input's shape without the channels and,
-    for a convolution, without the batch.
+    for a convolution, without the batch. turned: it reads its weight, [i, o], turned around.
     """
 
     operator: str
@@ -36,6 +36,11 @@ class TimedLayer:
     size: tuple[int, ...]
     bias: bool
     options: tuple[tuple[str, Any], ...] = ()
+    turned: bool = False
+
+    @property
+    def inputs_first(self) -> bool:
+        return self.turned or "transpose" in self.operator
 
     @property
     def groups(self) -> int:
@@ -47,7 +52,7 @@ class TimedLayer:
         options = dict(self.options)
         if self.groups > 1 and not self.keeps_groups():
             options["groups"] = max(1, self.groups * shape[0] // self.weight[0])
-        return TimedLayer(self.operator, shape, self.size, self.bias, tuple(options.items()))
+        return replace(self, weight=shape, options=tuple(options.items()))
 
     def keeps_groups(self) -> bool:
         """Whether a cut leaves every group some positions, rather than taking whole groups."""
@@ -55,11 +60,11 @@ class TimedLayer:
 
     def channels(self) -> int:
         """Channels of the input."""
-        return self.weight[0] if "transpose" in self.operator else self.weight[1] * self.groups
+        return self.weight[0] if self.inputs_first else self.weight[1] * self.groups
 
     def outputs(self) -> int:
         """Channels of the output."""
-        return self.weight[1] * self.groups if "transpose" in self.operator else self.weight[0]
+        return self.weight[1] * self.groups if self.inputs_first else self.weight[0]
 
     def input(self, batch: int) -> tuple[int, ...]:
         """The shape of an input for ``batch`` samples."""
@@ -68,7 +73,8 @@ class TimedLayer:
         return (batch, *self.size[1:], self.channels())
 
     def key(self) -> str:
-        return json.dumps([self.operator, self.weight, self.size, self.bias, self.options])
+        turned = ["turned"] if self.turned else []
+        return json.dumps([self.operator, self.weight, self.size, self.bias, self.options, *turned])
 
 
 #: (layers of one kind at several widths, target's name, threads) -> seconds of each
@@ -81,12 +87,13 @@ class One(nn.Module):
     def __init__(self, layer: TimedLayer) -> None:
         super().__init__()
         self.call: Any = reduce(getattr, layer.operator.split("."), torch.ops)
-        self.options = dict(layer.options)
+        self.options, self.turned = dict(layer.options), layer.turned
         self.weight = nn.Parameter(torch.randn(layer.weight) * 0.05)
         self.bias = nn.Parameter(torch.zeros(layer.outputs())) if layer.bias else None
 
     def forward(self, x: Tensor) -> Tensor:
-        made: Tensor = self.call(x, self.weight, self.bias, **self.options)
+        weight = self.weight.t() if self.turned else self.weight
+        made: Tensor = self.call(x, weight, self.bias, **self.options)
         return made
 
 

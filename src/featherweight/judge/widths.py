@@ -22,7 +22,8 @@ from featherweight.axes.labels import Ints
 from featherweight.judge.figures import cache_folder
 from featherweight.judge.layer_times import TimedLayer, Timer, Times, time_all
 from featherweight.network import Network
-from featherweight.network.edit import CONVOLUTIONS, WEIGHTED, bias_name, weight_name
+from featherweight.network.edit import CONVOLUTIONS, bias_name, turned, weight_name
+from featherweight.network.layers import path_of, select
 from featherweight.network.operators import schema_argument
 from featherweight.steps import Skipped
 
@@ -124,23 +125,19 @@ def _free(axes: AxisGroups) -> npt.NDArray[np.bool_]:
 
 def _layers(network: Network) -> tuple[dict[str, TimedLayer], list[Skipped]]:
     """Node -> the layer that it computes; and calls that are none."""
-    values, found, left = network.values(1), {}, []
-    for node in network.calls(*WEIGHTED):
-        path, x = str(node.meta.get("module", "")) or node.name, values[str(node.args[0])]
-        name = weight_name(node)
-        if name is None:
-            left.append(Skipped(path, "its weight is computed: its latency was not measured"))
-            continue
+    values, selected = network.values(1), select(network)
+    found, left = {}, list(selected.skipped)
+    for node in (n for layer in selected.layers for n in layer.calls):
+        shape, x = tuple(network.tensor(str(weight_name(node))).shape), values[str(node.args[0])]
         options: list[tuple[str, Any]] = []
         if node.target in CONVOLUTIONS:
             options = _options(node)
             if any(isinstance(v, Node) for _, o in options for v in (o if isinstance(o, tuple) else [o])):
-                left.append(Skipped(path, "its options are computed: its latency was not measured"))
+                left.append(Skipped(path_of(node), "its options are computed: its latency was not measured"))
                 continue
-        channel = (1 if x.dim() == network.tensor(name).dim() else 0) if options else x.dim() - 1
+        channel = (1 if x.dim() == len(shape) else 0) if options else x.dim() - 1
         size = tuple(int(s) for d, s in enumerate(x.shape) if d != channel and (d > 0 or not options))
-        found[node.name] = TimedLayer(str(node.target), tuple(network.tensor(name).shape), size, _has_bias(node),
-                                 tuple(options))
+        found[node.name] = TimedLayer(str(node.target), shape, size, _has_bias(node), tuple(options), turned(node))
     return found, left
 
 

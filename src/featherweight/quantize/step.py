@@ -26,7 +26,7 @@ from featherweight.quantize.rounding.methods import METHODS, rounded
 from featherweight.quantize.store import scale_name
 from featherweight.quantize.training.driver import Learning, Training
 from featherweight.quantize.training.learners import LEARNERS, check_learner
-from featherweight.steps import Rewrite, Skipped, Stage
+from featherweight.steps import ALONE, Context, Rewrite, Skipped, Stage
 from featherweight.steps.options import BATCH_LIMIT, Numbers, check_known, check_numbers
 from featherweight.task import Task
 
@@ -65,7 +65,7 @@ class Quantize(Rewrite):
         SGD (benchmarks/low_bit_training.py, "lsq": 82.22 % against 80.52).
     progressive: forms that the training passes through, in equal shares of it, before it ends with the form above:
         ("int8", "int6/uint6") are weights, and values as well. A layer keeps its own form where that is the finer one.
-    ignore: patterns (``*`` and ``?``) of module paths, weight names or node names that stay float.
+    ignore: patterns of layers that stay float (``network/layers``).
     calibration: "data", the task's calibration split, or "distilled": inputs made from the network's batch-norm
         statistics (``distilled_data``), so that no data is needed.
     calibration_batches: at most so many batches of the calibration split; None takes all (4 where they are made).
@@ -153,7 +153,7 @@ class Quantize(Rewrite):
         if self.target is not None:
             deploy.target(self.target)
 
-    def start(self, network: Network, task: Task) -> Training:
+    def start(self, network: Network, task: Task, context: Context = ALONE) -> Training:
         """Used during training: weights and values are rounded in every step, gradients pass. Scales start where
         calibration puts them."""
         self.check()

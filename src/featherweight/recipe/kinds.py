@@ -15,7 +15,8 @@ from pydantic import AfterValidator, BeforeValidator, ConfigDict, TypeAdapter, V
 
 from featherweight.errors import RecipeError, did_you_mean
 from featherweight.network import Network
-from featherweight.steps import Fit, Objective, Rewrite
+from featherweight.steps import Beside, Fit, Rewrite
+from featherweight.steps.companion import gives_companions, is_beside
 from featherweight.steps.kinds import REGISTERED, kind_of, options
 from featherweight.steps.shipped import shipped
 
@@ -28,14 +29,14 @@ FLAT: dict[str, tuple[str, dict[str, Any]]] = {"quantize.Ladder": ("balance.Ladd
 def register(kind: str, cls: type) -> None:
     """Makes a step or objective of one's own known under ``kind`` ("mine.Step"), so that TOML may name it."""
     if not is_kind(cls):
-        raise RecipeError(f"{cls!r} is no frozen dataclass that is a Rewrite, a Fit or an Objective (has begin)")
+        raise RecipeError(f"{cls!r} is no frozen dataclass that is a Rewrite, a Fit or an objective (has start)")
     REGISTERED[kind] = cls
 
 
 def is_kind(value: Any) -> bool:
     """Whether a class is a step, or stands beside a training."""
     return isinstance(value, type) and dataclasses.is_dataclass(value) and (
-        issubclass(value, (Rewrite, Fit)) or hasattr(value, "begin"))
+        issubclass(value, (Rewrite, Fit)) or gives_companions(value))
 
 
 @cache
@@ -174,8 +175,8 @@ def _adapter(hint: Any) -> TypeAdapter[Any]:
 def _plain(hint: Any) -> Any:
     """The hint as pydantic can check it: protocols by their methods, dataclasses and our classes by ``isinstance``,
     numbers without True and False, which pydantic takes for 1 and 0."""
-    if hint is Objective:
-        return Annotated[Any, AfterValidator(_objective)]
+    if hint is Beside:
+        return Annotated[Any, AfterValidator(_beside)]
     if hint in (int, float):
         return Annotated[hint, BeforeValidator(_number)]
     if isinstance(hint, type) and get_origin(hint) is None and (dataclasses.is_dataclass(hint) or hint is Network):
@@ -201,9 +202,9 @@ def _number(value: Any) -> Any:
     return value
 
 
-def _objective(value: Any) -> Any:
-    if not hasattr(value, "begin"):
-        raise ValueError("expected an objective, e.g. distill.Logits()")
+def _beside(value: Any) -> Any:
+    if not is_beside(value):
+        raise ValueError("expected an objective, e.g. distill.Logits(), or a rewrite, e.g. prune.Weights(sparsity=0.8)")
     return value
 
 

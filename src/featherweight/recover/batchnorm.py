@@ -13,7 +13,7 @@ from featherweight.errors import RecipeError
 from featherweight.network import Network
 from featherweight.network.devices import placed
 from featherweight.network.operators import set_schema_argument
-from featherweight.processes import accelerator
+from featherweight.processes import Processes
 from featherweight.seeds import generators_kept, seed_all, seed_from
 from featherweight.steps import Context, Fit
 from featherweight.steps.options import BATCH_LIMIT, SEED, check_number
@@ -47,7 +47,7 @@ class BatchNorm(Fit):
         if not _norms(network):
             return result
         split = "train" if task.has("train") else "calibration"
-        device = torch.device(accelerator().device)
+        device = Processes().device
         work = placed(network, device).eval()
         sums, calls = _prepare(work)
         total = 0.0

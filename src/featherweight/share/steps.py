@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import ClassVar, Literal
 
 import torch
@@ -15,7 +13,8 @@ from torch.fx import Node
 from featherweight.errors import PlanError, RecipeError, did_you_mean
 from featherweight.judge.costs import alone, file_bytes
 from featherweight.network import Network
-from featherweight.network.edit import WEIGHTED, clear_dead, insert_call, node_name, read_tensors, weight_name
+from featherweight.network.edit import WEIGHTED, clear_dead, insert_call, node_name, read_tensors, readers_of
+from featherweight.network.layers import not_finite, select
 from featherweight.network.operators import mutates
 from featherweight.numerics.kmeans import kmeans
 from featherweight.steps import Plan, Rewrite, Skipped, Stage
@@ -80,7 +79,7 @@ class Codebook(Rewrite):
     per: "layer", the only kind so far: a codebook for each weight.
     keep_zeros: exact zeros (pruned weights) stay exact zeros, in training too: entry 0 is a constant.
     min_size: smaller weights are left alone.
-    ignore: module paths (``*`` as in file names) to leave alone.
+    ignore: patterns of layers to leave alone (``network/layers``).
 
     The weight leaves the network; what is stored is one byte per weight and the codebook, a parameter: fine-tuning it
     is the paper's centroid training (eq. 3), by autograd. Computed as float: it saves bytes, not time. Raises
@@ -116,31 +115,23 @@ class Codebook(Rewrite):
         """Reads no data. Raises RecipeError as said above."""
         self.check()
         entries = self.entries()
+        selected = select(network, self.ignore)
         shared: list[Shared] = []
-        skipped: list[Skipped] = []
-        matched: set[str] = set()
-        for call, name in _weights(network):
-            path = name.removesuffix("weight").rstrip(".") or "(the network itself)"
-            rules = [rule for rule in self.ignore if fnmatchcase(path, rule)]
-            matched.update(rules)
-            weight = network.tensor(name)
-            reason = f"ignored by {rules[0]!r}" if rules else self._refusal(network, call, name, weight, entries)
+        skipped = list(selected.skipped)
+        for layer in selected.layers:
+            weight = network.tensor(layer.weight)
+            reason = self._refusal(network, layer.weight, weight, entries)
             if reason:
-                skipped.append(Skipped(path, reason))
+                skipped.append(Skipped(layer.weight, reason))
             else:
-                shared.append(Shared(name, entries, self._holds_zero(weight)))
-        skipped += [Skipped(_origin(call), f"the weight of this {call.target} is computed, not stored")
-                    for call in network.calls(*WEIGHTED) if weight_name(call) is None]
-        skipped += [Skipped(rule, "this ignore rule matched no layer") for rule in self.ignore if rule not in matched]
+                shared.append(Shared(layer.weight, entries, self._holds_zero(weight)))
         return CodebookPlan(shared=tuple(shared), skipped=tuple(skipped))
 
-    def _refusal(self, network: Network, call: Node, name: str, weight: Tensor, entries: int) -> str:
+    def _refusal(self, network: Network, name: str, weight: Tensor, entries: int) -> str:
         """Why ``weight`` cannot have a codebook; "" if it can."""
-        others = sorted({str(u.target) for u in network.users_of(name) if u.target not in WEIGHTED or mutates(u)})
-        if not weight.is_floating_point():
-            return f"its weight is {weight.dtype} already"
-        if not torch.isfinite(weight).all():
-            return "its weight holds values that are not finite"
+        others = sorted({str(u.target) for u in readers_of(network, name) if u.target not in WEIGHTED or mutates(u)})
+        if reason := not_finite(weight):
+            return reason
         if others:
             return f"its weight is also read by {', '.join(others)}"
         if weight.numel() < self.min_size:
@@ -163,20 +154,6 @@ def growth_of(network: Network, name: str, entries: int, zeros: bool) -> int:
     index = (torch.arange(weight.numel()) % entries).to(torch.uint8).view(weight.shape)
     _put(after, name, weight.new_zeros(entries), index, zeros)
     return file_bytes(after) - file_bytes(layer)
-
-
-def _weights(network: Network) -> Iterator[tuple[Node, str]]:
-    """Every stored weight of a linear or convolution call once (tied and shared ones too), with its first call."""
-    seen: set[int] = set()
-    for call in network.calls(*WEIGHTED):
-        name = weight_name(call)
-        if name is not None and id(network.tensor(name)) not in seen:
-            seen.add(id(network.tensor(name)))
-            yield call, name
-
-
-def _origin(call: Node) -> str:
-    return str(call.meta.get("module") or call.name)
 
 
 def _put(network: Network, name: str, codebook: Tensor, index: Tensor, zeros: bool) -> None:

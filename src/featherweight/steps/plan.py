@@ -19,20 +19,14 @@ from torch import Tensor
 from featherweight.errors import FileError, PlanError, did_you_mean
 from featherweight.files import written_whole
 from featherweight.network import Network
+from featherweight.network.layers import Skipped
 from featherweight.steps.kinds import OURS
 from featherweight.steps.shipped import shipped
 
-
-@dataclass(frozen=True)
-class Skipped:
-    """Something that a plan left as it was, and why: nothing is skipped in silence."""
-
-    path: str
-    reason: str
-
-
 #: kind -> class of every plan that can be read
 PLANS: dict[str, type[Plan]] = {}
+#: of one tensor: per axis the positions that stay, in order; None where all do
+Kept = tuple[Tensor | None, ...]
 #: kinds as version 0.1 wrote them -> what reads them; a package with plans of its own adds those that it wrote
 ALIASES = {
     "prune.ChannelPlan": "prune.channels/1",
@@ -77,6 +71,15 @@ class Plan(ABC):
     @abstractmethod
     def summary(self) -> str:
         """One line: what is going to change."""
+
+    def kept(self, network: Network) -> Mapping[str, Kept]:
+        """Tensor's name -> the positions that stay, for the tensors of ``network`` that ``apply`` makes smaller."""
+        return {}
+
+    def after(self, earlier: Plan, network: Network) -> Plan:
+        """This plan for ``earlier.apply(network)``, where both were made on ``network``: the plan itself, unless it
+        holds something in the shape of a tensor, or by what a tensor holds. Raises PlanError where there is none."""
+        return self
 
     def __str__(self) -> str:
         lines = [self.summary(), *(f"  left alone: {s.path} ({s.reason})" for s in self.skipped)]

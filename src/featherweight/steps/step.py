@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from featherweight.errors import RecipeError
 from featherweight.network import Network
-from featherweight.steps.companion import Context, Driver
+from featherweight.steps.companion import ALONE, Companion, Context
 from featherweight.steps.plan import Plan
 from featherweight.task import Task
 
@@ -42,8 +42,8 @@ class Rewrite(ABC):
     def plan(self, network: Network, task: Task) -> Plan:
         """Decides. May read the task's calibration or validation data; leaves the network as it was."""
 
-    def start(self, network: Network, task: Task) -> Driver:
-        """Used during training: a driver that a Fit tells of its progress. Steps that cannot raise RecipeError."""
+    def start(self, network: Network, task: Task, context: Context = ALONE) -> Companion:
+        """Used during training: this step at work beside a Fit. Steps that cannot raise RecipeError."""
         raise _not_in_training(self)
 
 

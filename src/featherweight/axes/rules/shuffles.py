@@ -21,7 +21,8 @@ from featherweight.network.operators import schema_argument as argument
 
 VIEWS = set(operators("view", "reshape", "_unsafe_view", "flatten.using_ints", "unflatten.int"))
 PERMUTATIONS = set(operators("permute", "transpose.int", "swapaxes", "swapdims"))
-COPIES = set(operators("contiguous", "clone"))
+COPIES = set(operators("contiguous", "clone", "alias", "detach"))
+LONGEST = 12  #: calls in a chain
 
 
 def shuffles(network: Network, trace: Trace) -> Iterator[Shuffle]:
@@ -30,7 +31,7 @@ def shuffles(network: Network, trace: Trace) -> Iterator[Shuffle]:
         if node.target not in VIEWS:
             continue
         chain = [node]
-        while len(chain) < 6:
+        while len(chain) < LONGEST:
             before = chain[-1].args[0]
             if not isinstance(before, Node) or before.name not in trace.shapes:
                 break
