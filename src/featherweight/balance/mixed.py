@@ -58,6 +58,10 @@ class Mixed(Rewrite):
 
     A budget that cannot be met is approached as far as the forms go, which ``skipped`` then says. Also works during
     training, without ``families``: the kinds are chosen at its start.
+
+    Example:
+        >>> mixed = fw.balance.Mixed(fw.quantize.Quantize(activations=None), bytes=0.3, kinds=("int8", "int4"))
+        >>> stored = mixed.plan(network, task).apply(network)
     """
 
     stage: ClassVar[Stage] = Stage.PRECISION
