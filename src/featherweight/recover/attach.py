@@ -73,8 +73,12 @@ def attach(network: Network, task: Task, beside: Sequence[Beside] = (), steps: i
     trainable(network)
     with generators_kept():
         attached = Attached(network, task, beside, steps, original)
-    if optimizer is not None:
-        attached.follow(optimizer)
+    try:
+        if optimizer is not None:
+            attached.follow(optimizer)
+    except RecipeError:
+        attached.close()
+        raise
     return attached
 
 
@@ -222,6 +226,8 @@ class Attached:
 
     def _after(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._zeros.restore()
+        for parameter in self.parameters():  # the network's zero_grad, which some loops call, does not know them
+            parameter.grad = None
         self.done += 1
         if self.done == self.steps + 1:
             warnings.warn(f"the training goes on after attach(steps={self.steps}); what works beside it has settled",

@@ -32,9 +32,7 @@ class Companions:
         self.network, self.task = network, task
         self.names = _names(things)
         self.order = sorted(range(len(things)), key=lambda place: int(getattr(things[place], "stage", 0)))
-        plain = [place for place in self.order if not isinstance(things[place], Rewrite)]
-        found = {place: started(things[place], network, task, context)
-                 for place in (*plain, *(p for p in reversed(self.order) if p not in plain))}
+        found = _started(things, self.order, network, task, context)
         self.all = [found[place] for place in range(len(things))]
         for index, place in enumerate(self.order):
             self.all[place].follow([self.all[p] for p in self.order[:index]])
@@ -111,6 +109,21 @@ class Companions:
     def close(self) -> None:
         for companion in self.all:
             companion.close()
+
+
+def _started(things: Sequence[Any], order: Sequence[int], network: Network, task: Task,
+             context: Context) -> dict[int, Companion]:
+    """The companions by place: objectives first, then rewrites from the last of the ``order`` to the first."""
+    objectives = [place for place in order if not isinstance(things[place], Rewrite)]
+    found: dict[int, Companion] = {}
+    try:
+        for place in (*objectives, *(p for p in reversed(order) if p not in objectives)):
+            found[place] = started(things[place], network, task, context)
+    except BaseException:
+        for companion in found.values():
+            companion.close()
+        raise
+    return found
 
 
 def check_joined(things: Sequence[Any], network: Network, task: Task, context: Context) -> None:
