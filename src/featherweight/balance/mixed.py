@@ -58,10 +58,8 @@ class Mixed(Rewrite):
     training, without ``families``: the kinds are chosen at its start.
 
     Example:
-    >>> weights = fw.quantize.Quantize(activations=None, ends=None)
-    >>> step = fw.balance.Mixed(weights, bits=5, kinds=("int8", "int4"))
-    >>> {stored.kind for stored in step.plan(network, task).stored} <= {"int8", "int4"}
-    True
+        >>> mixed = fw.balance.Mixed(fw.quantize.Quantize(activations=None), bytes=0.3, kinds=("int8", "int4"))
+        >>> stored = mixed.plan(network, task).apply(network)
     """
 
     stage: ClassVar[Stage] = Stage.PRECISION

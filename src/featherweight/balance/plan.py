@@ -18,10 +18,10 @@ class MixedPlan(Plan):
     before it left. The tensors of part i lie in ``tensors`` under "i/NAME".
 
     Example:
-    >>> step = fw.balance.Mixed(macs=0.9, kinds=("int8", "float"), families=("factorize",))
-    >>> plan = step.plan(network, task)
-    >>> type(plan).__name__, len(plan.plans()) == len(plan.parts)
-    ('MixedPlan', True)
+        >>> folded = fw.network.fold_batch_norm(network)
+        >>> channels = fw.prune.Channels(macs=0.5).plan(folded, task)
+        >>> weights = fw.prune.Weights(sparsity=0.5).plan(channels.apply(folded), task)
+        >>> small = fw.balance.MixedPlan.of([channels, weights]).apply(network)
     """
 
     kind: ClassVar[str] = "balance.mixed/1"

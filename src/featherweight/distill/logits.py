@@ -34,6 +34,10 @@ class Logits:
     The divergence is summed over the classes and averaged over all else. Used as ``recover.Train(distill=Logits())``,
     or beside other companions as ``recover.Train(beside=(Logits(), ...))``: the term is ``weight * T^2 * KL(...)``, and
     1 - weight is the factor on the task's loss.
+
+    Example:
+        >>> taught = fw.recover.Train(epochs=1, distill=fw.distill.Logits(temperature=4.0, weight=0.9))
+        >>> trained = taught.fit(network, task, fw.steps.Context(original=network))
     """
 
     temperature: float = 4.0

@@ -25,9 +25,9 @@ class Energies(Family):
     options: parts of the sum of squared singular values, 0..1. step: says the rest: ignore.
 
     Example:
-    >>> found = fw.sensitivity(network, task, fw.factorize.Energies((0.5,)))
-    >>> [d.layer for d in found]
-    ['3.weight']
+        >>> wide = fw.capture(nn.Sequential(nn.Linear(64, 64), nn.ReLU()), torch.zeros(2, 64))
+        >>> [candidate.option for candidate in fw.factorize.Energies(options=(0.5,)).candidates(wide, fw.Task())]
+        [0.5]
     """
 
     name: ClassVar[str] = "factorize"

@@ -19,9 +19,9 @@ class Sensitivity:
     they are. layer: the name of a weight; of the group for "prune.channels", of the block for "prune.depth".
 
     Example:
-    >>> found = fw.sensitivity(network, task, options=("int8", "int4"))
-    >>> found[0].layer, found[0].option, found[0].damage < found[1].damage
-    ('0.weight', 'int8', True)
+        >>> found = fw.sensitivity(network, task, "quantize", options=("int8",))
+        >>> [(one.layer, one.option) for one in found if one.damage < 0.1]
+        [('0.weight', 'int8'), ('3.weight', 'int8'), ('7.weight', 'int8')]
     """
 
     layer: str
@@ -49,9 +49,9 @@ def sensitivity(network: Network, task: Task, family: str | Family = "quantize",
     split, batches: what is read. Raises RecipeError for unknown options, TaskError for what the task lacks.
 
     Example:
-    >>> found = fw.sensitivity(network, task, "prune.channels", measure="loss", options=(0.5,))
-    >>> [(d.layer, d.option) for d in found]
-    [('0', 0.5), ('3', 0.5)]
+        >>> found = fw.sensitivity(network, task, "prune.channels", measure="loss", options=(0.5,))
+        >>> [one.layer for one in found]
+        ['0', '3']
     """
     source = family_of(family, options)
     judge = Judge(measure, split, batches, probes, seed)

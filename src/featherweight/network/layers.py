@@ -46,7 +46,13 @@ NOT_FINITE = "its weight is empty or not finite"
 
 @dataclass(frozen=True)
 class Skipped:
-    """Something that a plan left as it was, and why: nothing is skipped in silence."""
+    """Something that a plan left as it was, and why: nothing is skipped in silence.
+
+    Example:
+        >>> plan = fw.prune.Channels(macs=0.5, ignore=("3",)).plan(network, task)
+        >>> [str(skipped.path) for skipped in plan.skipped]
+        [...]
+    """
 
     path: str
     reason: str

@@ -33,6 +33,14 @@ class Network(nn.Module):
 
     ``patterns`` names the weights whose zeros are to be kept by whoever trains the network (name -> kind of pattern);
     ``notes`` says what was lost or assumed on the way here.
+
+    Example:
+        >>> [node.name for node in network.calls(torch.ops.aten.conv2d.default)]
+        ['conv2d', 'conv2d_1']
+        >>> with network.taps({"conv2d": torch.relu}):
+        ...     changed = network(images)
+        >>> half = network.copy()
+        >>> half.set_tensor("0.weight", network.tensor("0.weight") / 2)
     """
 
     def __init__(self, graph: Graph, signature: Signature) -> None:

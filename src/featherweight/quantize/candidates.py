@@ -34,9 +34,9 @@ class Kinds(Family):
     activations where an option names none, granularity, ranges, ignore, target.
 
     Example:
-    >>> kinds = fw.quantize.Kinds(("int4", "ternary"), fw.quantize.Quantize(activations=None))
-    >>> [(d.layer, d.option) for d in fw.sensitivity(network, task, kinds)][:2]
-    [('0.weight', 'int4'), ('0.weight', 'ternary')]
+        >>> found = fw.quantize.Kinds(options=("int8", "int4")).candidates(network, task, layer="3.weight")
+        >>> [candidate.option for candidate in found]
+        ['int8', 'int4']
     """
 
     name: ClassVar[str] = "quantize"

@@ -23,7 +23,13 @@ from featherweight.steps.joined import narrowed
 
 @dataclass(frozen=True)
 class Rung:
-    """One attempt of a ``Ladder``: its name, the score with it, and whether it stayed. seconds are not compared."""
+    """One attempt of a ``Ladder``: its name, the score with it, and whether it stayed. seconds are not compared.
+
+    Example:
+        >>> plan = fw.balance.Ladder(rungs=("mse",)).plan(network, task)
+        >>> [rung.name for rung in plan.trail][:2]
+        ['float', 'as given']
+    """
 
     name: str
     score: float
@@ -43,6 +49,11 @@ class QuantizePlan(Plan):
     ones rounds them to (input scale times weight scale) when it exports. trail: what a ``Ladder`` tried, in order.
     gates: activations that are written out as products first. products: with vectors that are put in first, by which
     values are divided before they are rounded, or multiplied after; the vectors lie in the plan's tensors.
+
+    Example:
+        >>> plan = fw.quantize.Quantize().plan(network, task)
+        >>> [stored.weight for stored in plan.stored]
+        ['0.weight', '3.weight', '7.weight']
     """
 
     kind: ClassVar[str] = "quantize/1"

@@ -81,6 +81,12 @@ class Quantize(Rewrite):
     the session's entry "session.x64quantprecision" is "1", as in ours: write it into yours. OpenVINO has no such entry;
     there, write Quantize("int7", ends=None), whose sums fit. Values of fewer than 8 bits are simulated: no runtime here
     has kernels for them.
+
+    Example:
+        >>> plan = fw.quantize.Quantize(weights="int8", activations="uint8").plan(network, task)
+        >>> stored = plan.apply(network)
+        >>> stored.save("int8.fw") < network.save("float.fw")
+        True
     """
 
     stage: ClassVar[Stage] = Stage.PRECISION

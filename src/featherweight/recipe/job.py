@@ -77,7 +77,21 @@ class Options:
 
 @dataclass(frozen=True)
 class Job:
-    """A job; ``folder`` (of its file) is searched for modules too, after the current one."""
+    """A job; ``folder`` (of its file) is searched for modules too, after the current one.
+
+    Example:
+        >>> job = fw.Job.from_toml('''
+        ... [model]
+        ... file = "network.fw"
+        ... [task]
+        ... factory = "mydata:task"
+        ... [[steps]]
+        ... kind = "prune.Channels"
+        ... macs = 0.5
+        ... ''')
+        >>> job.recipe.steps[0].macs
+        0.5
+    """
 
     model: Model
     task: Data

@@ -27,7 +27,19 @@ FLAT: dict[str, tuple[str, dict[str, Any]]] = {"quantize.Ladder": ("balance.Ladd
 
 
 def register(kind: str, cls: type) -> None:
-    """Makes a step or objective of one's own known under ``kind`` ("mine.Step"), so that TOML may name it."""
+    """Makes a step or objective of one's own known under ``kind`` ("mine.Step"), so that TOML may name it.
+
+    Example:
+        >>> from dataclasses import dataclass
+        >>> @dataclass(frozen=True)
+        ... class Twice(fw.steps.Fit):
+        ...     def fit(self, network, task, context):
+        ...         return network
+        >>> fw.recipe.register("mine.Twice", Twice)
+        >>> print(fw.Recipe([Twice()]).to_toml())
+        [[steps]]
+        kind = "mine.Twice"
+    """
     if not is_kind(cls):
         raise RecipeError(f"{cls!r} is no frozen dataclass that is a Rewrite, a Fit or an objective (has start)")
     REGISTERED[kind] = cls
@@ -50,7 +62,12 @@ def _shipped() -> dict[str, type]:
 
 
 def kinds() -> dict[str, type]:
-    """Every known kind -> its class."""
+    """Every known kind -> its class.
+
+    Example:
+        >>> fw.recipe.kinds()["prune.Channels"] is fw.prune.Channels
+        True
+    """
     return {**_shipped(), **REGISTERED}
 
 

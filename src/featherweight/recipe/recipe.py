@@ -23,6 +23,14 @@ class Recipe:
     but ``recover.Train`` cannot train what ``quantize`` made integers.
 
     Raises RecipeError for steps out of order, with the recipe to write instead, and for options that make no sense.
+
+    Example:
+        >>> recipe = fw.Recipe([fw.prune.Channels(macs=0.5), fw.recover.Train(epochs=5), fw.quantize.Quantize()])
+        >>> print(recipe.to_toml())
+        [[steps]]
+        kind = "prune.Channels"
+        macs = 0.5
+        ...
     """
 
     steps: tuple[Step, ...] = ()

@@ -30,6 +30,10 @@ class BatchNorm(Fit):
     Each norm normalizes by the statistics of its batch meanwhile (as in training), dropout stays off. Variances are
     unbiased. After Izmailov et al. 2018 (section 3.2) and Li et al. 2020 ("EagleEye", section 3.3). A network without
     batch norms comes back as it was. ``batches=None`` takes the whole split.
+
+    Example:
+        >>> small = fw.prune.Channels(macs=0.5).plan(network, task).apply(network)
+        >>> settled = fw.recover.BatchNorm().fit(small, task, fw.steps.Context(original=network))
     """
 
     batches: int | None = 100

@@ -74,6 +74,11 @@ class Train(Fit):
     Raises RecipeError for options that make no sense, rewrites that cannot work in one training (before the first
     step), a network without anything to train, a loss that is no longer finite, and a checkpoint of another run;
     TaskError where the task has no train split or no loss.
+
+    Example:
+        >>> small = fw.prune.Channels(macs=0.5).plan(network, task).apply(network)
+        >>> step = fw.recover.Train(epochs=1, lr=0.01, distill=fw.distill.Logits(temperature=4.0))
+        >>> trained = step.fit(small, task, fw.steps.Context(original=network))
     """
 
     epochs: int = 1

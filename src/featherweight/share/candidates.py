@@ -25,9 +25,9 @@ class Bits(Family):
     min_size, ignore.
 
     Example:
-    >>> bits = fw.share.Bits((2, 3), fw.share.Codebook(min_size=1000))
-    >>> [(d.layer, d.option) for d in fw.sensitivity(network, task, bits)]
-    [('3.weight', 2), ('3.weight', 3)]
+        >>> found = fw.share.Bits(options=(2, 4)).candidates(network, task, layer="3.weight")
+        >>> [candidate.option for candidate in found]
+        [2, 4]
     """
 
     name: ClassVar[str] = "share"

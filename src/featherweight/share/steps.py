@@ -38,7 +38,13 @@ class Shared:
 
 @dataclass(frozen=True)
 class CodebookPlan(Plan):
-    """Which weights get codebooks of how many entries. The k-means itself is done by ``apply``: it needs no data."""
+    """Which weights get codebooks of how many entries. The k-means itself is done by ``apply``: it needs no data.
+
+    Example:
+        >>> plan = fw.share.Codebook(bits=4, min_size=100).plan(network, task)
+        >>> [(shared.weight, shared.clusters) for shared in plan.shared]
+        [('3.weight', 16)]
+    """
 
     kind: ClassVar[str] = "share.codebook/1"
     shared: tuple[Shared, ...] = ()
@@ -84,6 +90,12 @@ class Codebook(Rewrite):
     The weight leaves the network; what is stored is one byte per weight and the codebook, a parameter: fine-tuning it
     is the paper's centroid training (eq. 3), by autograd. Computed as float: it saves bytes, not time. Raises
     RecipeError for bits and clusters together, or out of range.
+
+    Example:
+        >>> plan = fw.share.Codebook(bits=4, min_size=100).plan(network, task)
+        >>> shared = plan.apply(network)
+        >>> fw.codec.archive_bytes(shared) < fw.codec.archive_bytes(network)
+        True
     """
 
     bits: int | None = None

@@ -17,7 +17,12 @@ from featherweight.task import Inputs, Task
 
 @dataclass(frozen=True)
 class Context:
-    """What surrounds a Fit: the untouched original (a teacher), a place for checkpoints, a listener for progress."""
+    """What surrounds a Fit: the untouched original (a teacher), a place for checkpoints, a listener for progress.
+
+    Example:
+        >>> context = fw.steps.Context(original=network, seed=1)
+        >>> trained = fw.recover.Train(epochs=1).fit(network, task, context)
+    """
 
     original: Network | None = None
     workdir: Path | None = None

@@ -50,6 +50,12 @@ class Plan(ABC):
     Every concrete subclass writes out its ``kind``, a name and the version of its fields, under which saved plans are
     read: ``kind: ClassVar[str] = "mytool.channels/1"``. The class's name and module may then change. A class without a
     kind, or with the kind of another class, is a PlanError when it is defined.
+
+    Example:
+        >>> plan = fw.prune.Channels(macs=0.5).plan(network, task)
+        >>> plan.save("channels.plan")
+        >>> fw.steps.Plan.load("channels.plan") == plan
+        True
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(arbitrary_types_allowed=True, extra="forbid")

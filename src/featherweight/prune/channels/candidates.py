@@ -29,9 +29,9 @@ class Shares(Family):
     options: shares of a group that go, 0..1. score, heads: as in ``Channels``.
 
     Example:
-    >>> found = fw.sensitivity(network, task, fw.prune.Shares((0.25, 0.5), score="bn"))
-    >>> [(d.layer, d.option) for d in found]
-    [('0', 0.25), ('0', 0.5), ('3', 0.25), ('3', 0.5)]
+        >>> found = fw.prune.Shares(options=(0.5,)).candidates(network, task)
+        >>> [(candidate.layer, candidate.option) for candidate in found]
+        [('0', 0.5), ('3', 0.5)]
     """
 
     name: ClassVar[str] = "prune.channels"

@@ -34,6 +34,11 @@ class Curve:
 
     kind: "output" (|y' - y|^2 / |y|^2 over all floating-point outputs) or "loss" (the loss less that of the whole
     network). channels: how many the group has.
+
+    Example:
+        >>> curve = fw.prune.Curve("conv1", shares=(0.25, 0.5), changes=(0.01, 0.08), kind="output", channels=16)
+        >>> dict(zip(curve.shares, curve.changes))
+        {0.25: 0.01, 0.5: 0.08}
     """
 
     group: str

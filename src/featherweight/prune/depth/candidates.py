@@ -22,8 +22,9 @@ class Drops(Family):
     """Every block that may be dropped, of every kind, gives back its input (or its shortcut).
 
     Example:
-    >>> [d.layer for d in fw.sensitivity(network, task, fw.prune.Drops())]
-    []
+        >>> deep = fw.capture(nn.Sequential(*(nn.Linear(8, 8) for _ in range(3))), torch.randn(2, 8))
+        >>> [candidate.layer for candidate in fw.prune.Drops().candidates(deep, fw.Task())]
+        ['0', '1']
     """
 
     name: ClassVar[str] = "prune.depth"

@@ -28,7 +28,14 @@ NUMBERS = {"count": Numbers(2, least=1, whole=True, none="blocks by name"),
 
 @dataclass(frozen=True)
 class LayerPlan(Plan):
-    """Blocks to drop, in the order in which they were chosen, and the last score of every block that could be."""
+    """Blocks to drop, in the order in which they were chosen, and the last score of every block that could be.
+
+    Example:
+        >>> deep = fw.capture(nn.Sequential(*(nn.Linear(8, 8) for _ in range(4))), torch.randn(2, 8))
+        >>> plan = fw.prune.Layers(count=1, score="random", kinds=("plain",)).plan(deep, fw.Task())
+        >>> [block.kind for block in plan.blocks]
+        ['plain']
+    """
 
     kind: ClassVar[str] = "prune.layers/1"
     blocks: tuple[Block, ...]
@@ -85,6 +92,17 @@ class Layers(Rewrite):
         or more residual blocks, named "path (layer)"; they and the blocks in them exclude one another).
     ignore: patterns (``network/layers``) of blocks to keep, or of layers in them. seed: for score="random".
     batches: of calibration data, at most.
+
+    Example:
+        >>> class Residual(nn.Module):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.inner = nn.Sequential(nn.Linear(8, 8), nn.ReLU())
+        ...     def forward(self, x):
+        ...         return x + self.inner(x)
+        >>> deep = fw.capture(nn.Sequential(Residual(), Residual(), nn.Linear(8, 2)), torch.randn(2, 8))
+        >>> data = fw.Task(calibration=lambda: [(torch.randn(4, 8), None)])
+        >>> shallow = fw.prune.Layers(count=1).plan(deep, data).apply(deep)
     """
 
     count: int | None = None

@@ -22,9 +22,9 @@ class Sparsities(Family):
     """Every layer at every sparsity. options: fractions of zeros, 0..1. step: says the rest: score, pattern, ignore.
 
     Example:
-    >>> found = fw.sensitivity(network, task, fw.prune.Sparsities((0.5,)))
-    >>> [d.layer for d in found]
-    ['0.weight', '3.weight', '7.weight']
+        >>> found = fw.prune.Sparsities(options=(0.5, 0.75)).candidates(network, task, layer="3.weight")
+        >>> [candidate.option for candidate in found]
+        [0.5, 0.75]
     """
 
     name: ClassVar[str] = "prune.weights"

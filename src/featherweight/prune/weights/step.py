@@ -36,6 +36,11 @@ NUMBERS = {"sparsity": Numbers(SPARSITY, least=0, below=1, noun="the fraction of
 class WeightPlan(Plan):
     """Which weights stay: ``tensors["mask.NAME"]`` is a mask (bool, the weight's shape, True = kept), ``zeros[NAME]``
     counts the others; ``tensors["value.NAME"]`` holds new values of the kept ones, where they make up for the others.
+
+    Example:
+        >>> plan = fw.prune.Weights(sparsity=0.75).plan(network, task)
+        >>> plan.masks()["3.weight"].dtype
+        torch.bool
     """
 
     kind: ClassVar[str] = "prune.weights/1"
@@ -109,6 +114,10 @@ class Weights(Rewrite):
     regrow: "none", what is zero stays so; "surgery", masked weights are trained on and come back once they matter
         (Dynamic Network Surgery: Guo et al. 2016, eq. 3 and 4; by magnitude); masks settle halfway between ``end``
         and 1. Give it a ``frequency`` of few steps, or many weights come back at one blow and upset the training.
+
+    Example:
+        >>> plan = fw.prune.Weights(sparsity=0.5, pattern="2:4").plan(network, task)
+        >>> sparse = plan.apply(network)
     """
 
     sparsity: float | None = None
