@@ -83,7 +83,17 @@ def attach(network: Network, task: Task, beside: Sequence[Beside] = (), steps: i
 
 
 class Attached:
-    """The companions of a training loop of one's own; see ``attach``."""
+    """The companions of a training loop of one's own; see ``attach``.
+
+    Example:
+        >>> optimizer = torch.optim.SGD(network.train().parameters(), lr=0.01)
+        >>> attached = fw.recover.attach(network, task, (fw.distill.Logits(),), steps=4, optimizer=optimizer)
+        >>> for inputs, target in task.batches("train"):
+        ...     optimizer.zero_grad()
+        ...     attached.loss(inputs, network(inputs), target).backward()
+        ...     optimizer.step()
+        >>> trained = attached.finish()
+    """
 
     def __init__(self, network: Network, task: Task, beside: Sequence[Beside], steps: int,
                  original: Network | None) -> None:

@@ -40,6 +40,13 @@ class Companion:
 
     Every method has a default that does nothing, so a companion says only what it does. For one optimizer step the Fit
     calls ``update``, then ``loss`` after the forward pass, then ``after_backward``.
+
+    Example:
+        >>> class Calm(fw.steps.Companion):
+        ...     def loss(self, inputs, output, target):
+        ...         return 0.01 * output.square().mean()
+        >>> Calm().loss(None, torch.ones(2, 3), None)
+        tensor(0.0100)
     """
 
     @property
@@ -97,6 +104,20 @@ class Beside(Protocol):
 
     Implementations are frozen dataclasses. ``start(network, task)`` without a context, and ``begin(network, context)``
     giving a function for the whole loss, are what version 0.1 asked for; both are taken until version 0.3.
+
+    Example:
+        >>> from dataclasses import dataclass
+        >>> @dataclass
+        ... class Calm(fw.steps.Companion):
+        ...     weight: float
+        ...     def loss(self, inputs, output, target):
+        ...         return self.weight * output.square().mean()
+        >>> @dataclass(frozen=True)
+        ... class Calming:
+        ...     weight: float = 0.01
+        ...     def start(self, network, task, context):
+        ...         return Calm(self.weight)
+        >>> trained = fw.recover.Train(beside=(Calming(),)).fit(network, task, fw.steps.Context())
     """
 
     def start(self, network: Network, task: Task, context: Context) -> Companion: ...
