@@ -101,9 +101,15 @@ def members(cls: type, public: Container[Any] = ()) -> Iterator[str]:
 def signature(function: Any) -> str:
     """As it stands in the source."""
     given = inspect.signature(function)
-    plain = [p.replace(annotation=Raw.of(p.annotation), default=Raw.of(p.default) if callable(p.default) else p.default)
-             for p in given.parameters.values()]
+    plain = [p.replace(annotation=Raw.of(p.annotation), default=shown(p.default)) for p in given.parameters.values()]
     return str(given.replace(parameters=plain, return_annotation=Raw.of(given.return_annotation)))
+
+
+def shown(value: Any) -> Any:
+    """A default as it is shown: functions and classes by name, objects by their class."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return Raw(f"{type(value).__name__}(...)")
+    return Raw.of(value) if callable(value) else value
 
 
 class Raw(str):

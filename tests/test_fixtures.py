@@ -27,6 +27,7 @@ from featherweight.errors import PlanError, RecipeError
 from featherweight.steps import PLANS, Context, Plan
 
 torch.set_num_threads(1)
+pytestmark = pytest.mark.filterwarnings("ignore:featherweight.* is now .*the old name goes:DeprecationWarning")
 HERE = Path(__file__).parent / "fixtures" / "v0_1"
 NETWORKS = sorted(p.stem for p in HERE.glob("*.fw"))
 SAVED = sorted(p.stem for p in (HERE / "plans").glob("*.plan"))
