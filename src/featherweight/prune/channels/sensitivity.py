@@ -18,7 +18,7 @@ from featherweight.errors import RecipeError, did_you_mean
 from featherweight.network import Network, trees
 from featherweight.network.devices import device_of
 from featherweight.numerics.change import relative_change
-from featherweight.task import Batch, Task, call, move
+from featherweight.task import Batch, Predict, Task, call, move
 
 #: shares of a group that a curve is drawn of, and those that an allocation is content with
 SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
@@ -60,18 +60,19 @@ def sensitivity(network: Network, task: Task, axes: AxisGroups, groups: Sequence
     data = [(move(x, device), move(y, device)) for x, y in task.batches("calibration", batches)]
     found = []
     with torch.no_grad():
-        whole = [call(work, x) for x, _ in data]
+        whole, again = [call(work, x) for x, _ in data], work.replay()
         for group, mine in zip(groups, scores, strict=True):
             order = np.argsort(mine, kind="stable")
-            changes = []
-            for share in shares:
-                with silenced(work, group, order[:round(share * len(group))]):
-                    changes.append(_change(work, task, data, whole, kind))
-            found.append(Curve(group.name, tuple(shares), tuple(changes), kind, len(group)))
+            counts = [round(share * len(group)) for share in shares]
+            changes = {}
+            for count in dict.fromkeys(counts):
+                with silenced(work, group, order[:count]):
+                    changes[count] = _change(again, task, data, whole, kind)
+            found.append(Curve(group.name, tuple(shares), tuple(changes[c] for c in counts), kind, len(group)))
     return tuple(found)
 
 
-def _change(work: Network, task: Task, data: Sequence[Batch], whole: Sequence[Any], kind: str) -> float:
+def _change(work: Predict, task: Task, data: Sequence[Batch], whole: Sequence[Any], kind: str) -> float:
     total = 0.0
     for (x, y), before in zip(data, whole, strict=True):
         after = call(work, x)
