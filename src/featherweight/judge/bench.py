@@ -81,6 +81,8 @@ class Bench:
         self.original = self.network if original is None else original.copy().eval()
         calls = dict.fromkeys(call for form in forms for call in form.inputs)
         self.read = {call: self._copied(call) for call in calls}
+        #: the network on the same batches again and again: what comes before the forms is computed once
+        self.run = self.network.replay()
 
     def _copied(self, name: str) -> str:
         """A copy of what a call reads first, for this call alone, so that it can be tapped."""

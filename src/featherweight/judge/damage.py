@@ -115,7 +115,7 @@ def by_output(bench: Bench, judge: Judge) -> Gauge:
     whole = [trees.floats(call(bench.original, x)) for x, _ in batches]
 
     def moved() -> float:
-        changes = [relative_change(trees.floats(call(bench.network, x)), before)
+        changes = [relative_change(trees.floats(call(bench.run, x)), before)
                    for (x, _), before in zip(batches, whole, strict=True)]
         return sum(changes) / len(changes)
 
@@ -129,7 +129,7 @@ def by_loss(bench: Bench, judge: Judge) -> Gauge:
     whole = [float(loss(call(bench.original, x), y)) for x, y in batches]
 
     def risen() -> float:
-        rises = [float(loss(call(bench.network, x), y)) - before for (x, y), before in zip(batches, whole, strict=True)]
+        rises = [float(loss(call(bench.run, x), y)) - before for (x, y), before in zip(batches, whole, strict=True)]
         return sum(rises) / len(rises)
 
     return risen

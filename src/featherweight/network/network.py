@@ -16,6 +16,7 @@ from featherweight.network import trees
 from featherweight.network.file.file import save
 from featherweight.network.kept.facts import Facts, Structure
 from featherweight.network.kept.names import Part, Ties, holder, lookup, named, remove
+from featherweight.network.kept.replay import Replay
 from featherweight.network.kept.values import Alike, values
 from featherweight.network.program import Program, Tap
 from featherweight.network.signature import Input, Signature, shape_text
@@ -177,6 +178,11 @@ class Network(nn.Module):
                 self._taps.pop(name, None)
 
         return remove
+
+    def replay(self) -> Replay:
+        """The network to be called on the same inputs again and again, with other taps each time: what no tap reaches
+        is computed once. In evaluation mode, whatever this network's is; its graph and tensors are to stay."""
+        return Replay(self._graph, self._signature, self.tensor, self._taps)
 
     @contextmanager
     def taps(self, taps: Mapping[str, Tap]) -> Iterator[None]:

@@ -56,19 +56,20 @@ class Program:
 
     def run(self, tensor: Callable[[str], Tensor], inputs: list[Tensor], taps: Mapping[str, list[Tap]]) -> list[Any]:
         """The outputs, flat. ``tensor`` looks tensors up by name."""
-        values: dict[Node, Any] = {}
+        values = self.begin(inputs, taps)
+        self.go(values, 0, len(self.steps), tensor, taps)
+        return self.end(values)
 
-        def put(node: Node, value: Any) -> None:
-            for tap in taps.get(node.name, ()):
-                instead = tap(value)
-                value = value if instead is None else instead
-            values[node] = value
+    def begin(self, inputs: list[Tensor], taps: Mapping[str, list[Tap]]) -> dict[Node, Any]:
+        """The values before the first step: the inputs."""
+        return {node: tapped(node, given, taps) for node, given in zip(self.inputs, inputs, strict=True)}
 
-        for node, given in zip(self.inputs, inputs, strict=True):
-            put(node, given)
-        for step in self.steps:
+    def go(self, values: dict[Node, Any], start: int, stop: int, tensor: Callable[[str], Tensor],
+           taps: Mapping[str, list[Tap]]) -> None:
+        """Does the steps from ``start`` on, before ``stop``, out of ``values`` and into them."""
+        for step in self.steps[start:stop]:
             if isinstance(step, Node):
-                put(step, tensor(str(step.target)))
+                values[step] = tapped(step, tensor(str(step.target)), taps)
                 continue
             args = [resolve(a, values) for a in step.args]
             kwargs = {k: resolve(v, values) for k, v in step.kwargs.items()} if step.kwargs else {}
@@ -76,10 +77,21 @@ class Program:
                 share = _count(tensor(step.counter))
                 if step.node.meta.get("cumulative"):
                     args[MOMENTUM] = share
-            put(step.node, step.target(*args, **kwargs))
+            values[step.node] = tapped(step.node, step.target(*args, **kwargs), taps)
             for used in step.frees:
                 del values[used]
+
+    def end(self, values: Mapping[Node, Any]) -> list[Any]:
+        """The outputs, once all steps are done."""
         return [resolve(o, values) for o in self.outputs]
+
+
+def tapped(node: Node, value: Any, taps: Mapping[str, list[Tap]]) -> Any:
+    """A node's value, passed through its taps."""
+    for tap in taps.get(node.name, ()):
+        instead = tap(value)
+        value = value if instead is None else instead
+    return value
 
 
 def resolve(argument: Any, values: Mapping[Node, Any]) -> Any:
