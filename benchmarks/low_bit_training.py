@@ -7,7 +7,7 @@ resnet20: from the trained float network, which is the teacher too; every arm ha
 (20-50-500, with batch norm) trained here in float on 55,000 MNIST images, shifted at random, then on them as they are
 with binary weights and values.
 "int2/uint2" reads weights/values, and a word behind it tells apart two trainings of one form; the first and the last
-layer have 8 bits. What is scored is the network as it is stored: whole numbers and scales, batch norm folded; values
+layer have 8 bits. What is scored is the network as it is stored: integers and scales, batch norm folded; values
 of few bits are simulated exactly.
 
 Choices were made on held-out training images (--split validation tries things out, and writes to the rows' file given

@@ -400,7 +400,7 @@ EDITS = {
     "more tensors than there are": (_set("tensors/more", "parameter"), "not those its graph lists"),
     "kind of tensor": (_set("tensors/fc.weight", "module"), "is of kind 'module'"),
     "a tie to nothing": (_set("ties", {"fc.weight": "nothing"}), "not those its graph lists"),
-    "shape": (_set("inputs/0/shape", [None, "12"]), "no whole number"),
+    "shape": (_set("inputs/0/shape", [None, "12"]), "no integer"),
     "negative shape": (_set("inputs/0/shape", [None, -12]), "has the shape"),
     "input dtype": (_set("inputs/0/dtype", "Tensor"), "is no dtype"),
     "one input more": (lambda d: d["inputs"].append(d["inputs"][0]), "another number of inputs"),

@@ -68,7 +68,7 @@ LOOKED_UP = {
     "from featherweight.judge.candidates import family_of\nprint(family_of('prune.channels').name)": "prune.channels",
     "from featherweight.recipe import kinds\nprint(kinds()['share.Codebook'].__name__)": "Codebook",
     "from featherweight.deploy import TARGETS\nprint(*sorted(TARGETS))": "onnxruntime openvino openvino-bf16",
-    "from featherweight.axes.mend import MENDS\nfrom featherweight.axes.zero import MIXES\n"
+    "from featherweight.axes.literals import MENDS\nfrom featherweight.axes.zero import MIXES\n"
     "import torch; aten = torch.ops.aten\n"
     "print(aten.zeros.default in MENDS, aten.addmm.default in MIXES)": "True True",
 }

@@ -1,4 +1,4 @@
-"""OpenVINO as a target: the same numbers as PyTorch, whole numbers within one step, files that are not torn apart."""
+"""OpenVINO as a target: the same numbers as PyTorch, integers within one step, files that are not torn apart."""
 
 from __future__ import annotations
 
@@ -166,7 +166,7 @@ def test_nests_numbers_and_truth_values(tmp_path):
     assert torch.equal(given.extra["list"][2], want.extra["list"][2])
 
 
-# ---- whole numbers
+# ---- integers
 
 def executed(runner):
     """Kind and number type of every operator that the runtime runs, from its own graph."""

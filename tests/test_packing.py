@@ -1,4 +1,4 @@
-"""Whole numbers of a few bits: laid into bytes and back, in files and in archives."""
+"""Integers of a few bits: laid into bytes and back, in files and in archives."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from featherweight.numerics import packing
 
 
 def by_hand(numbers, bits):
-    """The same bytes from one long whole number."""
+    """The same bytes from one long integer."""
     total = sum(int(n) << bits * k for k, n in enumerate(numbers))
     return total.to_bytes(packing.packed_length(len(numbers), bits), "little")
 

@@ -19,8 +19,8 @@ from featherweight.errors import RecipeError
 from featherweight.measure.macs import macs
 from featherweight.network.file.digest import digest
 from featherweight.prune import ChannelPlan, Channels, axis_groups
-from featherweight.prune.channels.held import HeldChannels
 from featherweight.prune.channels.schedules import SCHEDULES, ChannelDriver
+from featherweight.prune.channels.silenced import SilencedChannels
 from featherweight.prune.weights.schedules import cubic
 from featherweight.steps import Context
 from featherweight.task import call
@@ -174,7 +174,7 @@ def test_held_is_cut_in_training_too(name: str) -> None:
     keep = half(net)
     shapes = {n: tuple(t.shape) for n, t in net.tensors().items()}
     small = ChannelPlan(keep, shapes, 0, 0).apply(net).train()
-    held = HeldChannels(net, axes, axes.groups)
+    held = SilencedChannels(net, axes, axes.groups)
     held.hold(kept_atoms(axes, keep))
     net.train()
     args = PROBLEMS[name].example(8, seed=9)
@@ -200,7 +200,7 @@ def test_what_is_let_go_is_what_it_was() -> None:
     """Statistics that drifted while their channel was held are put back."""
     net = network(PROBLEMS["residual"])
     axes = axis_groups(net)
-    held = HeldChannels(net, axes, axes.groups)
+    held = SilencedChannels(net, axes, axes.groups)
     before = net.copy()
     held.hold(kept_atoms(axes, half(net)))
     with torch.no_grad():

@@ -318,7 +318,7 @@ def test_plan_of_another_network_is_refused(residual: fw.Network) -> None:
 @pytest.mark.parametrize(("step", "message"), [
     (Layers(), r"write Layers\(count=2\)"),
     (Layers(count=1, names=("a",)), "one of the two"),
-    (Layers(count=0), "count=0; expected a whole number from 1"),
+    (Layers(count=0), "count=0; expected an integer from 1"),
     (Layers(count=1, batches=0), r"batches=0.*batches=4"),
     (Layers(count=1, score="outputs"), "did you mean 'output'"),
     (Layers(count=1, per="mac"), "no per 'mac'; did you mean 'macs'"),

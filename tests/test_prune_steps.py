@@ -182,7 +182,7 @@ def test_plan_of_another_network_is_refused(residual: fw.Network) -> None:
     (Channels(ratio=1.5), r"ratio=1.5; .* as in Channels\(ratio=0.5\)"),
     (Channels(macs=0.5, score="l3"), "did you mean 'l"),
     (Channels(macs=0.5, allocation="globl"), "did you mean 'global'"),
-    (Channels(macs=0.5, round_to=0), "round_to=0; expected a whole number"),
+    (Channels(macs=0.5, round_to=0), "round_to=0; expected an integer"),
 ])
 def test_senseless_options_are_answered_with_the_line_to_write(step: Rewrite, message: str) -> None:
     with pytest.raises(RecipeError, match=message):

@@ -1,4 +1,4 @@
-"""Quantization: what is stored, what is rounded where, and that the runtime computes on whole numbers throughout."""
+"""Quantization: what is stored, what is rounded where, and that the runtime computes on integers throughout."""
 
 from __future__ import annotations
 
@@ -152,7 +152,7 @@ def test_plan_reads_apply_does(problem, step, tmp_path):
     assert torch.equal(fw.load(tmp_path / "network.fw")(x), one(x))
 
 
-# ---- whole numbers from end to end
+# ---- integers from end to end
 
 def test_residual_network_runs_on_whole_numbers_from_end_to_end(tmp_path):
     network, task, x = prepared(Residual(), 3, 8, 8)
@@ -339,14 +339,14 @@ def test_nothing_to_do_is_no_error():
     plan = Quantize().plan(network, task)
     assert isinstance(plan, QuantizePlan)
     assert torch.equal(plan.apply(network)(x), network(x))
-    assert {"aten.softmax.int has no whole-number kernel"} <= {s.reason for s in plan.skipped}
+    assert {"aten.softmax.int has no integer kernel"} <= {s.reason for s in plan.skipped}
 
 
 def test_transposed_convolution_is_named_and_right(tmp_path):
     network, task, x = prepared(nn.Sequential(nn.Conv2d(3, 8, 1), nn.ConvTranspose2d(8, 6, 2, 2, groups=2)), 3, 6, 6)
     plan = Quantize().plan(network, task)
     assert [s.reason for s in plan.skipped if s.path == "1.weight"] == [
-        "stored as whole numbers, but its call has a kernel for floats only"]
+        "stored as integers, but its call has a kernel for floats only"]
     quantized = plan.apply(network)
     assert relative_error(quantized(x), network(x)) < 0.05
     kernels(quantized, tmp_path, x, network)

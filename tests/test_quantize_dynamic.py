@@ -46,7 +46,7 @@ def test_no_data_is_needed_and_the_runtime_multiplies_whole_numbers(wide, tmp_pa
     assert {p.kind for p in plan.points} == {"dynamic"}
     assert [p.readers for p in plan.points] == [("linear", "linear_1"), ("linear_2",)]
     assert [(s.path, s.reason) for s in plan.skipped] == [
-        ("conv.weight", "stored as whole numbers, but its call has a kernel for floats only")]
+        ("conv.weight", "stored as integers, but its call has a kernel for floats only")]
     quantized = plan.apply(network)
     runner, path, _ = deployed(quantized, "onnxruntime", tmp_path)
     assert_alike(quantized, runner, (x,), 1e-5)

@@ -1,4 +1,4 @@
-"""SiLU and Hardswish on whole numbers: written out as products where the runtime has kernels for those only."""
+"""SiLU and Hardswish on integers: written out as products where the runtime has kernels for those only."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import nn
 import featherweight as fw
 from featherweight.errors import PlanError
 from featherweight.quantize import Quantize
-from featherweight.quantize.prepare.gates import write_out
+from featherweight.quantize.prepare.expand_activations import write_out
 from test_quantize import kernels, prepared, relative_error
 from test_quantize_training import driven
 

@@ -17,7 +17,7 @@ from featherweight.errors import PlanError, TaskError
 from featherweight.network import fold_batch_norm
 from featherweight.quantize import Quantize
 from featherweight.quantize.prepare import rescale
-from featherweight.quantize.prepare.gates import write_out
+from featherweight.quantize.prepare.expand_activations import write_out
 from featherweight.steps import Plan
 from test_quantize import fitted, prepared, relative_error
 from test_quantize_prepare import NETWORKS, images

@@ -335,7 +335,7 @@ def test_a_budget_that_cannot_be_met_is_said():
 
 
 def test_a_budget_of_latency_leaves_float_what_is_cheap_to_leave_so(monkeypatch):
-    """With a clock that says what each layer takes: 10 each, and 1 as whole numbers (the head 9)."""
+    """With a clock that says what each layer takes: 10 each, and 1 as integers (the head 9)."""
     net, task = network(), digits_task()
     layers = [n for n in net.tensors() if net.tensor(n).dim() > 1]
 

@@ -1,4 +1,4 @@
-"""Cutting channels out of a network, given which atoms stay (``prune/zero.py`` zeroes them instead)."""
+"""Cutting channels out of a network, given which atoms stay (``axes/zero.py`` zeroes them instead)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from featherweight.axes.groups import AxisGroups
 from featherweight.axes.labels import Ints
-from featherweight.axes.mend import MENDS, Cut, reorder
+from featherweight.axes.literals import MENDS, Cut, reorder
 from featherweight.axes.zero import zero
 from featherweight.errors import PlanError, did_you_mean
 from featherweight.network import Network

@@ -14,7 +14,6 @@ from functools import cached_property
 
 import numpy as np
 import torch
-from torch import Tensor
 from torch.fx import Node
 
 from featherweight.axes.labels import AtomSets, Cost, Ints, Labels, Shuffle, Value
@@ -172,9 +171,8 @@ PLACED = set(operators("slice.Tensor", "slice_scatter", "narrow", "select.int", 
 
 def _has_computed_options(trace: Trace, node: Node) -> bool:
     """Whether a number that says what a call does (its groups, an axis) is computed; sizes in lists may be."""
-    return has_schema(node.target) and any(
-        isinstance(a, Node) and not isinstance(trace.shapes.get(a.name), (Tensor, list, tuple)) and a.op != "get_attr"
-        for a in (*node.args, *node.kwargs.values()))
+    given = [a for a in (*node.args, *node.kwargs.values()) if isinstance(a, Node) and a.op != "get_attr"]
+    return has_schema(node.target) and any(isinstance(trace.shapes.get(a.name), (int, torch.SymInt)) for a in given)
 
 
 def _step(trace: Trace, node: Node) -> Value:

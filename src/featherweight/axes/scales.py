@@ -104,7 +104,7 @@ class Follower:
         return ScaleReader(node, found.flatten()), ""
 
     def resolved(self, argument: Any, held: Mapping[Node, Any]) -> Any:
-        """An argument with labels and whole numbers in the place of nodes."""
+        """An argument with labels and integers in the place of nodes."""
         return map_arg(argument, lambda n: held[n] if n in held else self.values[n.name])
 
     def shape(self, node: Any) -> torch.Size:

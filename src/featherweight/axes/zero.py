@@ -16,7 +16,7 @@ import torch
 from torch.fx import Node
 
 from featherweight.axes.groups import AxisGroups
-from featherweight.axes.mend import MENDS, Cut
+from featherweight.axes.literals import MENDS, Cut
 from featherweight.axes.rules.basics import operators
 from featherweight.axes.rules.norms import REDUCTIONS, reduced_dims
 from featherweight.network import Network

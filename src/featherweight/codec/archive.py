@@ -15,7 +15,7 @@ count numbers (1 to 2^20) of width 1, 2, 4 or 8 bytes, little-endian. Methods:
     4 palette   one byte k - 1, k numbers, a stream of indices
     5 sparse    varint length, a stream of 0 and 1 (1: not zero), then method byte and block of what is not zero (not 5)
     6 packed    width 1, bytes that hold numbers of b < 8 bits (``numerics.packing``): the byte b, a byte with the bits
-                after the last whole number, a stream of the numbers
+                after the last integer, a stream of the numbers
 The writer takes the shortest for each block; tensors of one width that lie together and are small share a block.
 
 The reader adds up what the blocks claim before it decodes one, refuses a sum that is not the claimed length or passes
@@ -40,7 +40,7 @@ from featherweight.network import Network
 
 MAGIC = b"\x93FWZ\r\n\x1a"
 VERSION = 1
-WHOLE = 420  #: bytes hold whole numbers of any of 1 to 7 bits
+WHOLE = 420  #: bytes hold integers of any of 1 to 7 bits
 SMALL = 4096  #: numbers; tensors below it share a block with their neighbours
 LIMIT, RATIO = 1 << 30, 1000  #: an archive may claim LIMIT bytes and RATIO times its own length, unless told otherwise
 ITEM_BYTES = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "C64": 4,

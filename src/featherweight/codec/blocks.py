@@ -178,7 +178,7 @@ def _read_sparse(payload: bytes, count: int, width: int) -> Numbers:
 
 
 def _packed(numbers: Numbers, bits: int) -> bytes:
-    """Bytes that hold whole numbers of ``bits`` bits: these, coded, and the bits that are left."""
+    """Bytes that hold integers of ``bits`` bits: these, coded, and the bits that are left."""
     count = numbers.size * 8 // bits
     left = packing.unpack(numbers, 1, numbers.size * 8)[count * bits:]
     return bytes((bits, *packing.pack(left, 1))).ljust(2, b"\0") + entropy.encode(packing.unpack(numbers, bits, count))

@@ -1,7 +1,7 @@
 """Tables of what operators do with a grid, and what differs between runtimes; add a row to teach a new operator.
 
-- KERNELS: convolutions and linear calls, which multiply whole numbers wherever their weight is stored.
-- JOINERS: add, mul, cat, pools, which have a whole-number kernel but little work: they run on whole numbers only where
+- KERNELS: convolutions and linear calls, which multiply integers wherever their weight is stored.
+- JOINERS: add, mul, cat, pools, which have an integer kernel but little work: they run on integers only where
   they save a way to float and back, i.e. where a rounded value comes in and a rounded one is wanted.
 - CARRIERS: operators that move values or take the largest of them, on whatever grid the values are.
 - CLAMPS: activations that saturation does for free when the value before them is not rounded but the one after is.
@@ -28,7 +28,7 @@ from featherweight.numerics.formats import DYNAMIC
 
 aten = torch.ops.aten
 
-#: operators that multiply whole numbers where their weight is stored as such
+#: operators that multiply integers where their weight is stored as such
 KERNELS: set[Any] = {target for target in WEIGHTED if target not in TRANSPOSED}
 
 #: those of them that can round what they read when they run
@@ -58,7 +58,7 @@ def _mean(node: Node) -> list[Any]:
     return [node.args[0]] if isinstance(axes, (list, tuple)) and sorted(axes) in ([2, 3], [-2, -1]) else []
 
 
-#: operator -> function giving the arguments that it joins ([]: in this form it has no whole-number kernel)
+#: operator -> function giving the arguments that it joins ([]: in this form it has no integer kernel)
 JOINERS: dict[Any, Callable[[Node], list[Any]]] = {
     aten.add.Tensor: _two,
     aten.mul.Tensor: _two,
@@ -123,13 +123,13 @@ UNARY: set[Any] = {
 
 @dataclass(frozen=True)
 class Rules:
-    """What a runtime does on whole numbers, beyond the tables.
+    """What a runtime does on integers, beyond the tables.
 
     conv_rounds: whether a convolution runs on them only if its value is rounded; otherwise, as linear calls always, it
     gives a float as cheaply. fuses: whether a kernel computes functions of its value (UNARY) before it rounds it.
-    transposed: whether transposed convolutions (of one group) multiply whole numbers too. adds: whether sums, products
-    and concatenations run on whole numbers. gates: whether a product with a sigmoid of the same value is computed on
-    whole numbers in two steps, and faster than in float.
+    transposed: whether transposed convolutions (of one group) multiply integers too. adds: whether sums, products
+    and concatenations run on integers. gates: whether a product with a sigmoid of the same value is computed on
+    integers in two steps, and faster than in float.
     """
 
     conv_rounds: bool
@@ -139,12 +139,12 @@ class Rules:
     gates: bool = False
 
     def multiplies(self, node: Node) -> bool:
-        """Whether this call multiplies whole numbers where its weight is stored as such."""
+        """Whether this call multiplies integers where its weight is stored as such."""
         whole = self.transposed and node.target in TRANSPOSED and schema_argument_or(node, "groups", 1) == 1
         return node.target in KERNELS or whole
 
     def takes(self, node: Node, activations: str | None) -> bool:
-        """Whether this call multiplies whole numbers where what it reads is of this kind."""
+        """Whether this call multiplies integers where what it reads is of this kind."""
         if activations == DYNAMIC:
             return node.target in AT_RUN_TIME
         return activations is not None and self.multiplies(node)

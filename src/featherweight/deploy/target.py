@@ -19,7 +19,7 @@ from featherweight.network.operators import schema_argument
 QUANTIZE = torch.ops.quantized_decomposed.quantize_per_tensor.default
 
 #: tolerance of ``verify`` for a float network, by what the runtime computes in, and for one that quantizes (a value on
-#: the border of two grid steps may round to either, and the step then travels on; and before weights of whole numbers a
+#: the border of two grid steps may round to either, and the step then travels on; and before weights of integers a
 #: runtime may round values itself, as ONNX Runtime does in MatMulNBits)
 FLOAT_TOLERANCE = {"f32": 1e-3, "bf16": 5e-2, "f16": 1e-2}
 QUANTIZED_TOLERANCE = 5e-2
@@ -133,7 +133,7 @@ class Agreement:
     """How far a deployed file's outputs are from the network's on the same inputs.
 
     max_abs: largest absolute difference of any float output value; max_rel: the same relative to the largest magnitude
-    in its output tensor, or for whole numbers the share of values that differ, whichever is worse over the outputs.
+    in its output tensor, or for integers the share of values that differ, whichever is worse over the outputs.
     ok: max_rel <= tolerance. It is not where an output of the network is NaN.
     saturates: the runner's kernels may have cut off sums of products of 8 bits.
 
@@ -192,7 +192,7 @@ def verify(network: Network, runner: Runner, args: tuple[Any, ...], kwargs: Mapp
 
 
 def is_quantized(network: Network) -> bool:
-    """Whether values or stored weights are on a grid of whole numbers somewhere in the graph."""
+    """Whether values or stored weights are on a grid of integers somewhere in the graph."""
     return any(str(node.target).startswith("quantized_decomposed.") for node in network.calls())
 
 

@@ -1,4 +1,4 @@
-"""Affine grids of whole numbers: choosing scale and zero point, rounding to them and back.
+"""Affine grids of integers: choosing scale and zero point, rounding to them and back.
 
 A value x stands as q = clamp(round(x / scale) + zero_point, lowest, highest) and is read as (q - zero_point) * scale
 (Jacob et al. 2018, "Quantization and training of neural networks for efficient integer-arithmetic-only inference",
@@ -23,7 +23,7 @@ FINE = 10
 class Spec:
     """What a grid may be.
 
-    bits: 1..16 (how wide a whole number is). signed: whether the numbers go below zero. symmetric: zero point in the
+    bits: 1..16 (how wide an integer is). signed: whether the numbers go below zero. symmetric: zero point in the
     middle, so that only the scale is free; a symmetric signed grid is narrow (-127..127 for 8 bits, -1..1 for 2), so
     that -x stands as exactly as x. axis: the channel axis with a grid per channel, None for one grid. odd: the numbers
     are -(2^bits - 1), .., -3, -1, 1, 3, .., 2^bits - 1: 2^bits levels on both sides of zero and none on it, for 1 bit

@@ -1,4 +1,4 @@
-"""Whole numbers of a few bits, laid end to end in bytes.
+"""Integers of a few bits, laid end to end in bytes.
 
 Number k of b bits takes the bits b*k .. b*k + b - 1, low first, of a row of bytes whose own bits are counted low first;
 the last byte is filled up with zeros.

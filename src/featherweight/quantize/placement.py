@@ -1,7 +1,7 @@
-"""Where a network's values are rounded to a grid, so that the runtime runs whole-number kernels from end to end.
+"""Where a network's activations are rounded to a grid, so that the runtime runs integer kernels from end to end.
 
-``rules`` says what operators do with a grid, and what differs between runtimes. An operator in none of its tables
-computes in float, and is named with the reason "no whole-number kernel".
+``deploy.kernels`` says what operators do with a grid, and what differs between runtimes. An operator in none of its
+tables computes in float, and is named with the reason "no integer kernel".
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Placement:
 
     points: node name -> name of the point whose grid it shares (its own, if it stands alone), in graph order.
     readers: node name -> names of the calls that read the rounded value instead of the float one.
-    kernels: names of the calls that are to run on whole numbers with a stored weight.
+    kernels: names of the calls that are to run on integers with a stored weight.
     skipped: what stays float, and why.
     dynamic: node name -> names of the calls that read its value rounded when they run.
     """
@@ -76,7 +76,7 @@ def integer_calls(found: Sequence[LayerForm], rules: Rules) -> set[str]:
 
 
 def place(network: Network, kernels: set[str], rules: Rules = ONNX_RUNTIME) -> Placement:
-    """Places the points of a network; ``kernels`` names its calls of KERNELS that can run on whole numbers."""
+    """Places the points of a network; ``kernels`` names its calls of KERNELS that can run on integers."""
     return _Placer(network, kernels, rules).place()
 
 
@@ -101,9 +101,9 @@ class _Placer:
         values = network.values()
         self.float = {name for name, v in values.items() if isinstance(v, Tensor) and v.dtype == torch.float32}
         self.joined: dict[Node, list[Node]] = {}
-        self.supplied: set[Node] = set()  # values that come from a whole-number kernel
-        self.demanded: set[Node] = set()  # values that a whole-number kernel reads
-        self.whole: set[Node] = set()  # joiners that run on whole numbers
+        self.supplied: set[Node] = set()  # values that come from an integer kernel
+        self.demanded: set[Node] = set()  # values that an integer kernel reads
+        self.whole: set[Node] = set()  # joiners that run on integers
 
     def place(self) -> Placement:
         for node in self.calls:
@@ -122,7 +122,7 @@ class _Placer:
                          {name: r for name, r in readers.items() if r},
                          tuple(n.name for n in self.calls if n.name in self.kernels), tuple(dict.fromkeys(skipped)))
 
-    # ---- who gives and who wants whole numbers
+    # ---- who gives and who wants integers
     def _flow(self) -> None:
         for node in self.calls:
             given = [*self.joined.get(node, []), *carried(node), *self._fused(node)]
@@ -223,7 +223,7 @@ class _Placer:
         return ends
 
     def _readers(self, point: Node, points: list[Node]) -> list[str]:
-        """Whole-number calls read the rounded value. So does everybody else where a whole-number kernel gave it: the
+        """Integer calls read the rounded value. So does everybody else where an integer kernel gave it: the
         kernel has no float to give. (Where sums stay float, its value is float too.)"""
         given = [point, *carried(point)]
         if self.rules.adds and any(i in self.supplied for i in given):
@@ -243,7 +243,7 @@ class _Placer:
         if any(i in self.supplied for i in self._fused(node)):
             return
         if self.rules.joins(node.target):
-            yield ("no rounded values on both sides: whole numbers would cost more than they save"
-                   if node in self.joined else f"{node.target} has no whole-number kernel in this form")
+            yield ("no rounded values on both sides: integers would cost more than they save"
+                   if node in self.joined else f"{node.target} has no integer kernel in this form")
         elif not carried(node) and node.target not in CARRIERS:
-            yield f"{node.target} has no whole-number kernel"
+            yield f"{node.target} has no integer kernel"

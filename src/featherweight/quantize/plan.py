@@ -14,7 +14,7 @@ from featherweight.judge.costs import growth
 from featherweight.network import Network, fold_batch_norm
 from featherweight.network.devices import device_of
 from featherweight.numerics.formats import GRIDS
-from featherweight.quantize.prepare.gates import write_out
+from featherweight.quantize.prepare.expand_activations import write_out
 from featherweight.quantize.prepare.rescale import Product, multiply
 from featherweight.quantize.store import Point, Stored, round_value, scale_name, store_weight
 from featherweight.steps import Plan
@@ -81,7 +81,7 @@ class QuantizePlan(Plan):
         return "\n".join([super().__str__(), *(f"  {rung}" for rung in self.trail)])
 
     def apply(self, network: Network) -> Network:
-        """A copy with batch norm folded, the named weights stored as whole numbers, the named values rounded."""
+        """A copy with batch norm folded, the named weights stored as integers, the named values rounded."""
         if not self.stored and not self.points:
             return network.copy()
         result = self._folded(network)

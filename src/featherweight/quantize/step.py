@@ -1,4 +1,4 @@
-"""Quantize: weights stored as whole numbers, values rounded to a grid between the operators."""
+"""Quantize: weights stored as integers, values rounded to a grid between the operators."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from featherweight.quantize.layers import LayerForm, layers
 from featherweight.quantize.placement import Placement, integer_calls, placement
 from featherweight.quantize.plan import QuantizePlan, announced
 from featherweight.quantize.prepare.biases import corrected
-from featherweight.quantize.prepare.gates import gated, write_out
+from featherweight.quantize.prepare.expand_activations import gated, write_out
 from featherweight.quantize.prepare.rescale import Product, rescaled
 from featherweight.quantize.ranges import METHODS as RANGES
 from featherweight.quantize.request import Request, split
@@ -37,7 +37,7 @@ NUMBERS = {"smooth": Numbers(0.5, least=0, most=1, none="none"), "calibration_ba
 
 @dataclass(frozen=True)
 class Quantize(Rewrite):
-    """Stores weights as whole numbers and rounds values to whole numbers between operators.
+    """Stores weights as integers and rounds values to integers between operators.
 
     weights: "int8" to "int3" (symmetric), "ternary", "int2" (four levels, none of them zero), "binary" (signs); a scale
         per output channel. "apot3" to "apot5": additive powers of two. "fp16", "bf16": two bytes a weight, computed as
@@ -69,7 +69,7 @@ class Quantize(Rewrite):
     calibration: "data", the task's calibration split, or "distilled": inputs made from the network's batch-norm
         statistics (``distilled_data``), so that no data is needed.
     calibration_batches: at most so many batches of the calibration split; None takes all (4 where they are made).
-    target: the runtime whose whole-number kernels decide where values are rounded (``rules.RULES``); None takes
+    target: the runtime whose integer kernels decide where values are rounded (``rules.RULES``); None takes
         the job's, or "onnxruntime". The network runs in any runtime, if not always as fast.
 
     With ``activations=None`` files shrink, and runtimes differ. ONNX Runtime reads the weights of convolutions back
@@ -191,7 +191,7 @@ class Quantize(Rewrite):
     def _left_float(self, found: list[LayerForm], placed: Placement) -> list[Skipped]:
         if self.activations is None:
             return []
-        return [Skipped(layer.stored.weight, "stored as whole numbers, but its call has a kernel for floats only")
+        return [Skipped(layer.stored.weight, "stored as integers, but its call has a kernel for floats only")
                 for layer in found if layer.activations is not None
                 and not all(n.name in placed.kernels for n in layer.nodes)]
 

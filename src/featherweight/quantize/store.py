@@ -1,4 +1,4 @@
-"""Doing: weights stored as whole numbers or halves in a network, values rounded between its calls."""
+"""Doing: weights stored as integers or halves in a network, values rounded between its calls."""
 
 from __future__ import annotations
 
@@ -80,12 +80,12 @@ def scale_name(weight: str) -> str:
 
 
 def zero_name(weight: str) -> str:
-    """Zero points are stored although they are zero: runtimes find a whole-number kernel only where they are."""
+    """Zero points are stored although they are zero: runtimes find an integer kernel only where they are."""
     return f"{weight}_zero_point"
 
 
 def store_weight(network: Network, stored: Stored, scale: Tensor | None) -> None:
-    """Puts whole numbers, or halves, in the place of a weight; its readers read them back to float32."""
+    """Puts integers, or halves, in the place of a weight; its readers read them back to float32."""
     name = stored.weight
     try:
         weight = network.tensor(name).detach()

@@ -151,7 +151,7 @@ class _Work:
                 step.plan(before, self.task).save(file)
         plan = Plan.load(file)
         after = plan.apply(before)
-        keep_word(index, step, plan, before, after)
+        check_growth(index, step, plan, before, after)
         return after, {0: plan}
 
     def _fit(self, index: int, step: Fit, before: Network) -> tuple[Network, dict[int, Plan]]:
@@ -233,7 +233,7 @@ def figures(found: Measurement) -> dict[str, float]:
     return told
 
 
-def keep_word(index: int, step: Rewrite, plan: Plan, before: Network, after: Network) -> None:
+def check_growth(index: int, step: Rewrite, plan: Plan, before: Network, after: Network) -> None:
     """Raises PlanError if ``after`` has more parameters than ``before`` and the plan did not say so."""
     old, new = measure.params(before), measure.params(after)
     if new > old and "params" not in plan.grows:

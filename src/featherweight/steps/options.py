@@ -49,7 +49,7 @@ class Numbers:
                 and (self.below is None or x < self.below) and (self.most is None or x <= self.most))
 
     def __str__(self) -> str:
-        noun = "a whole number" if self.whole and self.noun == "a number" else self.noun
+        noun = "an integer" if self.whole and self.noun == "a number" else self.noun
         named = {"above": self.above, "from": self.least, "below": self.below, "up to": self.most}
         bounds = " and ".join(f"{word} {bound:g}" for word, bound in named.items() if bound is not None)
         return (f"{noun} {bounds}".rstrip() + self.unit) + (f", or None for {self.none}" if self.none else "")
@@ -95,7 +95,7 @@ def check_split(name: str, split: str) -> None:
 
 
 def check_batches(name: str, batches: int | None) -> None:
-    """Raises RecipeError for a bound on the batches read that is no whole number from 1, nor None for all."""
+    """Raises RecipeError for a bound on the batches read that is no integer from 1, nor None for all."""
     check_number(name, "batches", batches, BATCH_LIMIT)
 
 

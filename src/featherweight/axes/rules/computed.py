@@ -1,7 +1,7 @@
 """How labels pass what computes a weight from stored tensors: weight normalization, weight standardization.
 
 The channels of a computed weight are those of the stored one, which the cut makes smaller. Standardized weights take
-their mean and variance over the input channels that are there (``prune/zero.py`` has the form with zeros).
+their mean and variance over the input channels that are there (``axes/zero.py`` has the form with zeros).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""How labels pass normalizations and sums over channels: more rules for the table of ``axes_rules``.
+"""How labels pass normalizations and sums over channels: more rules for the table in ``basics``.
 
 A mean or a variance over channels runs over the channels that are there. A network in which some are zero instead of
-cut must be told so: ``prune/zero.py`` writes its form.
+cut must be told so: ``axes/zero.py`` writes its form.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How labels pass through what moves, splits, joins and picks elements: more rules for the table of ``axes_rules``."""
+"""How labels pass through what moves, splits, joins and picks elements: more rules for the table in ``basics``."""
 
 from __future__ import annotations
 

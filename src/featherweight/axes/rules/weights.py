@@ -1,4 +1,4 @@
-"""How labels pass weights, products and attention: more rules for the table of ``axes_rules``."""
+"""How labels pass weights, products and attention: more rules for the table in ``basics``."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def _one_wide(node: Node, dim: int, x: Labels, w: Labels, shape: tuple[int, ...]
 
 def over_channels(node: Node, x: Labels, w: Labels) -> bool:
     """Whether a convolution slides over channels that were laid along its one spatial axis (efficient channel
-    attention, Wang et al. 2020): it reads zeros where channels were cut (``mend_more.convolution``)."""
+    attention, Wang et al. 2020): it reads zeros where channels were cut (``axes.literals_more.convolution``)."""
     same = len(x.shape) == len(w.shape) == 3 and w.shape[:2] == (1, 1) and w.shape[2] % 2 == 1
     still = all(argument(node, n) in ([1], 1) for n in ("stride", "dilation"))
     return same and still and x.field(2) is not None and argument(node, "padding") in ([w.shape[2] // 2], "same")
@@ -118,7 +118,7 @@ def whole_groups(channels: int, groups: int) -> bool:
 
 def picks(x: Labels, channel: int, groups: int) -> bool:
     """Whether a grouped convolution reads a value without any channels (the network's input): whole groups go all the
-    same, and it picks those that it still reads (``mend.convolution``)."""
+    same, and it picks those that it still reads (``axes.literals.convolution``)."""
     return not x.fields and groups > 1 and whole_groups(x.shape[channel], groups)
 
 
@@ -198,7 +198,7 @@ def _for_queries(x: Labels, heads: int) -> Labels:
 
 @rule("scaled_dot_product_attention")
 def attention(trace: Trace, node: Node) -> Value:
-    """Heads go whole, or all lose in width; the scale stays what it was (``mend.attention``)."""
+    """Heads go whole, or all lose in width; the scale stays what it was (``axes.literals.attention``)."""
     inputs, shape = [trace.of(n) for n in node.args[:3]], trace.shape(node)
     if any(x is None for x in inputs):
         return unknown(trace, node)

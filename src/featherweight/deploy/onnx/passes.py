@@ -2,19 +2,19 @@
 
 A target has a table of passes: operator -> functions that rewrite a node of it, where they find the form they know.
 
-- A mean over all spatial axes becomes GlobalAveragePool, which has a whole-number kernel (ReduceMean has none).
+- A mean over all spatial axes becomes GlobalAveragePool, which has an integer kernel (ReduceMean has none).
 - The larger of a value and zero becomes Relu, which a rounding after it can stand for.
-- Padding with zeros between a dequantize and a quantize on the same grid becomes padding whole numbers with the zero
-  point: ONNX Runtime (seen on 1.32) carries whole numbers through slices, reshapes and the like, but not through Pad.
-- A whole-number convolution of a channel count that is no multiple of four (above all of 3 colours) reads channels of
+- Padding with zeros between a dequantize and a quantize on the same grid becomes padding integers with the zero
+  point: ONNX Runtime (seen on 1.32) carries integers through slices, reshapes and the like, but not through Pad.
+- An integer convolution of a channel count that is no multiple of four (above all of 3 colours) reads channels of
   zero points up to the next one, against weights of zero: only then has ONNX Runtime on x86 a kernel that needs no
   unfolded copy of its input. Seen with VNNI: 7 to 20 % of such a layer's time, 3 to 6 % of a ResNet-18's or a
   MobileNetV2's. Without, where sums are to be exact, it is lost work: a ResNet-18 takes about 3 % more.
-- The float bias of a whole-number convolution or Gemm becomes a 32-bit one on the grid of its sums (input scale times
-  weight scale). ONNX Runtime runs the call on whole numbers only then: 1.32 still rounds most float biases itself (not
+- The float bias of an integer convolution or Gemm becomes a 32-bit one on the grid of its sums (input scale times
+  weight scale). ONNX Runtime runs the call on integers only then: 1.32 still rounds most float biases itself (not
   that of a Gemm that gives a float), 1.22 some, 1.20 none. Weights of few bits are multiplied by a power of two first,
   which makes the grid of the sums finer: a bias rounded to steps of 2-bit sums would give other values than PyTorch.
-- Values of fewer than 8 bits are cut off as whole numbers, after the rounding: ONNX Runtime's kernels go on giving and
+- Values of fewer than 8 bits are cut off as integers, after the rounding: ONNX Runtime's kernels go on giving and
   taking bytes. OpenVINO joins a rounding with what reads it only where nothing is between: there the float is cut off
   before, within the kernel that gives it.
 """
@@ -240,5 +240,5 @@ def _clamp_floats(graph: Any, node: Any) -> None:
 ONNX_RUNTIME: Passes = {"ReduceMean": (_pool_globally,), "Max": (_clamp_by_relu,), "Pad": (_pad_whole_numbers,),
                         "Conv": (_align_channels, _round_bias), "MatMul": (multiply_whole_numbers,),
                         "Gemm": (_read_as_stored, multiply_whole_numbers, _round_bias)}
-#: OpenVINO adds float biases within its whole-number kernels and takes any number of channels
+#: OpenVINO adds float biases within its integer kernels and takes any number of channels
 OPENVINO: Passes = {"Max": (_clamp_by_relu,), "Clip": (_clamp_floats,), "Pad": (_pad_whole_numbers,)}

@@ -1,6 +1,6 @@
 """Numbers of an ONNX file in the narrowest type that holds them.
 
-What a weight is, is seen from its numbers, so nothing is lost: whole numbers of -8..7 become INT4 (opset 21), of -2..1
+What a weight is, is seen from its numbers, so nothing is lost: integers of -8..7 become INT4 (opset 21), of -2..1
 INT2 (opset 25, where the installed ONNX Runtime takes it); up to 16 others, such as -3, -1, 1, 3, places in a list of
 them; floats that all are halves FLOAT16 or BFLOAT16. A Cast reads them back, or a Gather. ONNX Runtime computes what
 depends on no input when it loads a file, so they cost nothing in a call.
@@ -29,8 +29,8 @@ EARLY = "featherweight_early"
 
 
 def narrow(model: Any, narrowest: int, straight: Callable[[Any], bool]) -> int:
-    """Stores whole numbers in ``narrowest`` bits or 4 where they fit, floats that are halves as halves. Gives the opset
-    needed. straight: whether a node reads whole numbers of 4 bits as they are."""
+    """Stores integers in ``narrowest`` bits or 4 where they fit, floats that are halves as halves. Gives the opset
+    needed. straight: whether a node reads integers of 4 bits as they are."""
     graph, opset = model.graph, 0
     changed = any(node.op_type in CHANGED for node in graph)
     for value in list(graph.initializers.values()):
@@ -52,7 +52,7 @@ def _is_zero_point(value: Any) -> bool:
 
 
 def kind_of(array: Any, narrowest: int) -> tuple[str, Any] | None:
-    """(type, list): the narrowest type that holds whole numbers. A signed one holds them as they are and needs no list,
+    """(type, list): the narrowest type that holds integers. A signed one holds them as they are and needs no list,
     an unsigned one holds their places in it."""
     listed = np.unique(array)
     for bits in (b for b in (2, 4) if b >= narrowest):
@@ -128,7 +128,7 @@ def half_of(array: Any) -> str | None:
 
 @cache
 def narrowest_of_runtime() -> int:
-    """Bits of the narrowest whole numbers that the installed ONNX Runtime reads: 2, 4, or 8."""
+    """Bits of the narrowest integers that the installed ONNX Runtime reads: 2, 4, or 8."""
     import onnx
     import onnxruntime
     from onnx import TensorProto, helper

@@ -3,7 +3,7 @@
 By the call that reads the weight (seen on ONNX Runtime 1.32, one thread, an x86 CPU with VNNI):
 
 - A convolution or linear call between rounded values: numbers as INT8 behind a Cast, then DequantizeLinear. Straight
-  from INT4 to DequantizeLinear there is no whole-number kernel (0.90 instead of 0.21 ms for 64 to 64 channels).
+  from INT4 to DequantizeLinear there is no integer kernel (0.90 instead of 0.21 ms for 64 to 64 channels).
 - A linear call on floats: DequantizeLinear on the weight as [in, out], with a scale per column or per block of each
   column (``block_size``), in INT4 or INT8: ONNX Runtime makes a MatMulNBits of it, which rounds what it reads to 8 bits
   (4096 to 4096, one row, 4 bits: 0.37 ms; in float: 3.3 ms). It has a slow kernel for INT2, which is cast to INT4.
@@ -108,7 +108,7 @@ def matrix(node: Any) -> tuple[Any, Any, Any] | None:
 
 
 def products(graph: Any, node: Any) -> bool:
-    """A dequantized weight that no whole-number kernel reads: numbers times scales, computed at load."""
+    """A dequantized weight that no integer kernel reads: numbers times scales, computed at load."""
     import onnx_ir as ir
 
     given = node.inputs[0]
@@ -174,7 +174,7 @@ def _shield(graph: Any, node: Any) -> None:
 
 
 def whole(node: Any) -> bool:
-    """Whether a call has a whole-number kernel: a convolution between rounded values, a matrix product of rounded ones;
+    """Whether a call has an integer kernel: a convolution between rounded values, a matrix product of rounded ones;
     the weight with one scale, or one a channel."""
     if node.op_type not in ("Conv", "MatMul", "Gemm") or len(node.inputs) < 2:
         return False

@@ -1,6 +1,6 @@
-"""How stored weights lie in an OpenVINO file: whole numbers of 4 or 2 bits take as many, floats that are halves 16.
+"""How stored weights lie in an OpenVINO file: integers of 4 or 2 bits take as many, floats that are halves 16.
 
-The kernels stay what they are for whole numbers of 8 bits: OpenVINO computes the conversion when it compiles a model.
+The kernels stay what they are for integers of 8 bits: OpenVINO computes the conversion when it compiles a model.
 Only linear calls on floats read 4 bits themselves, straight from the constant (seen on OpenVINO 2026.4: a convolution
 between rounded values that reads 4 bits straight runs in float, 1.07 instead of 0.50 ms).
 """

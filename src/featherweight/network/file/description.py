@@ -201,7 +201,7 @@ def _text(value: Any) -> str:
 
 def _integer(value: Any) -> int:
     if not isinstance(value, int) or isinstance(value, bool):
-        raise FileError(f"{str(value)[:80]!r} is no whole number")
+        raise FileError(f"{str(value)[:80]!r} is no integer")
     return value
 
 

@@ -8,7 +8,7 @@ Layout, byte by byte
 
 The graph: ``nodes`` [{name, op: input|tensor|call|output, target, args, kwargs, module, source, ...}], ``inputs``,
 ``in_spec``, ``out_spec``, ``constants``, ``tensors`` {name: kind}, ``ties`` {name: name it shares}, ``order`` of module
-paths, ``patterns``, ``notes``, and ``packed``: tensors of whole numbers written with fewer than 8 bits (``packed.py``).
+paths, ``patterns``, ``notes``, and ``packed``: tensors of integers written with fewer than 8 bits (``packed.py``).
 Arguments are JSON literals or tagged objects: {"node": name}, {"dtype": ..}, {"device": ..}, {"layout": ..},
 {"memory": ..}, {"float": "inf"}, {"slice": [..]}.
 

@@ -1,4 +1,4 @@
-"""Tensors of one-byte whole numbers in a file: written with as many bits a number as their values need.
+"""Tensors of one-byte integers in a file: written with as many bits a number as their values need.
 
 What is packed is said in the file's description under "packed": {name: [bits, lowest, step, dtype, shape]}. A number q
 stands as (q - lowest) / step in ``bits`` bits (``numerics.packing``); the bytes are a uint8 tensor of the same name.

@@ -17,9 +17,9 @@ from featherweight.axes.cut import kept_atoms
 from featherweight.axes.groups import AxisGroup, axis_groups
 from featherweight.network import Network
 from featherweight.prune.channels.choose import ChannelGoal, candidates, choose
-from featherweight.prune.channels.held import Coupled, HeldChannels, channels_gone
 from featherweight.prune.channels.plan import ChannelPlan
 from featherweight.prune.channels.scores.table import Scores
+from featherweight.prune.channels.silenced import Coupled, SilencedChannels, channels_gone
 from featherweight.prune.weights.schedules import cubic
 from featherweight.seeds import generators_kept
 from featherweight.steps import Companion, Plan
@@ -48,7 +48,7 @@ class ChannelDriver(Companion):
         self.strength = self.STRENGTH if pace.strength is None else pace.strength
         self.axes = axis_groups(network, wanted.heads)
         self.groups = [g for g in candidates(wanted, network, self.axes)[0] if not self.refuse(g)]
-        self.held = HeldChannels(network, self.axes, self.groups)
+        self.held = SilencedChannels(network, self.axes, self.groups)
         self.tick = -1
         self.active = self.fixed = False
         self.plan: ChannelPlan | None = None

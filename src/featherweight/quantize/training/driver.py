@@ -1,4 +1,4 @@
-"""Quantization-aware training: a network trains as the whole-number network that it will be.
+"""Quantization-aware training: a network trains as the integer network that it will be.
 
 Batch norm stays in the graph while weights are rounded before it: at the end it is folded, and a channel's scale takes
 its factor, so that the numbers stay those that were trained. The first and last calls train on the grids of ``ends``.
@@ -23,7 +23,7 @@ from featherweight.quantize.grids import value_grids
 from featherweight.quantize.layers import LayerForm, layers
 from featherweight.quantize.placement import Placement, integer_calls, placement
 from featherweight.quantize.plan import QuantizePlan, announced
-from featherweight.quantize.prepare.gates import gated, write_out
+from featherweight.quantize.prepare.expand_activations import gated, write_out
 from featherweight.quantize.ranges import usual_method
 from featherweight.quantize.request import Request, split
 from featherweight.quantize.store import Point, Stored, chosen_scale, scale_name

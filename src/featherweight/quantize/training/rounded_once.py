@@ -1,6 +1,6 @@
 """Values that are carried from one rounding to the next: where training rounds them.
 
-A stored network rounds wherever a runtime wants to read whole numbers: a value, then what a max pool takes of it, then
+A stored network rounds wherever a runtime wants to read integers: a value, then what a max pool takes of it, then
 that once flattened. To numbers that lie on the grid already this does nothing. To gradients it does: they are stopped
 at the ends of the grid, and where one bit is left every number lies at an end.
 """

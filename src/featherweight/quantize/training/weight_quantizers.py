@@ -127,7 +127,7 @@ class Ternary(torch.autograd.Function):
 
 class Ttq(Quantizer):
     """Three levels of which two are learned, one above and one below zero, per layer (Zhu et al. 2017, "Trained ternary
-    quantization"). They are stored as whole numbers of one byte, three of them."""
+    quantization"). They are stored as integers of one byte, three of them."""
 
     stored_as = "int8"
 

@@ -1,6 +1,6 @@
 """Activations that multiply a value by a function of it, written out as that product.
 
-ONNX Runtime has whole-number kernels for sigmoids and for products, but for no SiLU: left whole, it reads the value of
+ONNX Runtime has integer kernels for sigmoids and for products, but for no SiLU: left whole, it reads the value of
 a convolution back, computes in float and rounds again. Seen (1.32, one thread, AVX2, benchmarks/int8_runtimes.py): the
 file of an EfficientNet-B0 went from 0.71 to 1.00 times the speed of the one that ONNX Runtime's quantizer makes.
 """

@@ -1,5 +1,5 @@
-"""More numbers in the graph that speak of channels (``prune/mend.py``), and more calls that mix them
-(``prune/zero.py``): products, standardized weights, filled tensors, convolutions over channels.
+"""More numbers in the graph that speak of channels (``axes/literals.py``), and more calls that mix them
+(``axes/zero.py``): products, standardized weights, filled tensors, convolutions over channels.
 """
 
 from __future__ import annotations
@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch.fx import Node
 
-from featherweight.axes import mend
-from featherweight.axes.mend import MENDS, Cut
+from featherweight.axes import literals
+from featherweight.axes.literals import MENDS, Cut
 from featherweight.axes.rules.basics import operators
 from featherweight.axes.rules.products import FACTORS, factors, letters
 from featherweight.axes.rules.weights import over_channels
@@ -19,7 +19,7 @@ from featherweight.network.operators import schema_argument as argument
 
 aten = torch.ops.aten
 
-MENDS.update(dict.fromkeys(operators("zeros", "ones", "full", "new_zeros", "new_ones", "new_full"), mend.sizes))
+MENDS.update(dict.fromkeys(operators("zeros", "ones", "full", "new_zeros", "new_ones", "new_full"), literals.sizes))
 
 
 @mixes("baddbmm", "addmm", "mv", "dot")
@@ -60,20 +60,20 @@ def not_of_zero(cut: Cut, node: Node) -> list[Place]:
     return found
 
 
-@mend.mend("conv1d")
+@literals.mend("conv1d")
 def convolution(cut: Cut, node: Node) -> None:
     """A convolution over neighbouring channels reads zeros where channels were cut, and what it makes there goes."""
-    mend.convolution(cut, node)
+    literals.convolution(cut, node)
     x, w = cut.labels(node.args[0]), cut.labels(node.args[1])
     if not over_channels(node, x, w):
         return
     stays = cut.stays(x, 2)
     if stays.all():
         return
-    back = mend.stored(cut, node, "spread", np.where(stays, np.cumsum(stays) - 1, stays.sum()))
+    back = literals.stored(cut, node, "spread", np.where(stays, np.cumsum(stays) - 1, stays.sum()))
     padded = insert_call(cut.network, aten.constant_pad_nd.default, (node.args[0], [0, 1], 0), before=node)
     node.update_arg(0, insert_call(cut.network, aten.index_select.default, (padded, 2, back), before=node))
-    index, users = mend.stored(cut, node, "kept", np.flatnonzero(stays)), list(node.users)
+    index, users = literals.stored(cut, node, "kept", np.flatnonzero(stays)), list(node.users)
     chosen = insert_call(cut.network, aten.index_select.default, (node, 2, index), after=node)
     for user in users:
         user.replace_input_with(node, chosen)

@@ -12,13 +12,13 @@ from torch import Tensor
 from torch.fx import Node
 
 from featherweight.axes.groups import AxisGroup, AxisGroups, Member
-from featherweight.axes.mend import MENDS, Cut
+from featherweight.axes.literals import MENDS, Cut
 from featherweight.axes.zero import MIXES, Place
 from featherweight.network import Network
 from featherweight.network.operators import schema_argument
 
 
-class HeldChannels:
+class SilencedChannels:
     """Channels that nobody computes, scales or reads while they are held; let go, they are what they were.
 
     Taps multiply every stored tensor that the graph reads by zero at the positions of the held atoms, so that the
