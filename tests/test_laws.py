@@ -267,6 +267,7 @@ DECIDES: dict[type[Plan], Callable[[Any, fw.Network], Iterable[str]]] = {
     fw.factorize.LowRankPlan: lambda plan, net: [s.weight for s in plan.splits],
     fw.share.CodebookPlan: lambda plan, net: [s.weight for s in plan.shared],
     fw.quantize.QuantizePlan: lambda plan, net: [s.weight for s in plan.stored],
+    fw.balance.MixedPlan: lambda plan, net: [n for p in plan.plans() for n in DECIDES[type(p)](p, net)],
 }
 
 

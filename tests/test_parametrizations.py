@@ -15,6 +15,7 @@ import featherweight as fw
 from featherweight.steps import Context
 
 torch.set_num_threads(1)
+pytestmark = pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated:FutureWarning")
 
 
 class Lora(nn.Module):
