@@ -449,39 +449,6 @@ def work() -> fw.Task:
                    score=fw.scores.top1)
 
 
-def test_mixed_chooses_over_families_under_several_budgets(net: fw.Network, work: fw.Task, tmp_path: Path) -> None:
-    step = Mixed(WEIGHTS, bytes=0.2, macs=0.9, kinds=("int8", "int4", "float"), families=("factorize", "share"))
-    plan = step.plan(net, work)
-    assert isinstance(plan, MixedPlan)
-    kinds = [p.kind for p in plan.plans()]
-    assert kinds == ["factorize.low_rank/1", "share.codebook/1", "quantize/1"]
-    low, shared, stored = plan.plans()
-    assert [s.weight for s in low.splits] == ["wide.weight"]
-    assert [s.weight for s in shared.shared] == ["body.3.weight"]
-    assert {s.weight for s in stored.stored} <= {"body.0.weight", "body.6.weight", "head.weight"}
-    made = plan.apply(net)
-    whole = {n: COSTS[n](net) for n in ("tensor_bytes", "macs")}
-    assert COSTS["tensor_bytes"](made) <= 0.2 * whole["tensor_bytes"]
-    assert COSTS["macs"](made) <= 0.9 * whole["macs"]
-    assert not [s for s in plan.skipped if "cannot be reached" in s.reason]
-    x = next(iter(work.batches("calibration")))[0]
-    even = Quantize("int4", None, ends=None).plan(net, work).apply(net)
-    far = [float((call(m, x) - call(net, x)).detach().square().sum()) for m in (made, even)]
-    assert far[0] < 0.5 * far[1], "what two layers are made for beats four bits for all"
-    plan.save(tmp_path / "plan")
-    again = Plan.load(tmp_path / "plan")
-    assert again == plan
-    assert digest(again.apply(net)) == digest(made)
-
-
-def test_budgets_that_clash_are_raised_as_little_as_can_be_and_said(net: fw.Network, work: fw.Task) -> None:
-    plan = Mixed(WEIGHTS, bytes=0.05, bits=8, kinds=("int8", "int4", "int3")).plan(net, work)
-    said = [s.reason for s in plan.skipped if "cannot be reached" in s.reason]
-    assert len(said) == 1
-    assert said[0].startswith("bytes=0.05 cannot be reached with kinds=")
-    assert {s.kind for s in plan.stored if net.tensor(s.weight).numel() > 1000} == {"int3"}
-
-
 def test_a_budget_of_damage_gives_the_fewest_bytes_within_it(net: fw.Network, work: fw.Task) -> None:
     kinds = ("int8", "int4", "int3", "float")
     found = {(d.layer, d.option): d.damage for d in
