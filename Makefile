@@ -1,4 +1,5 @@
 # featherweight: `make` lists the targets. Every target sets up what it needs.
+# Benchmarks leave out arms that have a row; `make bench-... AGAIN=1` measures them once more and keeps the old rows.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -6,7 +7,7 @@ ZOO_VENV := .venv-zoo
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check fix zoo bench-bits bench-cifar bench-runtimes clean
+.PHONY: help setup demo test test-all check fix api zoo bench-bits bench-cifar bench-import bench-runtimes clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | expand -t 16
@@ -22,11 +23,17 @@ demo: $(READY) ## the main job on scikit-learn's digits: train, compress, measur
 	$(BIN)/featherweight demo --out out/demo
 
 test: $(READY) ## the tests
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not slow" tests
+
+test-all: $(READY) ## the tests, and those that say the same of more and larger networks
 	$(BIN)/python -m pytest -n 2 --dist loadgroup tests
 
-check: $(READY) ## ruff and mypy
+check: $(READY) ## ruff (docstrings too) and mypy (strict)
 	$(BIN)/ruff check src tests benchmarks examples
 	$(BIN)/mypy
+
+api: $(READY) ## write the public surface anew (tests/public_api.txt), after it was changed on purpose
+	$(BIN)/python tests/public_api.py
 
 fix: $(READY) ## let ruff mend what it can
 	$(BIN)/ruff check --fix src tests benchmarks examples
@@ -53,6 +60,9 @@ bench-bits: $(ZOO_VENV)/.ready ## few bits, after and in training, beside the ru
 
 bench-cifar: $(READY) ## the trained CIFAR-10 ResNets (CHECKPOINTS=folder with the weights)
 	$(BIN)/python benchmarks/cifar_resnets.py --checkpoints $(CHECKPOINTS)
+
+bench-import: $(READY) ## what importing costs beside torch
+	$(BIN)/python benchmarks/import_time.py
 
 clean: ## remove what was built
 	rm -rf out build dist .mypy_cache .ruff_cache .pytest_cache

@@ -15,19 +15,17 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import sys
 import tempfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
+from rows import Rows
 
 import featherweight as fw
 from featherweight import deploy
-from featherweight.files import written_whole
 from featherweight.measure import interleave, measure
 from featherweight.steps import Context
 
@@ -35,10 +33,10 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent / "examples/cifar10_resnet56"))
 import cifar10  # noqa: E402
 
-RESULTS = HERE / "results/cifar_resnets.json"
 FILES = {20: "resnet20-12fca82f.th", 56: "resnet56-4bfd9763.th"}
 TARGET_MACS = 1 / 2.1
 EPOCHS = 3
+SEED = 0
 THIN = (11, 21, 45)  #: stage widths of the thinner network
 
 
@@ -46,37 +44,24 @@ def retraining(epochs: int = EPOCHS, lr: float = 0.02) -> fw.recover.Train:
     return fw.recover.Train(epochs=epochs, lr=lr, schedule="onecycle", autocast="bf16", channels_last=True)
 
 
-class Rows:
-    """The result file: rows by name, written after each."""
-
-    def __init__(self) -> None:
-        self.data: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"rows": {}}
-        self.data["machine"] = {"processor": platform.processor() or platform.machine(), "seed": 0,
-                                "torch_threads": torch.get_num_threads(), "torch": torch.__version__,
-                                "python": platform.python_version()}
-
-    def write(self) -> None:
-        with written_whole(RESULTS) as part:
-            part.write_text(json.dumps(self.data, indent=1))
-
-    def add(self, name: str, make: Callable[[], fw.Network], task: fw.Task) -> None:
-        if name in self.data["rows"]:
-            return
-        network = make()
-        with tempfile.TemporaryDirectory() as folder:
-            row = measure(network, task, split="test", step=name, workdir=Path(folder)).to_dict()
-        self.data["rows"][name] = row
-        self.write()
-        latency = row["latency"]["median_s"] * 1e3
-        print(f"{name:44s} {row['score']:6.2f} %  {row['macs'] / 1e6:7.2f} M MACs  {latency:6.3f} ms  "
-              f"{row['file_bytes']:8d} B", flush=True)
+def add(rows: Rows, name: str, make: Callable[[], fw.Network], task: fw.Task) -> None:
+    """Measures what ``make`` gives, unless there is a row of it."""
+    if name in rows:
+        return
+    network = make()
+    with tempfile.TemporaryDirectory() as folder:
+        row = measure(network, task, split="test", step=name, workdir=Path(folder)).to_dict()
+    rows.add(name, {**row, "seed": SEED})
+    latency = row["latency"]["median_s"] * 1e3
+    print(f"{name:44s} {row['score']:6.2f} %  {row['macs'] / 1e6:7.2f} M MACs  {latency:6.3f} ms  "
+          f"{row['file_bytes']:8d} B", flush=True)
 
 
 def deployed_files(rows: Rows, task: fw.Task, checkpoints: Path) -> None:
     for depth, file in FILES.items():
         network = cifar10.network(depth, str(checkpoints / file))
-        rows.add(f"resnet{depth} float", lambda n=network: n, task)
-        rows.add(f"resnet{depth} int8", lambda n=network: fw.quantize.Quantize().plan(n, task).apply(n), task)
+        add(rows, f"resnet{depth} float", lambda n=network: n, task)
+        add(rows, f"resnet{depth} int8", lambda n=network: fw.quantize.Quantize().plan(n, task).apply(n), task)
 
 
 def cuts(base: fw.Network, task: fw.Task) -> dict[str, fw.Network]:
@@ -108,8 +93,7 @@ def latency(rows: Rows, task: fw.Task, checkpoints: Path) -> None:
     original = timed["float"].median_s
     found = {name: {"median_ms": t.median_s * 1e3, "q1_ms": t.q1_s * 1e3, "q3_ms": t.q3_s * 1e3,
                          "rounds": t.rounds, "faster": original / t.median_s} for name, t in timed.items()}
-    rows.data["same_rounds"] = found
-    rows.write()
+    rows.add("same rounds", {"latency": found, "seed": SEED})
     print(json.dumps(found, indent=1))
 
 
@@ -118,15 +102,15 @@ def channels(rows: Rows, task: fw.Task, checkpoints: Path) -> None:
     context = Context(original=base)
     cut = cuts(base, task)
     for score in cut:
-        rows.add(f"resnet56 channels {score}, no retraining", lambda s=score: cut[s], task)
-        rows.add(f"resnet56 channels {score}, batch norm again",
-                 lambda s=score: fw.recover.BatchNorm().fit(cut[s], task, context), task)
+        add(rows, f"resnet56 channels {score}, no retraining", lambda s=score: cut[s], task)
+        add(rows, f"resnet56 channels {score}, batch norm again",
+            lambda s=score: fw.recover.BatchNorm().fit(cut[s], task, context), task)
     for score in cut:
-        rows.add(f"resnet56 channels {score}, {EPOCHS} epochs",
-                 lambda s=score: retraining().fit(cut[s], task, context), task)
+        add(rows, f"resnet56 channels {score}, {EPOCHS} epochs",
+            lambda s=score: retraining().fit(cut[s], task, context), task)
 
-    rows.add(f"resnet56 thin {THIN} from scratch, {EPOCHS} epochs",
-             lambda: retraining(lr=0.1).fit(thin(), task, context), task)
+    add(rows, f"resnet56 thin {THIN} from scratch, {EPOCHS} epochs",
+        lambda: retraining(lr=0.1).fit(thin(), task, context), task)
 
 
 def main() -> None:
@@ -134,7 +118,7 @@ def main() -> None:
     parser.add_argument("--checkpoints", type=Path, required=True)
     parser.add_argument("what", nargs="*", default=["deployed", "channels", "latency"])
     given = parser.parse_args()
-    task, rows = cifar10.task(), Rows()
+    task, rows = cifar10.task(), Rows("cifar_resnets.json")
     for what in given.what:
         {"deployed": deployed_files, "channels": channels, "latency": latency}[what](rows, task, given.checkpoints)
 

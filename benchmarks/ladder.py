@@ -1,4 +1,4 @@
-"""A MobileNet-style network that plain W8A8 wrecks, and what ``quantize.Ladder`` makes of it, choosing by itself.
+"""A MobileNet-style network that plain W8A8 wrecks, and what ``balance.Ladder`` makes of it, choosing by itself.
 
     python benchmarks/ladder.py [--epochs 8]
 
@@ -116,7 +116,7 @@ def main() -> None:
                                 "file_bytes": made.stat().st_size, "seed": SEED, "epochs": given.epochs})
             print(f"theirs     {rows['theirs']['top1']:6.2f} %", flush=True)
         if "ladder" not in rows:
-            plan = fw.quantize.Ladder(score_drop=1.0).plan(base, task)
+            plan = fw.balance.Ladder(score_drop=1.0).plan(base, task)
             print(plan, flush=True)
             deployed("ladder", plan.apply(base), plan=str(plan).splitlines())
 

@@ -5,7 +5,7 @@
 eight: int8 weights, uint8 values, the file that ONNX Runtime runs. peers: ONNX Runtime's ``quantize_static`` (per
 channel, QDQ) and NNCF's ``quantize`` (default, and accuracy-controlled on the validation split) from the same float
 file and the same calibration images, each run in its own runtime. few: fewer bits, simulated exactly in PyTorch, by
-every method of rounding. ladder: ``quantize.Ladder`` for the same forms. "int4/uint8" reads weights/values; the first
+every method of rounding. ladder: ``balance.Ladder`` for the same forms. "int4/uint8" reads weights/values; the first
 and the last layer have 8 bits (``ends``), except in the rows that say so.
 
 1,024 training images calibrate; choices were made on training images. Each row reads the test split once and goes into
@@ -113,8 +113,7 @@ class Bench:
             base = self.network(depth)
             for form, drop in {"int8/uint8": 0.1, **WANTED}.items():
                 weights, _, values = form.partition("/")
-                step = fw.quantize.Ladder(score_drop=drop, weights=weights,
-                                          activations=None if values == "float" else values)
+                step = fw.balance.Ladder(Quantize(weights, None if values == "float" else values), score_drop=drop)
 
                 def climb(b: fw.Network = base, s: Any = step) -> tuple[Any, dict[str, Any]]:
                     plan = s.plan(b, self.task)

@@ -1,4 +1,4 @@
-"""Writes docs/results.md from the JSON files in benchmarks/results.   python benchmarks/tables.py"""
+"""Writes docs/results.md from the newest rows in benchmarks/results.   python benchmarks/tables.py"""
 
 from __future__ import annotations
 
@@ -6,9 +6,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from rows import Row, newest
+
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
 PAGE = HERE.parent / "docs/results.md"
+#: arm -> its newest row
+Rows = dict[str, Row]
 
 
 def table(head: list[str], rows: list[list[str]]) -> list[str]:
@@ -32,11 +37,16 @@ def measured(rows: list[dict[str, Any]], archive: bool = False) -> list[str]:
     return table(head, lines)
 
 
-def cifar(data: dict[str, Any]) -> list[str]:
-    machine = ", ".join(f"{k} {v}" for k, v in data["machine"].items())
+def unique(rows: Rows, of: str) -> str:
+    """What the rows say of themselves under ``of`` ("machine", "versions"), each way once."""
+    return "; ".join(dict.fromkeys(", ".join(f"{k} {v}" for k, v in row[of].items()) for row in rows.values()))
+
+
+def cifar(rows: Rows) -> list[str]:
+    networks = [row for row in rows.values() if "score" in row]
     return ["## CIFAR-10 ResNets", "", "`make bench-cifar CHECKPOINTS=FOLDER`. Score: test top-1 in % of the file "
-            f"that ONNX Runtime runs, one thread. {machine}.", *measured(list(data["rows"].values())),
-            *same_rounds(data.get("same_rounds", {}))]
+            f"that ONNX Runtime runs, one thread. {unique(rows, 'machine')}.", *measured(networks),
+            *same_rounds(rows.get("same rounds", {}).get("latency", {}))]
 
 
 def same_rounds(data: dict[str, Any]) -> list[str]:
@@ -56,10 +66,10 @@ def families(data: dict[str, Any]) -> list[str]:
             *measured([*data["trail"], *ends], archive=True)]
 
 
-def runtimes(data: dict[str, Any]) -> list[str]:
+def runtimes(arms: Rows) -> list[str]:
     """Float, the runtime's own int8 and ours, a row for each model and runtime."""
     lines = []
-    for name, row in data["rows"].items():
+    for name, row in arms.items():
         for runtime in ("onnxruntime", "openvino"):
             of = {kind: row.get(f"{runtime} {kind}") for kind in ("float", "theirs", "ours")}
             ratio = row.get(f"{runtime} theirs_to_ours")
@@ -67,7 +77,7 @@ def runtimes(data: dict[str, Any]) -> list[str]:
                           f"{ratio:.3f}" if ratio else "",
                           *(f"{m['relative_error']:.3f}" if m else "" for m in list(of.values())[1:]),
                           *(f"{m['bytes'] / 1e6:.1f}" if m else "" for m in of.values())])
-    rows = list(data["rows"].values())
+    rows = list(arms.values())
     about = sorted({f"{r['machine']['processor']} ({r['machine']['instructions']}, {'no ' * r['saturates']}VNNI), "
                     f"{r['rounds']} rounds, {r['threads']} thread; "
                     + ", ".join(f"{k} {v}" for k, v in r["versions"].items()) for r in rows})
@@ -83,8 +93,7 @@ def runtimes(data: dict[str, Any]) -> list[str]:
                     "theirs (MB)", "ours (MB)"], lines)]
 
 
-def depth(data: dict[str, Any]) -> list[str]:
-    rows = data["rows"]
+def depth(rows: Rows) -> list[str]:
     timed = rows.get("same rounds", {}).get("latency", {})
     lines = []
     for name, row in rows.items():
@@ -105,19 +114,18 @@ def depth(data: dict[str, Any]) -> list[str]:
             *table(["", "", "top-1 %", "MACs (M)", "params (k)", "ms (quartiles)", "times faster"], lines)]
 
 
-def zoo(data: dict[str, Any]) -> list[str]:
+def zoo(models: Rows) -> list[str]:
     rows = [[name, "yes" if m["ok"] else "**no**", f"{m['seconds']:.1f}", str(m["nodes"]), f"{m['max_difference']:.0e}",
              "yes" if m["loaded_equal"] else "**no**", "free" if m["dynamic_batch"] else "fixed",
-             ", ".join(m["parts"]) or "whole"] for name, m in data["models"].items()]
+             ", ".join(m["parts"]) or "whole"] for name, m in models.items()]
     head = ["", "captured", "seconds", "nodes", "difference", "loaded", "batch", "parts"]
     return ["## Capture of one model of each torchvision family", "", "`make zoo`. Largest relative difference to the "
             "model's own outputs over the examples, other batch sizes and (detectors) other image sizes; loaded: "
             "saved, loaded, equal bit for bit.", *table(head, rows)]
 
 
-def beside(data: dict[str, Any]) -> list[str]:
+def beside(rows: Rows) -> list[str]:
     """Channels cut by us and by Torch-Pruning: a row a point, then what was trained."""
-    rows = data["rows"]
     points = {(n.split()[0], float(n.split()[-1][:-1])): None for n in rows if n.endswith("x")}
     kinds = ("ours", "theirs uniform", "theirs global")
     lines = [[f"{net}, {fewer:g}x fewer MACs", *(f"{r['top1']:.2f} ({r['fewer_macs']:.2f}x)" if r else "" for r in (
@@ -133,9 +141,8 @@ def beside(data: dict[str, Any]) -> list[str]:
             *table(["", "top-1", "fewer MACs", "epochs"], trained)]
 
 
-def sparse(data: dict[str, Any]) -> list[str]:
+def sparse(rows: Rows) -> list[str]:
     """Single weights: zeros, test error, and the packed network."""
-    rows = data["rows"]
     lines = [[name, f"{r['sparsity']:.2%}", f"{r['weights'] - r['zeros']:,}", f"{r['error']:.2f}",
               f"{r['archive_bytes'] / 1e3:.1f}", str(r["seed"]), r.get("how", "")] for name, r in rows.items()]
     machines = [r["machine"] for r in rows.values()]
@@ -146,9 +153,9 @@ def sparse(data: dict[str, Any]) -> list[str]:
             *table(["", "zeros", "weights left", "test error", "archive (kB)", "seed", "how"], lines)]
 
 
-def post_training(data: dict[str, Any]) -> list[str]:
+def post_training(rows: Rows) -> list[str]:
     lines = [[name, f"{r['top1']:.2f}", f"{r.get('file_bytes', r.get('network_bytes', 0)) / 1e3:.0f}",
-              f"{r['processor_s']:.0f}"] for name, r in sorted(data["rows"].items())]
+              f"{r['processor_s']:.0f}"] for name, r in sorted(rows.items())]
     return ["## Quantized after training: ResNet-20 and ResNet-56", "",
             "`python benchmarks/post_training.py --checkpoints FOLDER`. Test top-1 in %; 1,024 training images to "
             "calibrate on. 8 bits: the file, run by ONNX Runtime (NNCF's by OpenVINO); fewer: weights/values, "
@@ -156,28 +163,28 @@ def post_training(data: dict[str, Any]) -> list[str]:
             *table(["", "top-1", "kB", "seconds"], lines)]
 
 
-def low_bits(data: dict[str, Any]) -> list[str]:
+def low_bits(rows: Rows) -> list[str]:
     lines = [[name, f"{r['top1']:.2f}", f"{r['wanted']:.1f}", f"{r['network_bytes'] / 1e3:.0f}"]
-             for name, r in sorted(data["rows"].items())]
-    about = sorted({f"torch {r['machine']['torch']}, {r['machine']['threads']} thread" for r in data["rows"].values()})
+             for name, r in sorted(rows.items())]
+    about = sorted({f"torch {r['machine']['torch']}, {r['machine']['threads']} thread" for r in rows.values()})
     return ["## Trained in few bits", "", "`python benchmarks/low_bit_training.py --checkpoints FOLDER resnet20 "
             "lenet5`. Test top-1 in % of the network as it is stored. "
             f"{'; '.join(about)}.",
             *table(["", "top-1", "asked for", ".fw (kB)"], lines)]
 
 
-def wrecked(data: dict[str, Any]) -> list[str]:
-    lines = [[name, f"{r['top1']:.2f}", f"{r['file_bytes'] / 1e3:.0f}"] for name, r in data["rows"].items()]
-    plan = data["rows"].get("ladder", {}).get("plan", [])
+def wrecked(rows: Rows) -> list[str]:
+    lines = [[name, f"{r['top1']:.2f}", f"{r['file_bytes'] / 1e3:.0f}"] for name, r in rows.items()]
+    plan = rows.get("ladder", {}).get("plan", [])
     climb = [line for line in plan if not line.startswith("  left alone")]
     return ["## A network that plain W8A8 wrecks", "", "`python benchmarks/ladder.py`. Test top-1 in % of the file in "
             "ONNX Runtime. Below: what the ladder tried, by its score on validation images.",
             *table(["", "top-1", "file (kB)"], lines), *(["```", *climb, "```", ""] if climb else [])]
 
 
-def pruned_zoo(data: dict[str, Any]) -> list[str]:
+def pruned_zoo(models: Rows) -> list[str]:
     rows, missed = [], []
-    for name, m in data["models"].items():
+    for name, m in models.items():
         if "error" in m:
             rows.append([name, "**no**", *[""] * 7, m["error"][:80]])
             continue
@@ -191,16 +198,17 @@ def pruned_zoo(data: dict[str, Any]) -> list[str]:
                 f"{k} ({100 * v:.0f} % of what is left)" for k, v in list(m["held_by"].items())[:3]))
     head = ["", "holds", "nodes", "MACs left", "capture (s)", "groups (s)", "plan (s)", "apply (s)", "export (s)",
             "cut against zeroed", "frozen layers"]
-    growth, versions = data["growth"], ", ".join(f"{k} {v}" for k, v in data["versions"].items())
+    line, about = growth(models), next(iter(models.values()))
     within = [f"{family} " + ", ".join(f"{n} in {s:.2f} s" for n, s in found)
-              for family, found in within_families(data["models"]).items()]
-    linear = [f"The processor's seconds to find the groups grow as nodes to the power {growth['exponent']} "
-              f"({growth['networks']} networks, {growth['seconds_per_1000_nodes']} s for 1,000 nodes, "
-              f"r squared {growth['r_squared']}). Within a family, nodes and seconds: " + "; ".join(within) + ".", ""]
+              for family, found in within_families(models).items()]
+    linear = [f"The processor's seconds to find the groups grow as nodes to the power {line['exponent']} "
+              f"({line['networks']} networks, {line['seconds_per_1000_nodes']} s for 1,000 nodes, "
+              f"r squared {line['r_squared']}). Within a family, nodes and seconds: " + "; ".join(within) + ".", ""]
     return ["## Every model pruned at half of its channels", "", "`make zoo`. Random weights; uniform, by L1 norm. A "
             "row holds if the cut network gives what the network with the same channels zero gives (double precision, "
-            f"{data['tolerance']} relative), takes a training step, and its ONNX file agrees in ONNX Runtime (0.001). "
-            f"{data['threads']} thread; seconds of the processor. {versions}.", "", *(linear if growth else []),
+            f"{about['tolerance']} relative), takes a training step, and its ONNX file agrees in ONNX Runtime (0.001). "
+            f"{about['threads']} thread; seconds of the processor. {unique(models, 'versions')}.", "",
+            *(linear if line else []),
             *table(head, rows),
             *(["More than 40 % of the MACs are left, and what holds them:", "", *missed, ""] if missed else [])]
 
@@ -212,7 +220,22 @@ FAMILIES = {"ResNet": ("resnet34", "resnet50", "resnet101", "resnet152"),
             "Swin": ("swin_t", "swin_s"), "ViT": ("vit_b_32", "vit_l_32", "vit_h_14")}
 
 
-def within_families(models: dict[str, Any]) -> dict[str, list[tuple[int, float]]]:
+def growth(models: Rows) -> dict[str, float]:
+    """The exponent of the processor's seconds that finding groups takes over the number of nodes, fitted on a log-log
+    line. (A processor that others use too makes the seconds on the wall longer, not these.)"""
+    networks = [p for m in models.values() for p in (m["parts"].values() if "parts" in m else [m]) if "groups" in p]
+    points = [(p["nodes"], p["processor_seconds"]["groups"]) for p in networks if p["nodes"] >= 50]
+    if len(points) < 3:
+        return {}
+    nodes, seconds = np.log(np.array(points, dtype=float)).T
+    slope, start = np.polyfit(nodes, seconds, 1)
+    rest = seconds - (slope * nodes + start)
+    return {"exponent": round(float(slope), 3), "networks": len(points),
+            "seconds_per_1000_nodes": round(float(np.exp(start + slope * np.log(1000))), 3),
+            "r_squared": round(float(1 - rest.var() / seconds.var()), 3)}
+
+
+def within_families(models: Rows) -> dict[str, list[tuple[int, float]]]:
     """Family -> (nodes, processor's seconds to find the groups) of its members."""
     return {family: [(models[n]["nodes"], models[n]["processor_seconds"]["groups"]) for n in names
                      if "processor_seconds" in models.get(n, {})] for family, names in FAMILIES.items()}
@@ -236,7 +259,7 @@ def main() -> None:
     for name, make in sections.items():
         file = RESULTS / f"{name}.json"
         if file.exists():
-            lines += make(json.loads(file.read_text()))
+            lines += make(json.loads(file.read_text()) if make is families else newest(file))
     PAGE.write_text("\n".join(lines))
 
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import gc
-import json
 import platform
 import sys
 import tempfile
@@ -26,6 +25,7 @@ from typing import Any
 import torch
 import torch.utils._pytree as pytree
 import torchvision
+from rows import Rows
 from torch import Tensor, nn
 
 import featherweight as fw
@@ -177,6 +177,11 @@ def examine(name: str, row: Row, folder: Path) -> dict[str, Any]:
             "loaded_equal": equal, "dynamic_batch": dynamic, "parts": parts, "notes": network.notes}
 
 
+def versions() -> dict[str, str]:
+    return {"featherweight": fw.__version__, "torch": torch.__version__, "torchvision": torchvision.__version__,
+            "python": platform.python_version()}
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", help="models (default: all)")
@@ -187,7 +192,7 @@ def main() -> int:
     unknown = [n for n in options.names if n not in ROWS]
     if unknown:
         parser.error(f"unknown models {unknown}; known: {', '.join(ROWS)}")
-    names, rows = options.names or list(ROWS), {}
+    names, rows, failed = options.names or list(ROWS), Rows(options.out.resolve()), []
     print(f"{'model':40} {'seconds':>8} {'nodes':>6} {'difference':>11} {'loaded':>7} {'batch':>6}  parts")
     for name in names:
         with tempfile.TemporaryDirectory() as folder:
@@ -196,7 +201,10 @@ def main() -> int:
             except Exception as error:
                 traceback.print_exc()
                 row = {"ok": False, "error": f"{type(error).__name__}: {error}"}
-        rows[name] = row
+        failed += [] if row["ok"] else [name]
+        if not options.names:
+            rows.add(name, {**row, "threads": options.threads, "seed": SEED, "tolerance": TOLERANCE,
+                            "versions": versions()})
         if "error" in row:
             print(f"{name:40} FAILED {row['error'][:400]}", flush=True)
         else:
@@ -205,16 +213,6 @@ def main() -> int:
                   f"{'any' if row['dynamic_batch'] else 'FIXED':>6}  "
                   f"{', '.join(row['parts'])}{'' if row['ok'] else '  FAILED'}", flush=True)
         gc.collect()
-    failed = [n for n, row in rows.items() if not row["ok"]]
-    if not options.names:
-        result = {"device": platform.processor() or platform.machine(), "threads": options.threads, "seed": SEED,
-                  "tolerance": TOLERANCE, "models": rows, "failed": failed,
-                  "versions": {"featherweight": fw.__version__, "torch": torch.__version__,
-                               "torchvision": torchvision.__version__, "python": platform.python_version()}}
-        part = options.out.with_name(options.out.name + ".part")
-        part.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(json.dumps(result, indent=1) + "\n")
-        part.replace(options.out)
     print(f"{len(names) - len(failed)} of {len(names)} hold" + (f"; failed: {', '.join(failed)}" if failed else ""))
     return 1 if failed else 0
 

@@ -22,9 +22,10 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import zoo_models
+from rows import Rows
+from tables import growth
 from zoo_capture import prepared
 from zoo_checks import Clock, Given, counted, difference, exported, floats, in_double, one_step, roughened
 
@@ -150,35 +151,13 @@ def run(name: str, limit: float, threads: int) -> dict[str, Any]:
     return row
 
 
-def growth(models: dict[str, dict[str, Any]]) -> dict[str, float]:
-    """The exponent of the processor's seconds that finding groups takes over the number of nodes, fitted on a log-log
-    line. (A processor that others use too makes the seconds on the wall longer, not these.)"""
-    networks = [p for m in models.values() for p in (m["parts"].values() if "parts" in m else [m]) if "groups" in p]
-    points = [(p["nodes"], p["processor_seconds"]["groups"]) for p in networks if p["nodes"] >= 50]
-    if len(points) < 3:
-        return {}
-    nodes, seconds = np.log(np.array(points, dtype=float)).T
-    slope, start = np.polyfit(nodes, seconds, 1)
-    rest = seconds - (slope * nodes + start)
-    return {"exponent": round(float(slope), 3), "networks": len(points),
-            "seconds_per_1000_nodes": round(float(np.exp(start + slope * np.log(1000))), 3),
-            "r_squared": round(float(1 - rest.var() / seconds.var()), 3)}
-
-
-def save(path: Path, models: dict[str, dict[str, Any]], threads: int) -> None:
+def versions() -> dict[str, str]:
     import timm
     import torchvision
     import transformers
 
-    ordered = {n: models[n] for n in zoo_models.ROWS if n in models}
-    versions = {m.__name__: m.__version__ for m in (fw, torch, torchvision, timm, transformers)}
-    result = {"device": platform.processor() or platform.machine(), "threads": threads, "tolerance": TOLERANCE,
-              "versions": versions | {"python": platform.python_version()}, "growth": growth(ordered),
-              "failed": [n for n, m in ordered.items() if not m["ok"]], "models": ordered}
-    part = path.with_name(path.name + ".part")
-    part.parent.mkdir(parents=True, exist_ok=True)
-    part.write_text(json.dumps(result, indent=1) + "\n")
-    part.replace(path)
+    return {m.__name__: m.__version__ for m in (fw, torch, torchvision, timm, transformers)} | {
+        "python": platform.python_version()}
 
 
 def line(name: str, row: dict[str, Any]) -> str:
@@ -207,17 +186,18 @@ def main() -> int:
     unknown = [n for n in wanted if not any(known.startswith(n) for known in zoo_models.ROWS)]
     if unknown:
         parser.error(f"unknown models {unknown}; known: {', '.join(zoo_models.ROWS)}")
-    models = json.loads(options.out.read_text())["models"] if options.out.exists() else {}
+    rows = Rows(options.out.resolve())
     print(f"{'model':44} {'nodes':>6} {'groups':>6} {'left':>8}  {'cut=zero':>9} {'onnx':>9} {'train':>5} "
           + " ".join(f"{s:>7}" for s in ("capture", "groups", "plan", "apply", "export", "MB")))
     for name in zoo_models.ROWS:
         again = any(name.startswith(n) for n in options.again)
         asked = again or not wanted or any(name.startswith(n) for n in options.names)
-        if asked and (again or name not in models):
-            models[name] = run(name, options.limit, options.threads)
-            save(options.out, models, options.threads)
+        if asked and (again or name not in rows):
+            rows.add(name, {**run(name, options.limit, options.threads), "threads": options.threads,
+                            "tolerance": TOLERANCE, "versions": versions()})
         if asked:
-            print(line(name, models[name]), flush=True)
+            print(line(name, rows[name]), flush=True)
+    models = rows.newest()
     failed = [n for n, row in models.items() if not row["ok"]]
     print(f"{len(models) - len(failed)} of {len(models)} hold" + (f"; failed: {', '.join(failed)}" if failed else ""),
           f"(* more than {GOAL:.0%} of the MACs left);", growth(models))

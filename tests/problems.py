@@ -38,6 +38,9 @@ class Problem:
             torch.manual_seed(seed)
             model = self.build()
             unsettle(model)
+            if hasattr(model, "settle"):
+                with torch.no_grad():
+                    model.settle()
         return model.eval()
 
     def __str__(self) -> str:
@@ -378,6 +381,88 @@ class Conv1d(nn.Module):
         return self.fc(self.conv(x.flatten(2)).amax(2))
 
 
+class Conv1D(nn.Module):
+    """GPT-2's linear layer: its weight lies [i, o], and what it reads is laid out in rows first."""
+
+    def __init__(self, i: int, o: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(i, o) / i ** 0.5)
+        self.bias = nn.Parameter(torch.zeros(o))
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = torch.addmm(self.bias, x.view(-1, x.size(-1)), self.weight)
+        return rows.view(*x.shape[:-1], self.weight.shape[1])
+
+
+class Gpt2(nn.Module):
+    """A block of GPT-2 (Radford et al. 2019), and a head that is a bare product."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wte = nn.Embedding(20, 16)
+        self.wpe = nn.Parameter(torch.randn(6, 16))
+        self.ln_1, self.ln_2 = nn.LayerNorm(16), nn.LayerNorm(16)
+        self.c_attn, self.c_proj = Conv1D(16, 48), Conv1D(16, 16)
+        self.c_fc, self.c_out = Conv1D(16, 32), Conv1D(32, 16)
+        self.head = nn.Parameter(torch.randn(16, CLASSES))
+
+    def forward(self, words: Tensor) -> Tensor:
+        x = self.wte(words) + self.wpe
+        heads = [t.unflatten(-1, (4, 4)).transpose(1, 2) for t in self.c_attn(self.ln_1(x)).chunk(3, -1)]
+        y = F.scaled_dot_product_attention(*heads, is_causal=True).transpose(1, 2).flatten(2)
+        x = x + self.c_proj(y)
+        x = x + self.c_out(F.gelu(self.c_fc(self.ln_2(x))))
+        return x.mean(1) @ self.head
+
+
+class Silent(nn.Module):
+    """Channels that are zero for good: dead filters without variance, a branch that batch norm multiplies by zero, an
+    input that no weight reads, a row of zeros."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = conv(3, 12)
+        self.body = nn.Sequential(conv(12, 12), conv(12, 12, act=False))
+        self.join = conv(12, 8, 1)
+        self.fc = nn.Linear(8, CLASSES)
+
+    def settle(self) -> None:
+        """After all tensors have been drawn: those that are zero."""
+        filters, norm = self.stem[0], self.stem[1]
+        for tensor in (filters.weight, norm.weight, norm.bias, norm.running_mean, norm.running_var):
+            tensor[:5] = 0
+        self.body[1][1].weight.zero_()
+        self.body[1][1].bias.zero_()
+        self.join[0].weight[:, :3] = 0
+        self.fc.weight[1] = self.fc.bias[1] = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        return self.fc(self.join(F.relu(x + self.body(x))).mean((2, 3)))
+
+
+class Spread(nn.Module):
+    """Channels from 1e-18 to 1e6 in size, side by side in one layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 12, 3, padding=1)
+        self.mix = nn.Conv2d(12, 12, 1)
+        self.up = nn.Linear(12, 16)
+        self.fc = nn.Linear(16, CLASSES)
+
+    def settle(self) -> None:
+        """Every second channel tiny, every fourth large."""
+        for layer in (self.conv, self.mix, self.up):
+            layer.weight[::2] *= 1e-18
+            layer.bias[::2] *= 1e-18
+            layer.weight[1::4] *= 1e7
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.mix(F.relu(self.conv(x))).mean((2, 3))
+        return self.fc(F.relu(self.up(torch.tanh(x))))
+
+
 def _two(batch: int = 2, seed: int = 1) -> tuple[Tensor, Tensor]:
     return images(batch, seed=seed), rows(batch, seed=seed + 1000)
 
@@ -412,6 +497,9 @@ PROBLEMS: dict[str, Problem] = {p.name: p for p in [
     Problem("static_batch", StaticBatch, _four, batch=4),
     Problem("gated", Gated, rows),
     Problem("conv1d", Conv1d, images),
+    Problem("gpt2", Gpt2, tokens),
+    Problem("silent", Silent, images),
+    Problem("spread", Spread, images),
 ]}
 
 

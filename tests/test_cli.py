@@ -11,7 +11,7 @@ import torch
 from typer.testing import CliRunner
 
 import featherweight as fw
-from featherweight.cli import app
+from featherweight.cli.app import app
 from featherweight.demo import digits
 from featherweight.demo import job as demo_module
 

@@ -148,13 +148,13 @@ def test_what_has_low_rank_is_split_without_loss(network):
 
 def test_everything_that_stays_is_named(network):
     skipped = {s.path: s.reason for s in LowRank(energy=0.5, ignore=("he*", "nothing")).plan(network, Task()).skipped}
-    assert skipped["depth"] == "a convolution of 96 groups is not split"
-    assert "transposed" in skipped["up"]
-    assert skipped["twice"] == "its weight is shared or tied"
-    assert skipped["head"] == "ignored by 'he*'"
-    assert skipped["nothing"] == "this ignore rule matched no layer"
+    assert skipped["depth.weight"] == "a convolution of 96 groups is not split"
+    assert "transposed" in skipped["up.weight"]
+    assert skipped["twice.weight"] == "its weight is shared or tied"
+    assert skipped["head.weight"] == "named in ignore='he*'"
+    assert skipped["nothing"] == "this pattern of ignore matched no layer"
     plan = LowRank(energy=1.0).plan(network, Task())
-    reason = next(s.reason for s in plan.skipped if s.path == "first")
+    reason = next(s.reason for s in plan.skipped if s.path == "first.weight")
     assert "params would go 864 ->" in reason
     assert "MACs 497664 ->" in reason
 
@@ -190,7 +190,7 @@ def test_counted_macs_are_those_of_the_calls(network):
 
     for path, rank in (("first", 20), ("conv", 30), ("point", 60), ("same", 60), ("head", 31)):
         reason = next(s.reason for s in LowRank(ranks={path: rank}, min_gain=0.999).plan(network, Task()).skipped
-                      if s.path == path)
+                      if s.path == f"{path}.weight")
         told = reason.split("MACs ")[1].split(";")[0]
         forced = LowRank(ranks={path: rank}, min_gain=FORCE).plan(network, Task()).apply(network)
         assert told == f"{macs(network, path)} -> {macs(forced, path)}"
@@ -260,7 +260,7 @@ def test_frozen_weights_patterns_and_zeros():
     network.patterns["1.weight"] = "unstructured"
     plan = LowRank().plan(network, Task())
     assert {s.path: s.reason for s in plan.skipped} == {
-        "1": "its zeros are kept (unstructured); factors would fill them", "2": "its weight is all zero"}
+        "1.weight": "its zeros are kept (unstructured); factors would fill them", "2.weight": "its weight is all zero"}
     small = plan.apply(network)
     assert [small.tensor(f"0.{part}").requires_grad for part in ("reduce.weight", "expand.weight", "expand.bias")] == [
         False, False, True]

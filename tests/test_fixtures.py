@@ -22,11 +22,12 @@ from torch import Tensor
 from typer.testing import CliRunner
 
 import featherweight as fw
-from featherweight.cli import app
+from featherweight.cli.app import app
 from featherweight.errors import PlanError, RecipeError
 from featherweight.steps import PLANS, Context, Plan
 
 torch.set_num_threads(1)
+pytestmark = pytest.mark.filterwarnings("ignore:featherweight.* is now .*the old name goes:DeprecationWarning")
 HERE = Path(__file__).parent / "fixtures" / "v0_1"
 NETWORKS = sorted(p.stem for p in HERE.glob("*.fw"))
 SAVED = sorted(p.stem for p in (HERE / "plans").glob("*.plan"))
@@ -106,7 +107,8 @@ def test_a_plan_loads_and_does_what_it_did(name: str, tmp_path: Path) -> None:
 
 
 def test_there_is_a_plan_of_every_shipped_kind() -> None:
-    shipped = {cls for cls in PLANS.values() if cls.__module__.startswith("featherweight.")}
+    later = {"balance.mixed/1"}  # kinds that version 0.1 did not have
+    shipped = {cls for kind, cls in PLANS.items() if cls.__module__.startswith("featherweight.") and kind not in later}
     assert {type(Plan.load(HERE / "plans" / f"{name}.plan")) for name in SAVED} == shipped
 
 

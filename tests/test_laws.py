@@ -11,10 +11,15 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.fx import Node
 
 import featherweight as fw
 from featherweight import deploy, measure
+from featherweight.axes.groups import axis_groups
+from featherweight.network.edit import readers_of
 from featherweight.network.file.digest import digest
+from featherweight.network.layers import known_by
+from featherweight.prune.depth.blocks import droppable
 from featherweight.steps import PLANS, Context, Fit, Plan, Rewrite
 from featherweight.task import call
 from problems import PROBLEMS, Answer, Problem, network, task, tensors_of
@@ -49,8 +54,11 @@ STEPS: dict[str, Callable[[], Rewrite]] = {
     "quantize.Quantize few bits": lambda: fw.quantize.Quantize("ternary", "uint3", ends="int4/int6", ranges="kl"),
     "quantize.Quantize dynamic": lambda: fw.quantize.Quantize(activations="dynamic"),
     "quantize.Quantize halves": lambda: fw.quantize.Quantize("fp16", None),
-    "quantize.Ladder": lambda: fw.quantize.Ladder(score_drop=5.0, rungs=("mse",)),
-    "quantize.Mixed": lambda: fw.quantize.Mixed(bits=5, kinds=("int8", "int4"), batches=1),
+    "balance.Ladder": lambda: fw.balance.Ladder(score_drop=5.0, rungs=("mse",)),
+    "balance.Mixed": lambda: fw.balance.Mixed(bits=5, kinds=("int8", "int4"), batches=1),
+    "balance.Mixed families": lambda: fw.balance.Mixed(
+        fw.quantize.Quantize(ends=None), bytes=0.2, macs=0.95, kinds=("int8", "float"), batches=1,
+        families=("factorize", "share")),
 }
 FITS: dict[str, Callable[[], Fit]] = {
     "recover.BatchNorm": lambda: fw.recover.BatchNorm(batches=2),
@@ -60,21 +68,35 @@ FITS: dict[str, Callable[[], Fit]] = {
     "recover.Train with masks": lambda: fw.recover.Train(epochs=1, lr=0.01, during=(fw.prune.Weights(sparsity=0.5),)),
 }
 EXPORTED = ("conv_bn", "residual", "attention", "two_inputs", "dict_output", "grouped")
+#: what a step that cuts channels finds none to cut in, and why
+UNCUT = {("", "tied_linear"): "its weights map a space to itself", ("", "dataclass_output"): "it gives its inner width",
+         ("rounded", "two_inputs"): "its one width is a sum's"}
 TOLERANCE = 1e-5
 
 
-def cases(problems: Iterable[str]) -> Any:
-    """Every step on these problems; all tests of one pair in the same process, which keeps its case."""
-    return pytest.mark.parametrize(("step", "problem"), [
-        pytest.param(s, p, marks=pytest.mark.xdist_group(f"{s} {p}")) for s in STEPS for p in problems])
+def pair(step: str, problem: str, *marks: Any) -> Any:
+    """A step on a problem, as one row of a test: all tests of the pair run one after the other in the same process."""
+    return pytest.param(step, problem, marks=[pytest.mark.xdist_group(f"{step} {problem}"), *marks])
 
 
-pairs = cases(PROBLEMS)
+def over(rows: Iterable[Any]) -> Any:
+    return pytest.mark.parametrize(("step", "problem"), list(rows), scope="module")
+
+
+def cuts(step: str, problem: str) -> bool:
+    return step.startswith("prune.Channels") and not any(s in step and p == problem for s, p in UNCUT)
+
+
+pairs = over(pair(s, p) for s in STEPS for p in PROBLEMS)
+cut_pairs = over(pair(s, p) for s in STEPS for p in PROBLEMS if cuts(s, p))
+#: every step into two files, every problem into nine; the other two thirds say the same of other widths: slow
+exports = over(pair(s, p, *[pytest.mark.slow] * ((i + j) % 3 > 0))
+               for i, s in enumerate(STEPS) for j, p in enumerate(EXPORTED))
 
 
 @dataclass(frozen=True)
 class Case:
-    """A step on a problem, planned and applied once per process. Do not write into it."""
+    """A step on a problem, planned and applied once for all laws. Do not write into it."""
 
     problem: Problem
     before: fw.Network
@@ -82,7 +104,7 @@ class Case:
     after: fw.Network
 
 
-@functools.cache
+@functools.lru_cache(maxsize=4)
 def case(step: str, problem: str) -> Case:
     before = network(PROBLEMS[problem])
     plan = STEPS[step]().plan(before, task(PROBLEMS[problem]))
@@ -103,10 +125,20 @@ def assert_close(wanted: list[Tensor], given: list[Tensor], tolerance: float = 0
 
 
 def test_every_plan_has_a_row():
-    """A rewrite that is not under the laws is not finished."""
-    planned = {type(STEPS[step]().plan(network(PROBLEMS["residual"]), task(PROBLEMS["residual"]))) for step in STEPS}
+    """A rewrite that is not under the laws is not finished; nor is a plan that says which MACs are left, or how to zero
+    what it cuts, and is not under the laws of those that cut."""
+    planned = {step: case(step, "mlp").plan for step in STEPS}
     shipped = {cls for cls in PLANS.values() if cls.__module__.startswith("featherweight.")}
-    assert shipped == planned
+    assert shipped == {type(plan) for plan in planned.values()}
+    for step, plan in planned.items():
+        assert step.startswith("prune.Channels") == hasattr(plan, "zero") == hasattr(plan, "macs_after"), step
+
+
+@over(pair(s, p) for s in STEPS for p in PROBLEMS if s.startswith("prune.Channels") and not cuts(s, p))
+def test_what_is_said_to_be_uncut_is(step, problem):
+    plan = case(step, problem).plan
+    assert isinstance(plan, fw.prune.ChannelPlan)
+    assert not plan.keep
 
 
 @pairs
@@ -176,17 +208,34 @@ def test_nothing_grows_unless_the_plan_says_so(step, problem, tmp_path):
     assert set(grown) <= set(found.plan.grows), f"these grew unannounced (before, after): {grown}"
 
 
-@pairs
+@cut_pairs
 def test_zeroing_what_is_cut_equals_cutting_it(step, problem):
     found = case(step, problem)
-    zero = getattr(found.plan, "zero", None)
-    if zero is None:
-        assert not isinstance(found.plan, fw.prune.ChannelPlan)
-        return
-    zeroed = zero(found.before)
-    shapes = {n: t.shape for n, t in zeroed.tensors().items()}  # and indices, where channels are normalized together
-    assert {n: shapes[n] for n in found.before.tensors()} == {n: t.shape for n, t in found.before.tensors().items()}
+    zeroed = found.plan.zero(found.before)
+    before, zeros, after = ({n: t.shape for n, t in net.tensors().items()}
+                            for net in (found.before, zeroed, found.after))
+    assert {n: zeros[n] for n in before} == before  # and indices, where channels are normalized together
+    assert any(after.get(n) != shape for n, shape in before.items()), "nothing was cut"
     assert_close(outputs(zeroed, found.problem), outputs(found.after, found.problem), TOLERANCE)
+
+
+@cut_pairs
+def test_planned_macs_are_those_counted_after(step, problem):
+    found = case(step, problem)
+    assert found.plan.macs_before == measure.macs(found.before).total
+    assert found.plan.macs_after == measure.macs(found.after).total
+    assert found.plan.macs_after < found.plan.macs_before
+
+
+@pairs
+def test_what_is_finite_stays_so(step, problem):
+    """Its tensors and its outputs."""
+    found = case(step, problem)
+    assert all(bool(torch.isfinite(t).all()) for t in [*outputs(found.before, found.problem),
+                                                       *found.before.tensors().values()])
+    assert all(bool(torch.isfinite(t).all()) for t in outputs(found.after, found.problem))
+    wrong = [n for n, t in found.after.tensors().items() if t.is_floating_point() and not torch.isfinite(t).all()]
+    assert not wrong
 
 
 @pairs
@@ -210,6 +259,55 @@ def test_what_is_left_alone_is_named(step, problem):
         assert left.reason.strip()
 
 
+#: a plan's class -> the names of the weights that it decides on
+DECIDES: dict[type[Plan], Callable[[Any, fw.Network], Iterable[str]]] = {
+    fw.prune.ChannelPlan: lambda plan, net: in_groups(plan, net),
+    fw.prune.WeightPlan: lambda plan, net: plan.zeros,
+    fw.prune.LayerPlan: lambda plan, net: inside_blocks(plan, net),
+    fw.factorize.LowRankPlan: lambda plan, net: [s.weight for s in plan.splits],
+    fw.share.CodebookPlan: lambda plan, net: [s.weight for s in plan.shared],
+    fw.quantize.QuantizePlan: lambda plan, net: [s.weight for s in plan.stored],
+}
+
+
+def in_groups(plan: fw.prune.ChannelPlan, net: fw.Network) -> Iterable[str]:
+    """The tensors that are cut, and those of the groups that are named as left whole."""
+    named = {s.path for s in plan.skipped}
+    groups = axis_groups(net, plan.heads).groups
+    return [*plan.shapes, *(m.tensor for g in groups if g.name in named for m in g.members)]
+
+
+def inside_blocks(plan: fw.prune.LayerPlan, net: fw.Network) -> Iterable[str]:
+    """The tensors that the calls of scored blocks read."""
+    regions = droppable(net).regions
+    nodes = {name for block in plan.scores for name in regions[block]}
+    return [str(given.target) for node in net.calls() if node.name in nodes for given in leaves_of(node)]
+
+
+def leaves_of(node: Node) -> list[Node]:
+    """The stored tensors that a call reads, also turned around."""
+    given = [g.args[0] if g.target is torch.ops.aten.t.default else g for g in node.all_input_nodes]
+    return [g for g in given if g.op == "get_attr"]
+
+
+@pairs
+def test_every_matrix_is_in_the_plan_or_skipped_by_name(step, problem):
+    """Nothing is skipped in silence: a parameter of two or more axes is decided on, or named with a reason. Layers are
+    named by their weight; channels and blocks by the module that makes them."""
+    found = case(step, problem)
+    decided = set(DECIDES[type(found.plan)](found.plan, found.before))
+    named = {s.path.removesuffix(" (layer)").partition(":")[0] for s in found.plan.skipped}
+    larger = isinstance(found.plan, (fw.prune.ChannelPlan, fw.prune.LayerPlan))
+    missing = []
+    for name, parameter in found.before.named_parameters():
+        known = set(found.before.tied_names(name))
+        if larger:
+            known = known_by(known, readers_of(found.before, name))
+        if parameter.dim() > 1 and not known & (decided | named):
+            missing.append(name)
+    assert not missing
+
+
 @pairs
 def test_the_result_copies_trains_and_takes_another_plan(step, problem):
     """What a step leaves is a Network like any other."""
@@ -229,7 +327,7 @@ def test_the_result_copies_trains_and_takes_another_plan(step, problem):
     assert all(bool(torch.isfinite(t).all()) for t in outputs(again, found.problem))
 
 
-@cases(EXPORTED)
+@exports
 def test_exported_equals_pytorch(step, problem, tmp_path):
     found = case(step, problem)
     target = deploy.target("onnxruntime")

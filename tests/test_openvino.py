@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 import featherweight as fw
 from featherweight import deploy, measure
-from featherweight.cli import app
+from featherweight.cli.app import app
 from featherweight.demo import digits
 from featherweight.errors import ExportError, InputError
 from featherweight.quantize import Quantize

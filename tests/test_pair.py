@@ -94,6 +94,26 @@ def test_values_that_are_set_hold_for_what_comes_after() -> None:
     assert pair.compressed.network.tensor("0.weight").dtype == torch.float32
 
 
+def test_a_matrix_that_is_stored_with_its_inputs_first_is_read_as_it_was_set() -> None:
+    network, inputs = chain()
+    for node in network.calls(aten.linear.default):
+        name = str(weight_name(node))
+        network.set_tensor(name, network.tensor(name).t().contiguous())
+        with network.graph.inserting_before(node):
+            node.update_arg(1, network.graph.call_function(aten.t.default, (node.args[1],)))
+    network.changed()
+    pair = Pair.of(network, [(inputs(0), None)])
+    pair.admit()
+    other = network.copy()
+    with torch.no_grad():
+        for name, node in zip(("0.weight", "2.weight", "4.weight"), network.calls(aten.linear.default), strict=True):
+            pair.go_to(node.name)
+            want = recorded(other, inputs(0), {str(node.args[0])})[str(node.args[0])]
+            assert torch.equal(pair.compressed.reads(node.name)[0], want)
+            pair.set(name, network.tensor(name) * 0.9)
+            other.set_tensor(name, network.tensor(name) * 0.9)
+
+
 def test_few_rows_are_the_same_places_of_both_networks() -> None:
     network, inputs = chain()
     pair = Pair.of(network, [(inputs(s), None) for s in range(3)])

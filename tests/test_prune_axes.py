@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import operator
 from collections.abc import Callable
 from typing import Any
@@ -16,8 +17,9 @@ from torch import Tensor, nn
 
 import featherweight as fw
 from featherweight.axes.cut import cut, kept_atoms, zero
-from featherweight.axes.labels import Field, Labels, Trace
+from featherweight.axes.labels import Field, Labels
 from featherweight.axes.rules.reshapes import reshape
+from featherweight.axes.trace import Trace
 from featherweight.axes.unions import resolve_grids, solve
 from featherweight.network.edit import WEIGHTED, weight_name
 from featherweight.prune import AxisGroup, AxisGroups, axis_groups
@@ -319,13 +321,19 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor], list[int]]
 }
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_construction(name: str) -> None:
-    build, inputs, sizes = CASES[name]
+@functools.cache
+def captured(name: str) -> fw.Network:
+    """One of CASES; do not write into it."""
+    build, inputs, _ = CASES[name]
     torch.manual_seed(0)
     model = build().eval()
     unsettle(model)
-    net = fw.capture(model, inputs(), parts=False)
+    return fw.capture(model, inputs(), parts=False)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_construction(name: str) -> None:
+    net, sizes = captured(name), CASES[name][2]
     axes = axis_groups(net)
     assert sorted(map(len, axes.groups)) == sorted(sizes), [(g.name, len(g)) for g in axes.groups]
     for seed in range(3):
@@ -337,11 +345,7 @@ def test_construction(name: str) -> None:
     "slice of channels", "split in parts", "shuffle", "shuffle between grouped", "pixel shuffle", "depth multiplier",
     "written attention", "shifted windows", "layer norm after layer norm", "channels written into"])
 def test_zeroing_a_channel_of_a_construction_silences_what_carries_its_label(name: str) -> None:
-    build, inputs, _ = CASES[name]
-    torch.manual_seed(0)
-    model = build().eval()
-    unsettle(model)
-    assert_silenced(fw.capture(model, inputs(), parts=False))
+    assert_silenced(captured(name).copy())
 
 
 FROZEN: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor], str]] = {
@@ -489,9 +493,7 @@ WIDTHS = {"written attention": [6], "attention": [6, 6], "multihead attention": 
 @pytest.mark.parametrize("name", WIDTHS)
 def test_the_width_of_heads(name: str) -> None:
     """Every head loses the same number of positions, and the scale of attention stays."""
-    build, inputs, _ = CASES[name]
-    torch.manual_seed(0)
-    net = fw.capture(build().eval(), inputs(), parts=False)
+    net = captured(name)
     axes = axis_groups(net, heads="width")
     assert sorted(map(len, axes.groups)) == sorted(WIDTHS[name]), [(g.name, len(g)) for g in axes.groups]
     if name != "single head":

@@ -98,7 +98,7 @@ def test_in_the_training_loop_it_ends_in_a_smaller_network(schedule: str, tmp_pa
     assert_equal(fw.load(tmp_path / "net.fw"), fitted, 0.0)
 
 
-class Killed(Exception):
+class Killed(KeyboardInterrupt):
     pass
 
 

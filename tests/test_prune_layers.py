@@ -290,7 +290,7 @@ def test_blocks_kept_missing_and_too_few_are_named(residual: fw.Network) -> None
     said = {s.path: s.reason for s in plan.skipped}
     assert sorted(b.name for b in plan.blocks) == ["1", "4"]
     assert "only 2 blocks may be dropped" in said[""]
-    assert said["3"] == "ignore=(...)"
+    assert said["3"] == "named in ignore='3'"
     assert "no block of this name may be dropped; " in said["33"]
     assert "kind 'shortcut'" in said["2"]
 

@@ -388,8 +388,8 @@ def test_ignore_leaves_layers_float_and_names_what_matched_nothing():
     plan = Quantize(ignore=("stem", "lin*", "nowhere.*")).plan(network, task)
     assert sorted(s.weight for s in plan.stored) == ["conv1.weight", "conv2.weight"]
     reasons = {s.path: s.reason for s in plan.skipped}
-    assert reasons["stem.weight"] == "named in ignore"
-    assert reasons["nowhere.*"] == "this ignore pattern matched no layer"
+    assert reasons["stem.weight"] == "named in ignore='stem'"
+    assert reasons["nowhere.*"] == "this pattern of ignore matched no layer"
 
 
 def test_small_networks_say_that_their_files_may_grow():

@@ -9,8 +9,9 @@ from torch import nn
 
 import featherweight as fw
 from featherweight import deploy
+from featherweight.balance import Ladder, Mixed
 from featherweight.numerics.grids import Spec, fake_quantize, minmax
-from featherweight.quantize import Ladder, Mixed, Quantize, sensitivity
+from featherweight.quantize import Quantize, sensitivity
 from featherweight.recover import Train
 from featherweight.steps import Context
 from test_export_bits import assert_alike, deployed, kinds_in, optimized
@@ -136,10 +137,10 @@ def test_those_who_choose_know_it(wide):
     found = {(d.layer, d.kind): d.damage for d in sensitivity(network, task, ("int8/dynamic", "int8/float"))}
     assert found["head.weight", "int8/dynamic"] > found["head.weight", "int8/float"]
     assert found["conv.weight", "int8/dynamic"] == found["conv.weight", "int8/float"]
-    mixed = Mixed(activations="dynamic", kinds=("int8", "int4"), bits=6).plan(network, task)
+    mixed = Mixed(Quantize(activations="dynamic", ends=None), kinds=("int8", "int4"), bits=6).plan(network, task)
     assert {p.kind for p in mixed.points} == {"dynamic"}
     want = network(x).detach().argmax(1)
     judged = fw.Task(calibration=lambda: [(x, want)], validation=lambda: [(x, want)], score=fw.scores.top1)
-    climbed = Ladder("int2", "dynamic", score_drop=0.0).plan(network, judged)
+    climbed = Ladder(Quantize("int2", "dynamic"), score_drop=0.0).plan(network, judged)
     assert {p.kind for p in climbed.points} == {"dynamic"}
     assert climbed.trail[0].score == 100

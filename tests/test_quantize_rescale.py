@@ -11,10 +11,11 @@ from torch import nn
 
 import featherweight as fw
 from featherweight import deploy
+from featherweight.balance import Ladder
 from featherweight.demo import digits
 from featherweight.errors import PlanError, TaskError
 from featherweight.network import fold_batch_norm
-from featherweight.quantize import Ladder, Quantize
+from featherweight.quantize import Quantize
 from featherweight.quantize.prepare import rescale
 from featherweight.quantize.prepare.gates import write_out
 from featherweight.steps import Plan

@@ -23,7 +23,7 @@ from featherweight.network.edit import tensor_node
 from featherweight.recover import BatchNorm, Train
 from featherweight.recover.batches import epoch
 from featherweight.recover.schedules import SCHEDULES
-from featherweight.steps import Context, Driver, Plan, Rewrite, Stage
+from featherweight.steps import ALONE, Companion, Context, Plan, Rewrite, Stage
 
 torch.set_num_threads(1)
 
@@ -344,11 +344,11 @@ class Masking(Rewrite):
     def plan(self, network: fw.Network, task: fw.Task) -> Plan:
         return self.start(network, task).finish()
 
-    def start(self, network: fw.Network, task: fw.Task) -> Driver:
+    def start(self, network: fw.Network, task: fw.Task, context: Context = ALONE) -> Companion:
         return MaskDriver(self, network)
 
 
-class MaskDriver(Driver):
+class MaskDriver(Companion):
     def __init__(self, step: Masking, network: fw.Network) -> None:
         self.step, self.network, self.seen = step, network, []
         self.mask = torch.ones_like(network.tensor("head.weight"))

@@ -137,8 +137,8 @@ def test_weights_become_looked_up_values(network, tmp_path):
     assert [(s.weight, s.clusters, s.zeros) for s in plan.shared] == [
         ("conv.weight", 32, False), ("twice.weight", 32, False), ("head.weight", 32, True)]
     assert {s.path: s.reason for s in plan.skipped} == {
-        "small": "only 128 weights, fewer than min_size=1024",
-        "tied": "its weight is also read by aten.embedding.default"}
+        "small.weight": "only 128 weights, fewer than min_size=1024",
+        "tied.weight": "its weight is also read by aten.embedding.default"}
     shared = plan.apply(network)
     names = shared.tensors()
     assert not {"conv.weight", "twice.weight", "head.weight"} & set(names)
@@ -213,7 +213,7 @@ def test_plans_survive_json_and_apply_alike(network):
     assert all(torch.equal(network.tensors()[k], v) for k, v in before.items())
     repeated = Codebook().plan(one, Task())
     assert repeated.shared == ()
-    assert {s.path for s in repeated.skipped} == {"small", "tied", "conv", "twice", "head"}
+    assert {s.path for s in repeated.skipped} == {"small.weight", "tied.weight", "conv", "twice", "head"}
     assert any("computed, not stored" in s.reason for s in repeated.skipped)
 
 
@@ -238,8 +238,8 @@ def test_errors_say_what_to_write(network):
     with pytest.raises(RecipeError, match=r"per='row'"):
         Codebook(per="row").plan(network, Task())
     ignored = Codebook(ignore=("conv", "x*")).plan(network, Task()).skipped
-    assert {s.path: s.reason for s in ignored if s.path in ("conv", "x*")} == {
-        "conv": "ignored by 'conv'", "x*": "this ignore rule matched no layer"}
+    assert {s.path: s.reason for s in ignored if s.path in ("conv.weight", "x*")} == {
+        "conv.weight": "named in ignore='conv'", "x*": "this pattern of ignore matched no layer"}
     other = fw.capture(nn.Sequential(nn.Linear(8, 8)), torch.randn(2, 8))
     with pytest.raises(PlanError, match=r"'conv.weight', which this network does not have"):
         Codebook().plan(network, Task()).apply(other)

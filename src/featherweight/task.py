@@ -20,7 +20,14 @@ SPLITS = ("train", "calibration", "validation", "test")
 
 
 def call(predict: Predict, inputs: Inputs) -> Any:
-    """Calls ``predict`` with the inputs of one batch: a tensor alone, a tuple as positions, a mapping as keywords."""
+    """Calls ``predict`` with the inputs of one batch: a tensor alone, a tuple as positions, a mapping as keywords.
+
+    Example:
+        >>> fw.task.call(network, images).shape
+        torch.Size([32, 4])
+        >>> fw.task.call(lambda a, b: a + b, (1, 2)), fw.task.call(lambda a, b: a + b, {"b": 2, "a": 1})
+        (3, 3)
+    """
     if isinstance(inputs, Tensor):
         return predict(inputs)
     if isinstance(inputs, Mapping):
@@ -29,7 +36,12 @@ def call(predict: Predict, inputs: Inputs) -> Any:
 
 
 def batch_size(inputs: Inputs) -> int:
-    """Number of samples in one batch: the length of the first tensor's first axis."""
+    """Number of samples in one batch: the length of the first tensor's first axis.
+
+    Example:
+        >>> fw.task.batch_size({"image": torch.zeros(8, 3, 32, 32)})
+        8
+    """
     if isinstance(inputs, Tensor):
         return int(inputs.shape[0])
     values = inputs.values() if isinstance(inputs, Mapping) else inputs
@@ -37,7 +49,12 @@ def batch_size(inputs: Inputs) -> int:
 
 
 def move(value: Any, device: torch.device | str) -> Any:
-    """The same nest of tensors on ``device``."""
+    """The same nest of tensors on ``device``.
+
+    Example:
+        >>> fw.task.move({"image": images, "ids": [1, 2]}, "cpu")["ids"]
+        [1, 2]
+    """
     if isinstance(value, Tensor):
         return value.to(device)
     if isinstance(value, Mapping):
@@ -59,6 +76,12 @@ class Task:
 
     loss: ``loss(output, target)`` -> scalar tensor.
     score: ``score(predict, batches)`` -> float, higher is better; ``predict`` is the Network or the deployed file.
+
+    Example:
+        >>> batches = [(images, torch.arange(32) % 4)]
+        >>> task = fw.Task(calibration=lambda: batches, validation=lambda: batches, score=fw.scores.top1)
+        >>> task.has("test")
+        False
     """
 
     train: Split | Iterable[Batch] | None = None

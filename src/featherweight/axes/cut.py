@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from featherweight.axes import mend_more  # noqa: F401  (it fills the table of mends)
 from featherweight.axes.groups import AxisGroups
 from featherweight.axes.labels import Ints
 from featherweight.axes.mend import MENDS, Cut, reorder

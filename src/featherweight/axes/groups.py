@@ -17,9 +17,10 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from featherweight.axes.labels import AtomSets, Cost, Ints, Labels, Shuffle, Trace, Value, path_of
+from featherweight.axes.labels import AtomSets, Cost, Ints, Labels, Shuffle, Value
 from featherweight.axes.rules import computed, indexing, norms, products, recurrent, shuffles, views, weights
 from featherweight.axes.rules.basics import RULES, operators, pointwise, unknown
+from featherweight.axes.trace import Trace, path_of
 from featherweight.axes.unions import resolve_grids, solve
 from featherweight.errors import PlanError
 from featherweight.network import Network
@@ -35,7 +36,13 @@ FILES = (views, weights, norms, products, recurrent, computed, indexing, shuffle
 
 @dataclass(frozen=True)
 class Member:
-    """One axis of one stored tensor in which a group's channels sit: ``index`` [n_channels, k] are their positions."""
+    """One axis of one stored tensor in which a group's channels sit: ``index`` [n_channels, k] are their positions.
+
+    Example:
+        >>> member = fw.prune.axis_groups(network).groups[0].members[0]
+        >>> member.tensor, member.dim, member.makes
+        ('0.weight', 0, True)
+    """
 
     tensor: str
     dim: int
@@ -51,6 +58,11 @@ class AxisGroup:
     """Channels that sit in the same axes. Channel i goes from all members at once; each may go by itself.
 
     name: module path of the first producer. constraints: why a channel here is a block of several positions.
+
+    Example:
+        >>> group = fw.prune.axis_groups(network).groups[0]
+        >>> group.name, [(member.tensor, member.dim) for member in group.members if member.makes]
+        ('0', [('0.weight', 0)])
     """
 
     name: str
@@ -76,6 +88,11 @@ class AxisGroups:
 
     ``component[atom]`` numbers the channels; ``values`` holds every value's labels; ``tensors`` the atoms of every
     stored tensor's axes.
+
+    Example:
+        >>> axes = fw.prune.axis_groups(network)
+        >>> axes.names()
+        ('0', '3')
     """
 
     groups: tuple[AxisGroup, ...]
@@ -108,6 +125,11 @@ def axis_groups(network: Network, heads: str = "whole") -> AxisGroups:
 
     heads: what goes where attention splits an axis into heads and their width: "whole" heads, or "width", the same
     positions in every head. A single head loses in width either way.
+
+    Example:
+        >>> axes = fw.prune.axis_groups(network)
+        >>> [group.name for group in axes.groups], [skipped.path for skipped in axes.frozen]
+        (['0', '3'], ['7'])
     """
     if heads not in HEADS:
         raise PlanError(f"axis_groups has no heads={heads!r}; expected \"whole\" (heads go as they are) or \"width\" "
@@ -237,7 +259,7 @@ class _Notes:
         self.comp, self.block = comp[order], block[order]
 
     def of(self, comps: Ints) -> tuple[str, ...]:
-        low, high = (np.searchsorted(self.comp, comps, side=s) for s in ("left", "right"))  # type: ignore[call-overload]
+        low, high = (np.searchsorted(self.comp, comps, side=s) for s in ("left", "right"))
         blocks = sorted({b for i, j in zip(low, high, strict=True) for b in self.block[i:j].tolist()})
         return tuple(dict.fromkeys(self.texts[b] for b in blocks))
 

@@ -56,6 +56,7 @@ MENDS: dict[Any, Mend] = {}
 
 
 def mend(*names: str) -> Callable[[Mend], Mend]:
+    """Enters a function into the table of mends for these operators."""
     def enter(function: Mend) -> Mend:
         MENDS.update(dict.fromkeys(operators(*names), function))
         return function

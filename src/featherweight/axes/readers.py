@@ -11,7 +11,7 @@ from torch.fx import Node
 from featherweight.axes.groups import AxisGroup
 from featherweight.axes.labels import Ints
 from featherweight.network import Network
-from featherweight.network.edit import CONVOLUTIONS, TRANSPOSED, WEIGHTED, weight_name
+from featherweight.network.edit import CONVOLUTIONS, WEIGHTED, out_axis, weight_name
 from featherweight.network.operators import schema_argument
 
 
@@ -42,7 +42,7 @@ def readers(network: Network, groups: Sequence[AxisGroup]) -> list[list[Reader]]
         mine = []
         for m in group.members:
             for n in calls.get(m.tensor, ()):
-                if m.dim != (0 if n.target in TRANSPOSED else 1):
+                if m.dim != 1 - out_axis(n):
                     continue
                 blocks = np.arange(int(schema_argument(n, "groups")) if n.target in CONVOLUTIONS and m.dim else 1)
                 width = network.tensor(m.tensor).shape[m.dim]

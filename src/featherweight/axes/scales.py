@@ -18,7 +18,7 @@ from torch.fx import Node
 from torch.fx.node import map_arg
 
 from featherweight.network import Network
-from featherweight.network.edit import WEIGHTED, bias_name, weight_name
+from featherweight.network.edit import CONVOLUTIONS, WEIGHTED, bias_name, out_axis, readers_of, weight_name
 from featherweight.network.matrices import as_matrix, from_matrix
 from featherweight.network.operators import schema_argument
 
@@ -240,21 +240,21 @@ def unfit(network: Network, node: Node) -> str:
     if name is None or (bias is None and len(node.args) > 2 and node.args[2] is not None):
         return "its weight or bias is computed, or stored in another form"
     known = [t for t in (name, bias) if t is not None]
-    if any(len(network.users_of(t)) > 1 for t in known):
+    if any(len(readers_of(network, t)) > 1 for t in known):
         return "its weight or bias is read by several calls"
     return "" if all(network.tensor(t).is_floating_point() for t in known) else "its weight is not of floats"
 
 
 def channel_axis(network: Network, node: Node) -> int:
     """The axis, counted from the end, that input and output channels of a linear or convolution call lie along."""
-    return -1 if node.target is aten.linear.default else 1 - network.tensor(str(weight_name(node))).dim()
+    return 1 - network.tensor(str(weight_name(node))).dim() if node.target in CONVOLUTIONS else -1
 
 
 def by_channel(node: Node, weight: Tensor) -> Tensor:
     """A weight as [g, o, i, k]: groups, outputs and inputs of each, places of the kernel."""
     matrix = as_matrix(node, weight)
     groups = matrix.shape[0]
-    inputs = weight.shape[0] // groups if "transpose" in str(node.target) else weight.shape[1]
+    inputs = weight.shape[0] // groups if out_axis(node) else weight.shape[1]
     return matrix.reshape(groups, matrix.shape[1], inputs, -1)
 
 

@@ -1,6 +1,7 @@
-"""The right balance: what chooses among the families under a budget."""
+"""The right balance: what chooses among the families under budgets."""
 
 from featherweight.balance.ladder import Ladder
 from featherweight.balance.mixed import Mixed
+from featherweight.balance.plan import MixedPlan
 
-__all__ = ["Ladder", "Mixed"]
+__all__ = ["Ladder", "Mixed", "MixedPlan"]

@@ -10,15 +10,16 @@ from typing import Any, ClassVar
 import torch
 
 from featherweight.errors import RecipeError
+from featherweight.judge.candidates import judged
+from featherweight.judge.damage import Judge, scored
 from featherweight.network import Network, fold_batch_norm
 from featherweight.numerics.formats import value_bits, weight_bits
-from featherweight.quantize.damage import Judge, damages
+from featherweight.quantize.candidates import candidates_of
 from featherweight.quantize.layers import LayerForm, layers
 from featherweight.quantize.plan import QuantizePlan, Rung
-from featherweight.quantize.search import plain, scored
 from featherweight.quantize.step import Quantize
 from featherweight.seeds import generators_kept
-from featherweight.steps import Skipped, Stage
+from featherweight.steps import Rewrite, Skipped, Stage
 from featherweight.steps.options import Numbers, check_batches, check_known, check_number, check_split
 from featherweight.task import Task
 
@@ -55,10 +56,11 @@ CLIMB = ("mse", "equalize", "correct_bias", "equalize and correct_bias", "smooth
 
 
 @dataclass(frozen=True)
-class Ladder(Quantize):
-    """A ``Quantize`` that looks for its options: it begins as it is given, and goes on to costlier methods until the
-    score of the quantized network is within ``score_drop`` of the float one's.
+class Ladder(Rewrite):
+    """Post-training quantization that looks for its options: ``step`` as it is given, and then costlier methods until
+    the score of the quantized network is within ``score_drop`` of the float one's.
 
+    step: the ``Quantize`` that it begins with.
     score_drop: points of the task's score, on ``split``, of which at most ``batches`` are read (None: all).
     rungs: names of RUNGS in the order in which they are tried; None takes CLIMB: ranges by squared error, cross-layer
         equalization, bias correction, both at once, SmoothQuant where there is attention, rescaling, GPTQ, block
@@ -69,9 +71,15 @@ class Ladder(Quantize):
     The plan's ``trail`` says what was tried, and with which score. Where the score is not reached, the best that was
     found is taken, which ``skipped`` then says. The score is that of the network with rounded weights and values in
     PyTorch.
+
+    Example:
+        >>> ladder = fw.balance.Ladder(fw.quantize.Quantize("int4"), score_drop=1.0)
+        >>> ladder.plan(network, task).trail[0].name
+        'float'
     """
 
     stage: ClassVar[Stage] = Stage.PRECISION
+    step: Quantize = field(default_factory=Quantize)
     score_drop: float = 0.5
     rungs: tuple[str, ...] | None = None
     widen: bool = True
@@ -91,7 +99,7 @@ class Ladder(Quantize):
 
     def check(self) -> None:
         """Raises RecipeError for options that make no sense."""
-        super().check()
+        check_step("Ladder", self.step)
         check_number("Ladder", "score_drop", self.score_drop, Numbers(0.5, least=0, noun="points of the score"))
         for name in self.rungs or ():
             check_known("Ladder", "rung", name, RUNGS, f"rungs={CLIMB}")
@@ -107,7 +115,7 @@ class _Climb:
         self.network = network.copy().eval()
         self.trail: list[Rung] = []
         self.skipped: list[Skipped] = []
-        self.step = plain(ladder)
+        self.step = ladder.step
         self.seen: list[Quantize] = []
         self.plan: QuantizePlan | None = None
         self.score = self.whole = -float("inf")
@@ -197,9 +205,18 @@ class _Climb:
         """The layers whose rounding alone moves the outputs most, first."""
         split = "calibration" if self.task.has("calibration") else self.ladder.split
         with generators_kept():
-            forms = {layer.stored.weight: {"": layer} for layer in found}
-            damage = damages(fold_batch_norm(self.network).eval(), self.task, forms, self.step, Judge("output", split))
-        return sorted(found, key=lambda layer: -damage[layer.stored.weight][""])
+            folded = fold_batch_norm(self.network).eval()
+            forms = candidates_of(folded, self.task, [("", layer) for layer in found], self.step)
+            damage = {c.layer: float(c.damage or 0.0) for c in judged(folded, self.task, forms, Judge("output", split))}
+        return sorted(found, key=lambda layer: -damage[layer.stored.weight])
+
+
+def check_step(name: str, step: Quantize) -> None:
+    """Raises RecipeError where ``step`` is no ``Quantize``, or its options make no sense."""
+    if not isinstance(step, Quantize):
+        raise RecipeError(f"{name} was given the step {step!r}; expected a Quantize, as in "
+                          f"fw.balance.{name}(fw.quantize.Quantize(...))")
+    step.check()
 
 
 def _same(a: QuantizePlan, b: QuantizePlan) -> bool:
@@ -221,4 +238,4 @@ def _whole(step: Quantize, chosen: Sequence[LayerForm]) -> Quantize:
     return replace(step, ignore=(*step.ignore, *(layer.stored.weight for layer in chosen)))
 
 
-__all__ = ["CLIMB", "RUNGS", "Change", "Ladder"]
+__all__ = ["CLIMB", "RUNGS", "Change", "Ladder", "check_step"]

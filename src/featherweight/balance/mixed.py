@@ -1,62 +1,69 @@
-"""Mixed: every layer gets the kind that it bears, within a budget."""
+"""Mixed: every layer gets the form that it bears, of what quantization and other families offer, within budgets."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
-from torch import Tensor
-
+from featherweight.balance.choose import COUNTED, FLOAT, Asked, as_step, chosen, joined
+from featherweight.balance.ladder import check_step
 from featherweight.errors import RecipeError
-from featherweight.network import Network, fold_batch_norm
-from featherweight.numerics.budget import choose
-from featherweight.numerics.formats import HALVES, weight_bits
-from featherweight.quantize.damage import FLOAT, Judge, check_forms, damages, forms, together
-from featherweight.quantize.latency import seconds
-from featherweight.quantize.layers import LayerForm, ends, layers, matches
-from featherweight.quantize.plan import SCALE_BYTES, QuantizePlan
-from featherweight.quantize.request import of_ends
-from featherweight.quantize.search import plain
+from featherweight.judge.candidates import FAMILIES, family_of
+from featherweight.judge.damage import Judge
+from featherweight.network import Network
+from featherweight.numerics.formats import check_kinds
+from featherweight.quantize.candidates import Kinds
+from featherweight.quantize.request import split
 from featherweight.quantize.step import Quantize
 from featherweight.quantize.training.driver import Training
-from featherweight.seeds import generators_kept
-from featherweight.steps import Skipped, Stage
-from featherweight.steps.options import REMAINS, Numbers, check_numbers, check_one
+from featherweight.steps import ALONE, Context, Plan, Rewrite, Stage
+from featherweight.steps.options import REMAINS, Numbers, check_numbers
 from featherweight.task import Task
 
-#: what a ``Mixed`` may have a budget of
-TARGETS = ("bytes", "bits", "latency")
-NUMBERS = {"bytes": REMAINS, "latency": REMAINS,
-           "bits": Numbers(4, above=0, most=32, unit=" bits", none="another target")}
-#: weight's name -> kind -> what it costs
-Costs = dict[str, dict[str, float]]
+#: what a ``Mixed`` may have budgets of
+BUDGETS = ("bytes", "bits", "latency", *(name for name in COUNTED if name != "bytes"))
+NUMBERS = {**dict.fromkeys(BUDGETS, REMAINS), "bits": Numbers(4, above=0, most=32, unit=" bits", none="another budget"),
+           "damage": Numbers(0.01, above=0, none="another budget")}
+
+
+def _step() -> Quantize:
+    return Quantize(ends=None)
 
 
 @dataclass(frozen=True)
-class Mixed(Quantize):
-    """A ``Quantize`` whose ``mixed`` is chosen: for every layer one of ``kinds``, the damages summing to the least that
-    the budget allows. The other options are those of ``Quantize``.
+class Mixed(Rewrite):
+    """A form for every layer: one of ``kinds``, or of what ``families`` offer, the damages summing to the least that
+    the budgets allow.
 
-    Give one of
+    step: the ``Quantize`` that stores the layers; its ``mixed`` and ``ends`` settle layers beforehand, whose costs
+        count.
+
+    Give one budget or several, which hold together:
     bytes: of the stored tensors, as a fraction 0..1 of what is there; numbers of few bits count as they are packed in
-        our own file. bits: of one weight, on average over all that are on a grid or could be. latency: of the whole
-        network's in ``target`` (None: the one that is compressed for), as a fraction; every layer in every other kind
-        is timed inside the network, all others being of the first kind. Kinds that the runtime has no kernels for
-        (those below 8 bits, mostly) are no faster there than float: use kinds=("int8", "float").
+        our own file. archive: of the entropy-coded archive, as a fraction; macs: of the multiply-accumulates. bits: of
+        one weight, on average over all that are on a grid or could be. latency: of the whole network's in the step's
+        ``target`` (None: the one that is compressed for), as a fraction; every layer in every other form is timed
+        inside the network, all others being of the first. Kinds that the runtime has no kernels for (those below 8
+        bits, mostly) are no faster there than float: use kinds=("int8", "float").
+    damage: what the damages may sum to. With it the fewest bytes are chosen that keep within it, and within the others.
 
-    kinds: what a layer may be, as in ``mixed``: "int4", with values "int4/uint4", or "float".
-    how: what damage is: "output", "score" or "hessian" (see ``sensitivity``); damages are measured one layer at a time
-        on ``batches`` of ``split``, rounded to nearest, and taken to add up; what comes out is held against the same
-        kind for all, measured as a whole ("hessian": by the outputs). probes, seed: for "hessian".
-    mixed, ends: layers that are settled beforehand; what they cost counts.
+    kinds: what a layer may be, as in ``Quantize(mixed=...)``: "int4", with activations "int4/uint4", or "float".
+    families: names of other families whose forms a layer may take in the place of a kind: "share" (codebooks),
+        "factorize" (low rank), "prune.weights" (zeros), or one that was registered. Such a layer is not quantized too.
+    how: what damage is: "output", "loss", "score" or "hessian" (see ``fw.sensitivity``); damages are measured one layer
+        at a time on ``batches`` of ``split``, weights rounded to nearest, and taken to add up; what comes out is held
+        against the same kind for all, measured as a whole ("hessian": by the outputs). probes, seed: for "hessian".
 
-    A budget that cannot be met is approached as far as the kinds go, which ``skipped`` then says. Also works during
-    training: the kinds are chosen at its start.
+    A budget that cannot be met is approached as far as the forms go, which ``skipped`` then says. Also works during
+    training, without ``families``: the kinds are chosen at its start.
+
+    Example:
+        >>> mixed = fw.balance.Mixed(fw.quantize.Quantize(activations=None), bytes=0.3, kinds=("int8", "int4"))
+        >>> stored = mixed.plan(network, task).apply(network)
     """
 
     stage: ClassVar[Stage] = Stage.PRECISION
-    ends: str | None = None
+    step: Quantize = field(default_factory=_step)
     bytes: float | None = None
     bits: float | None = None
     latency: float | None = None
@@ -66,127 +73,80 @@ class Mixed(Quantize):
     batches: int | None = 2
     probes: int = 32
     seed: int = 0
+    archive: float | None = None
+    macs: float | None = None
+    damage: float | None = None
+    families: tuple[str, ...] = ()
 
-    def plan(self, network: Network, task: Task) -> QuantizePlan:
+    def plan(self, network: Network, task: Task) -> Plan:
         """Chooses, and plans what was chosen. Raises RecipeError for options that make no sense and TaskError for what
         the task lacks."""
-        step, said = self.chosen(network, task)
-        made = step.plan(network, task)
-        return replace(made, skipped=(*made.skipped, *said))
+        self.check()
+        asked = self._asked()
+        found = chosen(asked, network, task)
+        made = joined(asked, network, task, found.picks, found.settled)
+        return replace(made, skipped=(*made.skipped, *found.skipped))
 
-    def start(self, network: Network, task: Task) -> Training:
+    def start(self, network: Network, task: Task, context: Context = ALONE) -> Training:
         """Used during training: chooses, and trains on the grids that were chosen."""
-        step, said = self.chosen(network, task)
-        driver = step.start(network, task)
-        driver.skipped += said
+        self.check()
+        self.check_training()
+        asked = self._asked()
+        found = chosen(asked, network, task)
+        driver = as_step(asked, found.picks, found.settled).start(network, task, context)
+        driver.skipped += found.skipped
         return driver
 
     def check_training(self) -> None:
         """Raises RecipeError for options that have no meaning during training, whichever kinds are chosen."""
-        plain(self, mixed={**self.mixed, **{k: k for k in self.kinds if k != FLOAT}}).check_training()
+        if self.families:
+            raise RecipeError(f"Mixed was given families={self.families}, which are not trained beside integers; leave "
+                              "them out in Train(during=...), or put Mixed into the recipe as a step of its own")
+        kinds = {kind: kind for kind in self.kinds if kind != FLOAT}
+        replace(self.step, mixed={**self.step.mixed, **kinds}).check_training()
 
-    def chosen(self, network: Network, task: Task) -> tuple[Quantize, list[Skipped]]:
-        """The ``Quantize`` that meets the budget, and what is to be said of it."""
-        self.check()
-        with generators_kept():
-            folded = fold_batch_norm(network).eval()
-            settled = self._settled(folded)
-            options = {n: mine for n, mine in forms(folded, self, self.kinds).items() if n not in settled}
-            judge = Judge(self.how, self.split, self.batches, self.probes, self.seed)
-            found = damages(folded, task, options, self, judge) if options else {}
-            budget, costs = self._budget(network, task, folded, options, settled)
-        damage: Costs = {n: {k: 0.0 if k == FLOAT else found[n][k] for k in c} for n, c in costs.items()}
-        least = sum(min(c.values()) for c in costs.values())
-        said = []
-        if least > budget + 1e-9 * abs(budget):
-            goal = self._goal()
-            said.append(Skipped("", f"{goal}={getattr(self, goal)} cannot be reached with kinds={self.kinds}; the "
-                                    "cheapest were taken: allow cheaper ones, or ask for less"))
-        budget = max(budget, least)
-        made = choose([list(d.values()) for d in damage.values()], [list(c.values()) for c in costs.values()], budget)
-        picks = [{n: list(d)[k] for (n, d), k in zip(damage.items(), made.picks, strict=True)}]
-        picks += [dict.fromkeys(options, k) for k in self.kinds
-                  if all(k in c for c in costs.values()) and sum(c[k] for c in costs.values()) <= budget]
-        if options and len(picks) > 1:
-            with generators_kept():
-                real = together(folded, task, options, self, judge, picks)
-            picks = [picks[real.index(min(real))]]
-        return self._as_step(picks[0], settled), said
+    def _asked(self) -> Asked:
+        budgets = {name: getattr(self, name) for name in BUDGETS if getattr(self, name) is not None}
+        return Asked(self.step, self.kinds, self.families, budgets, self.damage, self._judge())
 
-    def _as_step(self, picked: Mapping[str, str], settled: Mapping[str, str]) -> Quantize:
-        whole = tuple(n for n, kind in picked.items() if kind == FLOAT)
-        kinds = {n: kind for n, kind in picked.items() if kind != FLOAT}
-        first = next(kind for kind in (*self.kinds, self.weights) if kind != FLOAT)
-        return plain(self, weights=first.partition("/")[0], mixed={**self.mixed, **settled, **kinds}, ends=None,
-                     ignore=(*self.ignore, *whole))
-
-    def _settled(self, folded: Network) -> dict[str, str]:
-        """Weight's name -> the kind that ``mixed`` or ``ends`` gives it."""
-        outer = ends(folded) if self.ends is not None else set()
-        found: dict[str, str] = {}
-        for layer in layers(folded, plain(self, ends=None).request())[0]:
-            name = layer.stored.weight
-            fit = [kind for p, kind in self.mixed.items() if any(matches(n, name, (p,)) for n in layer.nodes)]
-            if self.ends is not None and outer & set(layer.nodes):
-                weights, values = of_ends(self.ends, self.activations)
-                fit = fit or [f"{weights}/{values or FLOAT}"]
-            found |= {name: fit[-1]} if fit else {}
-        return found
-
-    # ---- budgets
-    def _goal(self) -> str:
-        return next(t for t in TARGETS if getattr(self, t) is not None)
-
-    def _budget(self, network: Network, task: Task, folded: Network, options: Mapping[str, Mapping[str, LayerForm]],
-                settled: Mapping[str, str]) -> tuple[float, Costs]:
-        """What the free layers may cost, and what each does in each kind."""
-        base = plain(self, mixed={**self.mixed, **settled}, ends=None)
-        if self.latency is not None:
-            return seconds(network, task, base, options, self.kinds, self.latency)
-        count = _bits if self.bits is not None else _bytes
-        fixed = [layer for layer in layers(folded, base.request())[0] if layer.stored.weight in settled]
-        spent = sum(count(folded.tensor(layer.stored.weight), layer) for layer in fixed)
-        names = (*options, *(layer.stored.weight for layer in fixed))
-        if self.bits is not None:
-            budget = self.bits * sum(folded.tensor(n).numel() for n in names)
-        else:
-            rest = _stored(folded) - sum(_bytes(folded.tensor(n), None) for n in names)
-            budget = float(self.bytes or 0) * _stored(network) - rest
-        costs = {n: {k: count(folded.tensor(n), mine.get(k)) for k in self.kinds if k == FLOAT or k in mine}
-                 for n, mine in options.items()}
-        return budget - spent, costs
+    def _judge(self) -> Judge:
+        return Judge(self.how, self.split, self.batches, self.probes, self.seed)
 
     def check(self) -> None:
         """Raises RecipeError for options that make no sense."""
-        super().check()
-        check_one(self, TARGETS, "Mixed(bytes=0.15) to keep that share of the bytes, or Mixed(bits=4)")
-        check_numbers(self, NUMBERS)
-        if self.weights != "int8":
-            raise RecipeError(f"Mixed was given weights={self.weights!r}, but chooses them; write "
-                              f'kinds=("{self.weights}", ...)')
+        check_step("Mixed", self.step)
+        self._check_budgets()
+        if self.step.weights != "int8":
+            raise RecipeError(f"Mixed was given weights={self.step.weights!r}, but chooses them; write "
+                              f'kinds=("{self.step.weights}", ...)')
         if not self.kinds or len(set(self.kinds)) < len(self.kinds):
             raise RecipeError(f"Mixed was given kinds={self.kinds}; expected different ones, as in "
                               'kinds=("int8", "int4")')
-        check_forms("kinds", self.kinds, self.activations)
-        Judge(self.how, self.split, self.batches, self.probes, self.seed).check("Mixed")
+        for kind in self.kinds:
+            if kind != FLOAT:
+                check_kinds("kinds", *split(kind, self.step.activations))
+        for name in self.families:
+            self._check_family(name)
+        self._judge().check("Mixed", "how")
+
+    def _check_budgets(self) -> None:
+        goals = (*BUDGETS, "damage")
+        if all(getattr(self, name) is None for name in goals):
+            raise RecipeError(f"Mixed was given none of {', '.join(goals)}; expected one of them, or several: write "
+                              "Mixed(bytes=0.15) to keep that share of the bytes, or Mixed(bits=4)")
+        check_numbers(self, NUMBERS)
+
+    def _check_family(self, name: str) -> None:
+        if name == Kinds.name:
+            raise RecipeError('Mixed was given families=("quantize", ...), whose forms are its kinds; write '
+                              'kinds=("int8", "int4")')
+        if not family_of(name).single:
+            raise RecipeError(f"Mixed was given families={self.families}; {name!r} changes several tensors at once, "
+                              "and a layer's form would depend on others: put its step into the recipe before Mixed; "
+                              f"families can be {', '.join(n for n, f in FAMILIES.items() if f.single)}")
+        if self.bits is not None:
+            raise RecipeError(f"Mixed was given bits={self.bits} and families={self.families}; bits are counted of "
+                              "numbers on a grid alone: write Mixed(bytes=0.15) with families")
 
 
-def _stored(network: Network) -> float:
-    """Bytes of all tensors, tied ones once."""
-    return float(sum({id(t): t.numel() * t.element_size() for t in network.tensors().values()}.values()))
-
-
-def _bits(weight: Tensor, layer: LayerForm | None) -> float:
-    return weight.numel() * float(32 if layer is None else weight_bits(layer.stored.kind))
-
-
-def _bytes(weight: Tensor, layer: LayerForm | None) -> float:
-    """Bytes of a weight with its scales, packed; as it is if there is no layer."""
-    if layer is None:
-        return float(weight.numel() * weight.element_size())
-    stored = layer.stored
-    one = stored.kind in HALVES or (stored.axis is None and stored.group is None)
-    return weight.numel() * weight_bits(stored.kind) / 8 + SCALE_BYTES * (0 if one else stored.scales(weight.shape))
-
-
-__all__ = ["TARGETS", "Mixed"]
+__all__ = ["BUDGETS", "Mixed"]

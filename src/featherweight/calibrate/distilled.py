@@ -37,6 +37,11 @@ def distilled_data(network: Network, batches: int = 4, batch: int = 32, steps: i
     network: as captured, batch norm not folded; its inputs are to be floats, free sizes other than the batch are 64.
     The same seed gives the same batches. A network without batch norm gets standard normal inputs, and a warning says
     so. Raises TaskError for whole-number inputs, of which nothing can be made.
+
+    Example:
+        >>> data = fw.quantize.distilled_data(network, batches=1, batch=4, steps=2)
+        >>> data[0][0].shape
+        torch.Size([4, 1, 8, 8])
     """
     check_inputs(network)
     work = network.copy().eval()

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from featherweight.network.devices import device_of
+from featherweight.network.edit import stored_node
 from featherweight.network.network import Network
 from featherweight.network.program import Tap, resolve
 from featherweight.task import Batch, Inputs, batch_size, call, move
@@ -67,7 +68,7 @@ class Order:
 
     @classmethod
     def of(cls, network: Network) -> Order:
-        calls = tuple(network.calls())
+        calls = tuple(n for n in network.calls() if stored_node(n) is None)
         number = {n.name: i for i, n in enumerate(calls)}
         last = {used.name: i for i, node in enumerate(calls) for used in node.all_input_nodes}
         args, kwargs = network.example_inputs()
@@ -87,6 +88,14 @@ class Order:
         return self.calls[self.number[name]]
 
 
+def looked_up(node: Node, values: Mapping[str, Any], tensor: Callable[[str], Tensor]) -> Any:
+    """What a node gives: a stored tensor as it is now, turned around if the node turns it, or the value held of it."""
+    stored = stored_node(node)
+    if stored is None:
+        return values[node.name]
+    return tensor(str(stored.target)) if stored is node else tensor(str(stored.target)).t()
+
+
 def run(nodes: Iterable[Node], values: dict[str, Any], tensor: Callable[[str], Tensor],
         taps: Mapping[str, Tap]) -> None:
     """Computes these calls, in order, out of the activations ``values`` (by node name) and into them.
@@ -94,7 +103,7 @@ def run(nodes: Iterable[Node], values: dict[str, Any], tensor: Callable[[str], T
     tensor: looks stored tensors up by name. taps: node name -> what its activation passes through.
     """
     def read(node: Node) -> Any:
-        return tensor(str(node.target)) if node.op == "get_attr" else values[node.name]
+        return looked_up(node, values, tensor)
 
     for node in nodes:
         args, kwargs = resolve(node.args, read), {k: resolve(v, read) for k, v in node.kwargs.items()}

@@ -12,8 +12,9 @@ from rich.table import Table
 from featherweight.axes.groups import AxisGroups
 from featherweight.errors import RecipeError, did_you_mean
 from featherweight.network import Network
-from featherweight.prune import Curve, axis_groups, sensitivity
+from featherweight.prune import Curve, axis_groups
 from featherweight.prune.channels.scores.table import SCORES, Scores
+from featherweight.prune.channels.sensitivity import curves as curves_of
 from featherweight.task import Task
 
 BLOCKS = " ▁▂▃▄▅▆▇█"
@@ -62,7 +63,7 @@ def grouped(network: Network, task: Task, score: str, curves: bool) -> Grouped:
         raise RecipeError(f"there is no score {score!r}; {did_you_mean(score, SCORES)}; write --score l1")
     axes = axis_groups(network)
     scores = SCORES[score](network, task, axes.groups, 0)
-    found = sensitivity(network, task, axes, axes.groups, scores) if curves else ()
+    found = curves_of(network, task, axes.groups, scores) if curves else ()
     return Grouped(axes, score, scores, found)
 
 

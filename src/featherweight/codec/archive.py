@@ -51,6 +51,11 @@ def pack(network_path: str | Path, archive_path: str | Path) -> int:
     """Writes the archive of a ``.fw`` file, whole or not at all, and gives its length in bytes.
 
     What was written is decoded once before it is put in place. Raises FileError where ``network_path`` is no ``.fw``.
+
+    Example:
+        >>> size = network.save("network.fw")
+        >>> fw.codec.pack("network.fw", "network.fwz") < size
+        True
     """
     data = _read(network_path)
     body = bytearray(hashlib.sha256(data).digest() + varint(len(data)))
@@ -72,13 +77,24 @@ def unpack(archive_path: str | Path, network_path: str | Path, *, limit: int | N
 
     limit: bytes that the file may have; without, 1 GiB + 1000 times the archive's own length. Raises FileError for an
     archive that is truncated, damaged, of another version, or claims more than the limit.
+
+    Example:
+        >>> size = network.save("network.fw")
+        >>> packed = fw.codec.pack("network.fw", "network.fwz")
+        >>> fw.codec.unpack("network.fwz", "again.fw") == size
+        True
     """
     archive = _read(archive_path)
     return _write(network_path, _unpacked(archive, str(archive_path), limit))
 
 
 def archive_bytes(network: Network) -> int:
-    """Length in bytes of the archive of ``network``, by writing it."""
+    """Length in bytes of the archive of ``network``, by writing it.
+
+    Example:
+        >>> fw.codec.archive_bytes(network) < network.save("network.fw")
+        True
+    """
     with tempfile.TemporaryDirectory() as folder:
         network.save(Path(folder, "network.fw"))
         return pack(Path(folder, "network.fw"), Path(folder, "network.fwz"))

@@ -175,6 +175,7 @@ RULES: dict[str, Rules] = {"onnxruntime": ONNX_RUNTIME, "openvino": OPENVINO, "o
 
 
 def schema_argument_or(node: Node, name: str, default: Any) -> Any:
+    """``schema_argument``, or ``default`` where the operator has no argument of this name."""
     try:
         return schema_argument(node, name)
     except KeyError:

@@ -15,7 +15,12 @@ ADVICE = ("this processor has no VNNI instructions, and sums of products of uint
 def saturates() -> bool:
     """Whether kernels add pairs of products of uint8 and int8 in 16 bits, and so cut off what does not fit: x86
     processors without VNNI instructions do. Asked of ONNX Runtime, which does it unless told not to; OpenVINO cannot be
-    told. Weights from -64 to 64 are never cut off."""
+    told. Weights from -64 to 64 are never cut off.
+
+    Example:
+        >>> fw.deploy.saturates() in (True, False)
+        True
+    """
     import onnx
     import onnxruntime
     from onnx import TensorProto, helper

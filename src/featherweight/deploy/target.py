@@ -30,7 +30,14 @@ FLIPPED_STEPS, MOST_FLIPPED = 3.0, 0.5
 
 
 class Runner(Protocol):
-    """A deployed file, loaded: called like the network it came from, it gives the same nest of tensors."""
+    """A deployed file, loaded: called like the network it came from, it gives the same nest of tensors.
+
+    Example:
+        >>> torch.allclose(runner(images), network(images), atol=1e-4)     # a file that a target loaded
+        True
+        >>> runner.precision
+        'f32'
+    """
 
     @property
     def versions(self) -> Mapping[str, str]:
@@ -54,7 +61,14 @@ class Runner(Protocol):
 
 
 class Target(Protocol):
-    """A runtime that networks are exported to."""
+    """A runtime that networks are exported to.
+
+    Example:
+        >>> runtime = fw.deploy.target("onnxruntime")
+        >>> size = runtime.export(network, "model.onnx")
+        >>> runner = runtime.load("model.onnx", threads=1, like=network.signature)
+        >>> runner.close()
+    """
 
     @property
     def name(self) -> str: ...
@@ -90,13 +104,25 @@ TARGETS: dict[str, Target] = {}
 
 
 def register(new: Target) -> Target:
-    """Puts a target into the table, under its name."""
+    """Puts a target into the table, under its name.
+
+    Example:
+        >>> runtime = fw.deploy.target("onnxruntime")
+        >>> fw.deploy.register(runtime) is fw.deploy.target(runtime.name)
+        True
+    """
     TARGETS[new.name] = new
     return new
 
 
 def target(name: str) -> Target:
-    """The target called ``name``; ExportError if there is none."""
+    """The target called ``name``; ExportError if there is none.
+
+    Example:
+        >>> runtime = fw.deploy.target("onnxruntime")
+        >>> runtime.suffix
+        '.onnx'
+    """
     if name not in TARGETS:
         raise ExportError(f"no target named {name!r}; {did_you_mean(name, TARGETS)}")
     return TARGETS[name]
@@ -110,6 +136,10 @@ class Agreement:
     in its output tensor, or for whole numbers the share of values that differ, whichever is worse over the outputs.
     ok: max_rel <= tolerance. It is not where an output of the network is NaN.
     saturates: the runner's kernels may have cut off sums of products of 8 bits.
+
+    Example:
+        >>> fw.deploy.verify(network, runner, (images,)).max_rel < 1e-4
+        True
     """
 
     max_abs: float
@@ -134,6 +164,10 @@ def verify(network: Network, runner: Runner, args: tuple[Any, ...], kwargs: Mapp
     tolerance: bound for ``max_rel``; by default FLOAT_TOLERANCE of the runner's precision, or where the network
     quantizes QUANTIZED_TOLERANCE, and for values of few bits more (FLIPPED_STEPS).
     Raises ExportError where nests, shapes or number types differ.
+
+    Example:
+        >>> fw.deploy.verify(network, runner, (images,)).ok
+        True
     """
     mode = network.training
     try:

@@ -14,9 +14,9 @@ from featherweight.errors import RecipeError, did_you_mean
 from featherweight.network import Network, load
 from featherweight.network.devices import device_of, placed
 from featherweight.network.trees import flatten
-from featherweight.steps import Context, Criterion
+from featherweight.steps import Companion, Context
 from featherweight.steps.options import Numbers, check_number, check_numbers
-from featherweight.task import Inputs, call
+from featherweight.task import Inputs, Task, call
 
 NUMBERS = {"temperature": Numbers(4.0, above=0), "axis": Numbers(1, whole=True),
            "weight": Numbers(0.9, least=0, most=1, noun="the teacher's share,")}
@@ -31,7 +31,13 @@ class Logits:
     output: which output, where there are several: a key, a field name or a position; None is the first floating
         tensor. axis: of the classes: 1 for [n, k] and for maps [n, k, h, w], -1 for sequences [n, t, k].
 
-    The divergence is summed over the classes and averaged over all else. Used as ``recover.Train(distill=Logits())``.
+    The divergence is summed over the classes and averaged over all else. Used as ``recover.Train(distill=Logits())``,
+    or beside other companions as ``recover.Train(beside=(Logits(), ...))``: the term is ``weight * T^2 * KL(...)``, and
+    1 - weight is the factor on the task's loss.
+
+    Example:
+        >>> taught = fw.recover.Train(epochs=1, distill=fw.distill.Logits(temperature=4.0, weight=0.9))
+        >>> trained = taught.fit(network, task, fw.steps.Context(original=network))
     """
 
     temperature: float = 4.0
@@ -46,7 +52,7 @@ class Logits:
         if self.output is not None and not isinstance(self.output, str):
             check_number("Logits", "output", self.output, Numbers(0, whole=True, noun="a key, a field or a position"))
 
-    def begin(self, network: Network, context: Context) -> Criterion:
+    def start(self, network: Network, task: Task, context: Context) -> Companion:
         """The teacher in evaluation mode on the network's device. Raises RecipeError where there is no teacher."""
         self.check()
         teacher: Any = load(self.teacher) if isinstance(self.teacher, str) else self.teacher
@@ -60,11 +66,15 @@ class Logits:
 
 
 @dataclass(frozen=True)
-class _Response:
+class _Response(Companion):
     options: Logits
     teacher: Network
 
-    def __call__(self, inputs: Inputs, output: Any, target: Any, loss: Tensor | None) -> Tensor:
+    @property
+    def task_weight(self) -> float:
+        return 1 - self.options.weight
+
+    def loss(self, inputs: Inputs, output: Any, target: Any) -> Tensor:
         options = self.options
         with torch.no_grad():
             wanted = choose(call(self.teacher, inputs), options.output)
@@ -72,16 +82,7 @@ class _Response:
         if wanted.shape != given.shape:
             raise RecipeError(f"the teacher's output has shape {list(wanted.shape)}, the student's "
                               f"{list(given.shape)}; the classes must be equal; choose another by Logits(output=...)")
-        term = divergence(given, wanted, options.temperature, options.axis)
-        if loss is None:
-            if options.weight < 1:
-                raise RecipeError(f"Logits(weight={options.weight}) mixes in the task's loss, but the task or the "
-                                  "batch has none; write Logits(weight=1.0)")
-            return term
-        return options.weight * term + (1 - options.weight) * loss
-
-    def close(self) -> None:
-        """Nothing was tapped."""
+        return options.weight * divergence(given, wanted, options.temperature, options.axis)
 
 
 def divergence(student: Tensor, teacher: Tensor, temperature: float, axis: int = 1) -> Tensor:

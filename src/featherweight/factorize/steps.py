@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 from torch.fx import Node
 
 from featherweight.errors import PlanError, RecipeError, did_you_mean
-from featherweight.factorize.surgery import SPLIT, Ranks, cost, pointwise, replace, stem
+from featherweight.factorize.surgery import SPLIT, Ranks, blank, cost, pointwise, replace, stem
+from featherweight.judge.costs import alone, file_bytes
 from featherweight.network import Network
-from featherweight.network.edit import WEIGHTED, clear_dead, read_tensors, weight_name
+from featherweight.network.edit import clear_dead, read_tensors, readers_of, weight_name
+from featherweight.network.layers import Layer, not_finite, select
+from featherweight.network.matrices import outputs_first
 from featherweight.network.operators import schema_argument
 from featherweight.numerics import lowrank
 from featherweight.steps import Plan, Rewrite, Skipped, Stage
 from featherweight.steps.options import COUNT, Numbers, check_number
 from featherweight.task import Task
 
-#: bytes that one more call and its weight take in the file's header, and more for each letter of the weight's name
-CALL_BYTES, NAME_BYTES = 512, 8
 ENERGY, GAIN = Numbers(0.95, above=0, most=1), Numbers(0.1, below=1)
 
 
@@ -37,7 +36,14 @@ class Split:
 
 @dataclass(frozen=True)
 class LowRankPlan(Plan):
-    """Which layers are split, at which ranks. The factors are computed by ``apply``: they need no data."""
+    """Which layers are split, at which ranks. The factors are computed by ``apply``: they need no data.
+
+    Example:
+        >>> wide = fw.capture(nn.Sequential(nn.Linear(64, 64), nn.ReLU()), torch.zeros(2, 64))
+        >>> plan = fw.factorize.LowRank(energy=0.5).plan(wide, fw.Task())
+        >>> [split.weight for split in plan.splits]
+        ['0.weight']
+    """
 
     kind: ClassVar[str] = "factorize.low_rank/1"
     splits: tuple[Split, ...] = ()
@@ -77,12 +83,18 @@ class LowRank(Rewrite):
 
     energy: part of the sum of squared singular values that the rank keeps, for a kernel on each channel axis;
         1 - energy is then the squared error of a matrix (Eckart and Young 1936), of a kernel at most twice that.
-    ranks: instead, the rank by module path (for a kernel, on both axes); other layers stay.
+    ranks: instead, the rank by module path or weight's name (for a kernel, on both axes); other layers stay.
     min_gain: part of its MACs and of its params, each, that a layer must lose to be split at all. Never larger, unless
         ``min_gain`` is negative; then the plan says what grows.
-    ignore: module paths (``*`` as in file names) to leave alone.
+    ignore: patterns of layers to leave alone (``network/layers``).
 
     Raises RecipeError for an energy out of 0..1 or a rank below 1.
+
+    Example:
+        >>> wide = fw.capture(nn.Sequential(nn.Linear(64, 64), nn.ReLU()), torch.zeros(2, 64))
+        >>> plan = fw.factorize.LowRank(energy=0.5).plan(wide, fw.Task())
+        >>> fw.measure.params(plan.apply(wide)) < fw.measure.params(wide)
+        True
     """
 
     energy: float = 0.95
@@ -103,44 +115,38 @@ class LowRank(Rewrite):
     def plan(self, network: Network, task: Task) -> LowRankPlan:
         """Reads no data. Raises RecipeError as said above."""
         self.check()
-        values = network.values(batch=1)
+        selected, values = select(network, self.ignore), network.values(batch=1)
         splits: list[Split] = []
-        skipped: list[Skipped] = []
+        skipped = list(selected.skipped)
         grows: set[str] = set()
-        paths: set[str] = set()
-        used: set[str] = set()
-        for call, path in _layers(network):
-            paths.add(path)
-            rules = [rule for rule in self.ignore if fnmatchcase(path, rule)]
-            used.update(rules)
-            reason = f"ignored by {rules[0]!r}" if rules else _refusal(network, call)
-            found: Any = None
+        for layer in selected.layers:
+            reason, found = _refusal(network, layer), None
             if not reason:
-                reason, found = self._choose(network, call, path, values)
-            if reason:
-                skipped.append(Skipped(path, reason))
+                reason, found = self._choose(network, layer, values)
+            if found is None:
+                skipped.append(Skipped(layer.weight, reason))
             else:
                 splits.append(found[0])
                 grows |= found[1]
-        skipped += [Skipped(rule, "this ignore rule matched no layer") for rule in self.ignore if rule not in used]
-        skipped += [Skipped(path, f"a rank was given, but there is no such layer; {did_you_mean(path, paths)}")
-                    for path in self.ranks or {} if path not in paths]
+        skipped += [Skipped(path, f"a rank was given, but there is no such layer; "
+                                  f"{did_you_mean(path, [layer.path for layer in selected.layers])}")
+                    for path in self.ranks or {} if not any(path in known for known in selected.seen)]
         return LowRankPlan(splits=tuple(splits), skipped=tuple(skipped), grows=tuple(sorted(grows)))
 
-    def _choose(self, network: Network, call: Node, path: str,
+    def _choose(self, network: Network, layer: Layer,
                 values: Mapping[str, Any]) -> tuple[str, tuple[Split, set[str]] | None]:
         """Why the layer stays, or ("", the split and the measures that grow by it)."""
-        name = str(weight_name(call))
-        weight = network.tensor(name).detach()
-        if self.ranks is not None and path not in self.ranks:
+        name, call = layer.weight, layer.calls[0]
+        weight = outputs_first(call, network.tensor(name).detach())
+        rank = None if self.ranks is None else next((r for path, r in self.ranks.items() if path in layer.known), None)
+        if self.ranks is not None and rank is None:
             return "no rank was given for it", None
-        ranks = self._ranks(weight, path)
+        ranks = self._ranks(weight, rank)
         places_in = values[call.args[0].name].numel() // weight.shape[1]  # type: ignore[union-attr,index]
         places_out = values[call.name].numel() // weight.shape[0]
         params, macs, _ = cost(weight, None, places_in, places_out)
         params_after, macs_after, calls = cost(weight, ranks, places_in, places_out)
         grows = {n for n, a, b in (("params", params, params_after), ("macs", macs, macs_after)) if b > a}
-        saved = (params - params_after) * weight.element_size() - (calls - 1) * (CALL_BYTES + NAME_BYTES * len(name))
         allowed = 1 - self.min_gain
         told = (f"at ranks {'x'.join(map(str, ranks))} its params would go {params} -> {params_after}, "
                 f"its MACs {macs} -> {macs_after}")
@@ -148,14 +154,14 @@ class LowRank(Rewrite):
             return f"{told}; min_gain={self.min_gain} asks for {self.min_gain:.0%} less of both", None
         if self.min_gain >= 0 and (params_after >= params or macs_after >= macs):
             return f"{told}: no gain", None
-        if self.min_gain >= 0 and saved <= 0:
+        larger = growth_of(network, call, ranks) >= 0
+        if self.min_gain >= 0 and larger:
             return f"{told}; the {calls - 1} more calls take more bytes in the file than that saves", None
-        return "", (Split(name, tuple(weight.shape), ranks), grows | ({"bytes"} if saved <= 0 else set()))
+        return "", (Split(name, tuple(network.tensor(name).shape), ranks), grows | ({"bytes"} if larger else set()))
 
-    def _ranks(self, weight: Tensor, path: str) -> Ranks:
+    def _ranks(self, weight: Tensor, rank: int | None) -> Ranks:
         o, i = weight.shape[:2]
-        if self.ranks is not None:
-            rank = self.ranks[path]
+        if rank is not None:
             inner = weight[0, 0].numel()
             return (min(rank, o, i),) if pointwise(weight) else (min(rank, o, i * inner), min(rank, i, o * inner))
         modes = (0,) if pointwise(weight) else (0, 1)
@@ -163,29 +169,28 @@ class LowRank(Rewrite):
                          weight.shape[mode]) for mode in modes)
 
 
-def _layers(network: Network) -> Iterator[tuple[Node, str]]:
-    """Every linear and convolution call with a path to name it by: its weight's module, else its own."""
-    for call in network.calls(*WEIGHTED):
-        name = weight_name(call)
-        yield call, (stem(name).rstrip(".") if name else str(call.meta.get("module", ""))) or call.name
+def growth_of(network: Network, call: Node, ranks: Ranks) -> int:
+    """By how many bytes the file grows where a layer is split; negative where it shrinks; of the layer alone."""
+    layer = alone(network, str(weight_name(call)))
+    after = layer.copy()
+    before = read_tensors(after)
+    replace(after, after.node(call.name), ranks, blank)
+    clear_dead(after, before)
+    return file_bytes(after) - file_bytes(layer)
 
 
-def _refusal(network: Network, call: Node) -> str:
+def _refusal(network: Network, layer: Layer) -> str:
     """Why this layer cannot be split, whatever its ranks; "" if it can."""
-    name = weight_name(call)
+    name, call = layer.weight, layer.calls[0]
+    weight = network.tensor(name)
     if call.target not in SPLIT:
         return f"{call.target} (transposed) is not split"
-    if name is None:
-        return "its weight is computed, not stored"
-    weight = network.tensor(name)
     if SPLIT[call.target] and int(schema_argument(call, "groups")) != 1:
         return f"a convolution of {schema_argument(call, 'groups')} groups is not split"
-    if weight.dim() != 2 + SPLIT[call.target]:
-        return f"its weight has {weight.dim()} axes"
-    if len(network.users_of(name)) != 1 or len(network.tied_names(name)) != 1:
+    if len(readers_of(network, name)) != 1 or len(layer.names) != 1:
         return "its weight is shared or tied"
-    if not weight.is_floating_point() or not torch.isfinite(weight).all():
-        return f"its weight is {weight.dtype}" if not weight.is_floating_point() else "its weight is not finite"
+    if reason := not_finite(weight):
+        return reason
     if not weight.any():
         return "its weight is all zero"
     if name in network.patterns:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -9,7 +10,8 @@ from torch import Tensor, nn
 from torch.fx import Node
 
 from featherweight.network import Network
-from featherweight.network.edit import bias_name, insert_call, tensor_node, weight_name
+from featherweight.network.edit import bias_name, insert_call, readers_of, tensor_node, weight_name
+from featherweight.network.matrices import outputs_first
 from featherweight.network.operators import schema_argument
 from featherweight.numerics import lowrank
 
@@ -22,6 +24,8 @@ SPLIT: dict[Any, int] = {
 }
 WHOLE = {1: aten.conv1d.default, 2: aten.conv2d.default, 3: aten.conv3d.default}
 Ranks = tuple[int, ...]
+#: (weight, ranks) -> the factors by name
+Factors = Callable[[Tensor, Ranks], dict[str, Tensor]]
 
 
 def pointwise(weight: Tensor) -> bool:
@@ -48,6 +52,28 @@ def parts(weight: Tensor, ranks: Ranks) -> dict[str, Tensor]:
         found["core"] = full.contiguous()
         del found[name]
     return found
+
+
+def blank(weight: Tensor, ranks: Ranks) -> dict[str, Tensor]:
+    """Zeros in the shapes of the factors that ``parts`` gives, for questions of size."""
+    (o, i), ones = weight.shape[:2], [1] * (weight.dim() - 2)
+    p, q = ranks[0], ranks[-1]
+    sizes = {"reduce": [q, i, *ones], "core": [p, q, *weight.shape[2:]], "expand": [o, p, *ones]}
+    missing = ("core",) if len(ranks) == 1 else left_out(weight, ranks)
+    return {name: weight.new_zeros(size) for name, size in sizes.items() if name not in missing}
+
+
+def multiplied(factors: Mapping[str, Tensor]) -> Tensor:
+    """The weight that ``parts`` made these factors of, as far as their ranks give it: [o, i] or [o, i, h, w]."""
+    reduce, expand = (factors[n].flatten(1) if n in factors else None for n in ("reduce", "expand"))
+    if "core" not in factors:
+        assert reduce is not None
+        assert expand is not None
+        return expand @ reduce
+    found = factors["core"]
+    if reduce is not None:
+        found = torch.einsum("pq...,qi->pi...", found, reduce)
+    return found if expand is None else torch.einsum("op,p...->o...", expand, found)
 
 
 def left_out(weight: Tensor, ranks: Ranks) -> tuple[str, ...]:
@@ -81,13 +107,13 @@ def stem(name: str) -> str:
     return name.removesuffix("weight") if name.endswith("weight") else f"{name}_"
 
 
-def replace(network: Network, call: Node, ranks: Ranks) -> None:
+def replace(network: Network, call: Node, ranks: Ranks, make: Factors = parts) -> None:
     """Puts the factors' calls in the place of ``call``; the bias goes with the last, stride and padding with the core
     (with the first where there is none: the rest then sees fewer places)."""
     name = str(weight_name(call))
     weight = network.tensor(name)
     trains = isinstance(weight, nn.Parameter) and weight.requires_grad
-    factors = parts(weight.detach(), ranks)
+    factors = make(outputs_first(call, weight.detach()), ranks)
     bias = _bias(network, call, f"{stem(name)}{list(factors)[-1]}.bias")
     spatial = "core" if "core" in factors else "reduce"
     value: Any = call.args[0]
@@ -112,7 +138,7 @@ def _bias(network: Network, call: Node, new: str) -> Any:
     """The node of the layer's bias, stored under ``new`` where no other call reads it."""
     node = schema_argument(call, "bias")
     old = bias_name(call)
-    if old is None or len(network.users_of(old)) != 1 or len(network.tied_names(old)) != 1:
+    if old is None or len(readers_of(network, old)) != 1 or len(network.tied_names(old)) != 1:
         return node
     value = network.tensor(old)
     network.add_tensor(new, value, buffer=not isinstance(value, nn.Parameter))

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import platform
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +15,7 @@ from torch import Tensor, nn
 
 from featherweight.axes.rules.weights import whole_groups
 from featherweight.deploy import target as target_named
-from featherweight.errors import FileError
-from featherweight.files import written_whole
+from featherweight.judge.figures import Figures, place
 from featherweight.measure.timing import interleave
 from featherweight.network import Network, capture
 
@@ -31,7 +28,7 @@ class TimedLayer:
     """One convolution or linear call by itself: what it takes to build it.
 
     options: its arguments after the bias (a linear call has none). size: its input's shape without the channels and,
-    for a convolution, without the batch.
+    for a convolution, without the batch. turned: it reads its weight, [i, o], turned around.
     """
 
     operator: str
@@ -39,6 +36,11 @@ class TimedLayer:
     size: tuple[int, ...]
     bias: bool
     options: tuple[tuple[str, Any], ...] = ()
+    turned: bool = False
+
+    @property
+    def inputs_first(self) -> bool:
+        return self.turned or "transpose" in self.operator
 
     @property
     def groups(self) -> int:
@@ -50,7 +52,7 @@ class TimedLayer:
         options = dict(self.options)
         if self.groups > 1 and not self.keeps_groups():
             options["groups"] = max(1, self.groups * shape[0] // self.weight[0])
-        return TimedLayer(self.operator, shape, self.size, self.bias, tuple(options.items()))
+        return replace(self, weight=shape, options=tuple(options.items()))
 
     def keeps_groups(self) -> bool:
         """Whether a cut leaves every group some positions, rather than taking whole groups."""
@@ -58,11 +60,11 @@ class TimedLayer:
 
     def channels(self) -> int:
         """Channels of the input."""
-        return self.weight[0] if "transpose" in self.operator else self.weight[1] * self.groups
+        return self.weight[0] if self.inputs_first else self.weight[1] * self.groups
 
     def outputs(self) -> int:
         """Channels of the output."""
-        return self.weight[1] * self.groups if "transpose" in self.operator else self.weight[0]
+        return self.weight[1] * self.groups if self.inputs_first else self.weight[0]
 
     def input(self, batch: int) -> tuple[int, ...]:
         """The shape of an input for ``batch`` samples."""
@@ -71,7 +73,8 @@ class TimedLayer:
         return (batch, *self.size[1:], self.channels())
 
     def key(self) -> str:
-        return json.dumps([self.operator, self.weight, self.size, self.bias, self.options])
+        turned = ["turned"] if self.turned else []
+        return json.dumps([self.operator, self.weight, self.size, self.bias, self.options, *turned])
 
 
 #: (layers of one kind at several widths, target's name, threads) -> seconds of each
@@ -83,13 +86,14 @@ class One(nn.Module):
 
     def __init__(self, layer: TimedLayer) -> None:
         super().__init__()
-        self.call: Any = reduce(getattr, layer.operator.split("."), torch.ops)  # type: ignore[arg-type]
-        self.options = dict(layer.options)
+        self.call: Any = reduce(getattr, layer.operator.split("."), torch.ops)
+        self.options, self.turned = dict(layer.options), layer.turned
         self.weight = nn.Parameter(torch.randn(layer.weight) * 0.05)
         self.bias = nn.Parameter(torch.zeros(layer.outputs())) if layer.bias else None
 
     def forward(self, x: Tensor) -> Tensor:
-        made: Tensor = self.call(x, self.weight, self.bias, **self.options)
+        weight = self.weight.t() if self.turned else self.weight
+        made: Tensor = self.call(x, weight, self.bias, **self.options)
         return made
 
 
@@ -113,45 +117,17 @@ def time_all(layers: Sequence[TimedLayer], target: str, threads: int) -> list[fl
 
 
 class Times:
-    """Seconds by machine, runtime, threads and layer, kept in a JSON file."""
+    """Seconds by machine, runtime, threads and layer, kept in a JSON file as they are taken."""
 
     def __init__(self, path: Path, target: str, threads: int, timer: Timer) -> None:
-        self.path, self.target, self.threads, self.timer = path, target, threads, timer
-        self.new: dict[str, float] = {}
-        self.known = self._held()
-        package = target_named(target).package
-        self.prefix = f"{_machine()} {package} {metadata.version(package)} threads={threads} "
+        self.target, self.threads, self.timer = target, threads, timer
+        self.figures, self.prefix = Figures(path), place(target, threads)
 
     def times(self, layers: Sequence[TimedLayer]) -> list[float]:
+        """Seconds of each layer; what is not known yet is measured together, and kept at once."""
         keys = [self.prefix + layer.key() for layer in layers]
-        missing = {k: layer for k, layer in zip(keys, layers, strict=True) if k not in self.known}
+        missing = {k: layer for k, layer in zip(keys, layers, strict=True) if k not in self.figures.known}
         if missing:
-            self.new |= dict(zip(missing, self.timer(list(missing.values()), self.target, self.threads), strict=True))
-            self.known |= self.new
-        return [self.known[k] for k in keys]
-
-    def save(self) -> None:
-        """Adds what is new to what the file holds by now."""
-        if not self.new:
-            return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        held = self._held()
-        with written_whole(self.path) as part:
-            part.write_text(json.dumps(held | self.new, indent=0))
-
-    def _held(self) -> dict[str, float]:
-        if not self.path.exists():
-            return {}
-        try:
-            return {str(k): float(v) for k, v in json.loads(self.path.read_text()).items()}
-        except (ValueError, TypeError, AttributeError) as error:
-            raise FileError(f"{self.path} is no table of latencies: {error}; remove it to have them measured again") \
-                from error
-
-
-def _machine() -> str:
-    """What kind of processor this is."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"{platform.machine()} {models[0] if models else platform.processor()}".strip()
+            taken = self.timer(list(missing.values()), self.target, self.threads)
+            self.figures.add(dict(zip(missing, taken, strict=True)))
+        return [self.figures.known[k] for k in keys]

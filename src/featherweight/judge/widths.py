@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,9 +19,11 @@ from torch.fx import Node
 
 from featherweight.axes.groups import AxisGroups
 from featherweight.axes.labels import Ints
+from featherweight.judge.figures import cache_folder
 from featherweight.judge.layer_times import TimedLayer, Timer, Times, time_all
 from featherweight.network import Network
-from featherweight.network.edit import CONVOLUTIONS, WEIGHTED, bias_name, weight_name
+from featherweight.network.edit import CONVOLUTIONS, bias_name, turned, weight_name
+from featherweight.network.layers import path_of, select
 from featherweight.network.operators import schema_argument
 from featherweight.steps import Skipped
 
@@ -81,10 +82,11 @@ class LatencyTable:
         """Times every distinct layer at ``shares`` of its axes that hold channels.
 
         path: a JSON file with what was measured before, on this kind of machine and with these versions; new
-        measurements are added to it. By default in $FEATHERWEIGHT_CACHE, else ~/.cache/featherweight.
+        measurements are added to it as they are taken, by several processes at once if need be. By default
+        latency.json in $FEATHERWEIGHT_CACHE, else in ~/.cache/featherweight.
         Raises ExportError if there is no such target.
         """
-        file = Times(Path(path) if path is not None else _folder() / "latency.json", target, threads,
+        file = Times(Path(path) if path is not None else cache_folder() / "latency.json", target, threads,
                      timer or time_all)
         layers, skipped = _layers(network)
         free = _free(axes)
@@ -96,7 +98,6 @@ class LatencyTable:
             dims = dims[:1] if layer.groups > 1 and not layer.keeps_groups() else dims
             timings[node] = _timing(node, name, layer, dims, shares, file)
         found = _stepped(timings, layers, file)
-        file.save()
         return cls(axes, found, target, threads, tuple(skipped))
 
     def cost(self, kept: npt.NDArray[np.bool_]) -> float:
@@ -113,10 +114,6 @@ class LatencyTable:
         return atoms
 
 
-def _folder() -> Path:
-    return Path(os.environ.get("FEATHERWEIGHT_CACHE") or Path.home() / ".cache" / "featherweight")
-
-
 def _free(axes: AxisGroups) -> npt.NDArray[np.bool_]:
     """[atoms]: it is in a group that can be cut."""
     free = np.zeros(int(axes.component.max(initial=-1)) + 1, dtype=bool)
@@ -128,23 +125,19 @@ def _free(axes: AxisGroups) -> npt.NDArray[np.bool_]:
 
 def _layers(network: Network) -> tuple[dict[str, TimedLayer], list[Skipped]]:
     """Node -> the layer that it computes; and calls that are none."""
-    values, found, left = network.values(1), {}, []
-    for node in network.calls(*WEIGHTED):
-        path, x = str(node.meta.get("module", "")) or node.name, values[str(node.args[0])]
-        name = weight_name(node)
-        if name is None:
-            left.append(Skipped(path, "its weight is computed: its latency was not measured"))
-            continue
+    values, selected = network.values(1), select(network)
+    found, left = {}, list(selected.skipped)
+    for node in (n for layer in selected.layers for n in layer.calls):
+        shape, x = tuple(network.tensor(str(weight_name(node))).shape), values[str(node.args[0])]
         options: list[tuple[str, Any]] = []
         if node.target in CONVOLUTIONS:
             options = _options(node)
             if any(isinstance(v, Node) for _, o in options for v in (o if isinstance(o, tuple) else [o])):
-                left.append(Skipped(path, "its options are computed: its latency was not measured"))
+                left.append(Skipped(path_of(node), "its options are computed: its latency was not measured"))
                 continue
-        channel = (1 if x.dim() == network.tensor(name).dim() else 0) if options else x.dim() - 1
+        channel = (1 if x.dim() == len(shape) else 0) if options else x.dim() - 1
         size = tuple(int(s) for d, s in enumerate(x.shape) if d != channel and (d > 0 or not options))
-        found[node.name] = TimedLayer(str(node.target), tuple(network.tensor(name).shape), size, _has_bias(node),
-                                 tuple(options))
+        found[node.name] = TimedLayer(str(node.target), shape, size, _has_bias(node), tuple(options), turned(node))
     return found, left
 
 

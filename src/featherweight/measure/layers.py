@@ -23,6 +23,11 @@ class LayerFigures:
     ``nonzeros`` and ``bytes`` (as stored, scales and codebooks included) sum over all its weights; a weight that
     several calls read stands with the first of them. ``macs`` is per sample; None where the operator is not counted.
     ``output`` is the shape for a batch of one.
+
+    Example:
+        >>> layer = fw.measure.layers(network)[0]
+        >>> layer.path, layer.shape, layer.dtype
+        ('0', (8, 1, 3, 3), 'float32')
     """
 
     path: str
@@ -42,7 +47,12 @@ class LayerFigures:
 
 
 def layers(network: Network) -> tuple[LayerFigures, ...]:
-    """The calls that hold weights or do MACs, in the order in which they run."""
+    """The calls that hold weights or do MACs, in the order in which they run.
+
+    Example:
+        >>> [(layer.path, layer.params, layer.macs) for layer in fw.measure.layers(network) if layer.macs]
+        [('0', 72, 4608), ('3', 1168, 73728), ('7', 260, 256)]
+    """
     counted = macs(network)
     uncounted = set(counted.uncounted)
     constant = constant_nodes(network)

@@ -37,6 +37,13 @@ class Measurement:
     of the peak resident set of a process that loads and runs it. score: of the deployed file on ``split``. agreement:
     deployed file against PyTorch. beside: latencies of other files timed in the same rounds, by name (in a job:
     "original", and "before" of the step before).
+
+    Example:
+        >>> measured = result.trail[0]                            # of what compress gave
+        >>> measured.params, measured.macs, measured.target, measured.split
+        (1516, 78592, 'onnxruntime', 'validation')
+        >>> fw.measure.Measurement.from_dict(measured.to_dict()) == measured
+        True
     """
 
     step: str
@@ -80,6 +87,11 @@ def measure(network: Network, task: Task, target: str | Target = "onnxruntime", 
     threads: of the runtime. beside: name -> earlier deployed file of the same signature, timed in the same rounds.
     archive: also pack the network. memory: also measure peak memory, in a process of its own (takes some seconds).
     seconds: how long to time, for every file. Raises ExportError where the network cannot be exported or run.
+
+    Example:
+        >>> measured = fw.measure.measure(network, task, "onnxruntime", split="test", seconds=0.01)
+        >>> measured.macs, measured.score_name
+        (78592, 'top-1 %')
     """
     if workdir is None:
         with tempfile.TemporaryDirectory(prefix="featherweight-") as folder:
@@ -114,7 +126,13 @@ def measure(network: Network, task: Task, target: str | Target = "onnxruntime", 
 def sample_inputs(network: Network, task: Task, split: str = "validation",
                   limit: int = COMPARED) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """``(args, kwargs)`` with at most ``limit`` real samples of the split; made-up ones where there is no split, or
-    where the network's batch is fixed and the split's first batch has another size."""
+    where the network's batch is fixed and the split's first batch has another size.
+
+    Example:
+        >>> args, kwargs = fw.measure.sample_inputs(network, task, limit=5)
+        >>> args[0].shape
+        torch.Size([5, 1, 8, 8])
+    """
     if task.has(split):
         for inputs, _ in task.batches(split, limit=1):
             return _cut(network, *as_call(inputs), limit)
@@ -122,7 +140,12 @@ def sample_inputs(network: Network, task: Task, split: str = "validation",
 
 
 def as_call(inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The inputs of one batch as ``(args, kwargs)``."""
+    """The inputs of one batch as ``(args, kwargs)``.
+
+    Example:
+        >>> fw.measure.as_call((1, 2)), fw.measure.as_call({"x": 1})
+        (((1, 2), {}), ((), {'x': 1}))
+    """
     if isinstance(inputs, Tensor):
         return (inputs,), {}
     if isinstance(inputs, Mapping):

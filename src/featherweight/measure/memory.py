@@ -20,6 +20,11 @@ def peak_memory(target: str, file: str | Path, network_file: str | Path, threads
     batch one, above what Python, torch and the runtime's package held before. None where it could not be measured.
 
     network_file: the ``.fw`` file of the same network, which says how it is called.
+
+    Example:
+        >>> saved = network.save("network.fw")
+        >>> size = fw.deploy.target("onnxruntime").export(network, "model.onnx")
+        >>> peak = fw.measure.peak_memory("onnxruntime", "model.onnx", "network.fw")  # None: not measured
     """
     source = str(Path(__file__).resolve().parents[2])
     path = os.pathsep.join(filter(None, [source, os.environ.get("PYTHONPATH")]))

@@ -17,7 +17,12 @@ KEYS = ("logits", "out", "output", "scores", "prediction")
 
 def main_output(output: Any) -> Tensor:
     """The tensor to be judged: the output itself, the first of a tuple, or of a mapping what is called as in KEYS,
-    else its first tensor. Raises TaskError if there is none."""
+    else its first tensor. Raises TaskError if there is none.
+
+    Example:
+        >>> fw.scores.main_output({"loss": torch.zeros(()), "logits": torch.ones(2, 3)}).shape
+        torch.Size([2, 3])
+    """
     if isinstance(output, Tensor):
         return output
     if isinstance(output, Mapping):
@@ -49,12 +54,22 @@ def _top(predict: Predict, batches: Iterable[Batch], k: int) -> float:
 
 def top1(predict: Predict, batches: Iterable[Batch]) -> float:
     """Share of samples, in percent, whose largest logit is the target's. Logits [n, classes], targets [n] integers
-    (or [n, classes, h, w] and [n, h, w]: the share of pixels)."""
+    (or [n, classes, h, w] and [n, h, w]: the share of pixels).
+
+    Example:
+        >>> fw.scores.top1(lambda x: x, [(torch.eye(4), [0, 1, 2, 0])])
+        75.0
+    """
     return _top(predict, batches, 1)
 
 
 def top5(predict: Predict, batches: Iterable[Batch]) -> float:
-    """Share of samples, in percent, with the target among the five largest logits."""
+    """Share of samples, in percent, with the target among the five largest logits.
+
+    Example:
+        >>> fw.scores.top5(lambda x: x, [(torch.arange(6.0).repeat(2, 1), [1, 0])])
+        50.0
+    """
     return _top(predict, batches, 5)
 
 
@@ -63,6 +78,11 @@ def mean_iou(predict: Predict, batches: Iterable[Batch], ignore: int = 255) -> f
 
     Logits [n, classes, h, w], targets [n, h, w] integers; pixels with the target ``ignore`` are left out. One confusion
     matrix over all batches; classes that occur in neither are left out of the mean.
+
+    Example:
+        >>> logits = torch.eye(2)[:, :, None]                                 # [n, classes, h, w] = [1, 2, 2, 1]
+        >>> fw.scores.mean_iou(lambda x: x, [(logits[None], torch.tensor([[[0], [1]]]))])
+        100.0
     """
     matrix: Tensor | None = None
     with torch.no_grad():

@@ -18,7 +18,13 @@ LONG_CALL = 0.02
 @dataclass(frozen=True)
 class Latency:
     """Seconds per call: median and quartiles over ``rounds``; what ran, on how many threads, at which batch size, and
-    what it computes float operators in ("f32", "bf16"; "" if not known)."""
+    what it computes float operators in ("f32", "bf16"; "" if not known).
+
+    Example:
+        >>> timed = fw.measure.interleave({"network": lambda: network(images)}, rounds=5)
+        >>> timed["network"].q1_s <= timed["network"].median_s <= timed["network"].q3_s
+        True
+    """
 
     median_s: float
     q1_s: float
@@ -40,6 +46,12 @@ def interleave(calls: Mapping[str, Callable[[], Any]], *, rounds: int | None = N
     warmup: untimed calls of each before the first round. A short call also runs once untimed right before each timed
     one, so that it is timed with its own data in the caches, as in a loop.
     threads, batch, runtime, versions, precision: what the calls run on; they are only written down.
+
+    Example:
+        >>> small = fw.prune.Channels(macs=0.5).plan(network, task).apply(network)
+        >>> timed = fw.measure.interleave({"before": lambda: network(images), "after": lambda: small(images)}, rounds=5)
+        >>> list(timed), timed["after"].rounds
+        (['before', 'after'], 5)
     """
     shuffle = random.Random(seed)
     order = list(calls)

@@ -18,6 +18,19 @@ class Assembly(nn.Module):
 
     ``notes`` says why the whole could not be captured and which children stay Python, with the reason. Every part can
     be compressed and exported by itself; ``replace(path, network)`` puts the result back.
+
+    Example:
+        >>> class Sometimes(nn.Module):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.part = nn.Linear(4, 4)
+        ...     def forward(self, x):
+        ...         return self.part(x) if x.sum() > 0 else x
+        >>> assembly = fw.capture(Sometimes(), torch.ones(2, 4))
+        >>> list(assembly.parts)
+        ['part']
+        >>> part = assembly.parts["part"]
+        >>> assembly.replace("part", fw.quantize.Quantize(activations=None).plan(part, fw.Task()).apply(part))
     """
 
     def __init__(self, model: nn.Module, parts: dict[str, Network], notes: list[str]) -> None:

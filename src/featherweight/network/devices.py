@@ -35,7 +35,7 @@ def placed(network: Network, device: torch.device | str) -> Network:
 
     for node in other.calls():
         if any(isinstance(a, torch.device) for a in (*node.args, *node.kwargs.values())):
-            node.args = map_aggregate(node.args, redirect)  # type: ignore[assignment]
-            node.kwargs = map_aggregate(node.kwargs, redirect)  # type: ignore[assignment]
+            node.args = map_aggregate(node.args, redirect)
+            node.kwargs = map_aggregate(node.kwargs, redirect)
     other.changed()
     return other

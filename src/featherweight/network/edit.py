@@ -31,21 +31,55 @@ CONVOLUTIONS = {t for t in WEIGHTED if "conv" in str(t)}
 TRANSPOSED = {t for t in WEIGHTED if "conv_transpose" in str(t)}
 
 
+def weight_node(node: Node) -> Node | None:
+    """The node of the stored weight that a linear or convolution call reads, also turned around (``aten.t``) by a
+    linear one; None if the weight is computed."""
+    given = _argument(node, 1)
+    return stored_node(given) if node.target is aten.linear.default else _stored(given)
+
+
 def weight_name(node: Node) -> str | None:
     """The name of the stored weight that a linear or convolution call reads; None if it is computed."""
-    return _stored(node, 1)
+    found = weight_node(node)
+    return None if found is None else str(found.target)
 
 
 def bias_name(node: Node) -> str | None:
-    return _stored(node, 2)
+    """The name of the stored bias that a linear or convolution call reads; None if there is none, or it is computed."""
+    found = _stored(_argument(node, 2))
+    return None if found is None else str(found.target)
 
 
-def _stored(node: Node, which: int) -> str | None:
-    if node.target not in WEIGHTED:
-        return None
-    index = WEIGHTED[node.target][which]
-    argument = node.args[index] if index < len(node.args) else None
-    return str(argument.target) if isinstance(argument, Node) and argument.op == "get_attr" else None
+def turned(node: Node) -> bool:
+    """Whether a linear call reads its weight turned around: stored [i, o], as GPT-2's ``Conv1D`` has it, not [o, i]."""
+    found = weight_node(node)
+    return found is not None and found is not _argument(node, 1)
+
+
+def out_axis(node: Node) -> int:
+    """The axis of the stored weight along which the outputs of a linear or convolution call lie."""
+    return int(node.target in TRANSPOSED or turned(node))
+
+
+def _argument(node: Node, which: int) -> Any:
+    index = WEIGHTED[node.target][which] if node.target in WEIGHTED else len(node.args)
+    return node.args[index] if index < len(node.args) else None
+
+
+def _stored(argument: Any) -> Node | None:
+    return argument if isinstance(argument, Node) and argument.op == "get_attr" else None
+
+
+def stored_node(argument: Any) -> Node | None:
+    """The node of the stored tensor that an argument is, as it lies or turned around (``aten.t``); None if computed."""
+    turns = isinstance(argument, Node) and argument.target is aten.t.default
+    return _stored(argument.args[0] if turns else argument)
+
+
+def readers_of(network: Network, name: str) -> list[Node]:
+    """The calls that read the tensor ``name`` under any of its tied names, as it is or turned around (``aten.t``)."""
+    return [reader for user in network.users_of(name)
+            for reader in (user.users if user.target is aten.t.default else [user])]
 
 
 def tensor_node(network: Network, name: str, before: Node) -> Node:

@@ -7,15 +7,16 @@ from torch import Tensor
 from torch.fx import Node
 
 from featherweight.network.edit import (
-    TRANSPOSED,
     WEIGHTED,
     bias_name,
     clear_dead,
     constant_value,
     read_tensors,
+    readers_of,
     tensor_node,
     weight_name,
 )
+from featherweight.network.matrices import along_outputs
 from featherweight.network.network import Network
 from featherweight.network.operators import schema_argument
 
@@ -28,6 +29,13 @@ def fold_batch_norm(network: Network) -> Network:
     Jacob et al. 2018, eq. 14: w' = w * gamma / sqrt(var + eps) per output channel o, b' = beta + (b - mean) * that.
     The copy computes the same in evaluation mode and has no batch statistics left to train there. A weight that
     several calls read, or a call whose result is read elsewhere too, is left alone.
+
+    Example:
+        >>> folded = fw.network.fold_batch_norm(network)
+        >>> folded.calls(torch.ops.aten.batch_norm.default)
+        []
+        >>> torch.allclose(folded(images), network(images), atol=1e-5)
+        True
     """
     folded = network.copy()
     before = read_tensors(folded)
@@ -47,7 +55,7 @@ def _foldable(network: Network, call: Node, norm: Node) -> bool:
     has_bias = len(call.args) > 2 and call.args[2] is not None
     stats = [constant_value(network, a) for a in norm.args[3:5]]
     affine = [a is None or constant_value(network, a) is not None for a in norm.args[1:3]]
-    return (all(s is not None for s in stats) and all(affine) and len(network.users_of(name)) == 1
+    return (all(s is not None for s in stats) and all(affine) and len(readers_of(network, name)) == 1
             and (not has_bias or (bias is not None and len(network.users_of(bias)) == 1)))
 
 
@@ -60,7 +68,7 @@ def _fold(network: Network, call: Node, norm: Node) -> None:
     old = bias_name(call)
     bias = network.tensor(old).detach().double() if old is not None else torch.zeros_like(scale)
     bias = (bias - mean.double()) * scale + (0 if beta is None else beta.detach().double())
-    network.set_tensor(name, (weight.double() * along_output(call, scale, weight)).to(weight.dtype))
+    network.set_tensor(name, (weight.double() * along_outputs(call, scale, weight)).to(weight.dtype))
     if old is not None:
         network.set_tensor(old, bias.to(weight.dtype))
     else:
@@ -81,12 +89,3 @@ def norm_scale(network: Network, norm: Node) -> Tensor:
     scale = torch.rsqrt(var.detach().double() + float(norm.args[7]))  # type: ignore[arg-type]
     return scale if gamma is None else scale * gamma.detach().double()
 
-
-def along_output(call: Node, scale: Tensor, weight: Tensor) -> Tensor:
-    """``scale`` [o] shaped to multiply ``weight`` along its output channels."""
-    if call.target not in TRANSPOSED:
-        return scale.view(-1, *[1] * (weight.dim() - 1))
-    groups = int(schema_argument(call, "groups"))
-    per_group = weight.shape[1]
-    grouped = scale.view(groups, 1, per_group).expand(groups, weight.shape[0] // groups, per_group)
-    return grouped.reshape(weight.shape[0], per_group, *[1] * (weight.dim() - 2))

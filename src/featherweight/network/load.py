@@ -22,6 +22,11 @@ def load(path: str | Path, into: nn.Module | None = None,
     types: classes (by qualified name) that named outputs are rebuilt as; without, they come back as dicts.
 
     Raises FileError for anything that is not such a file: truncated, damaged, of another kind, or hostile.
+
+    Example:
+        >>> size = network.save("network.fw")
+        >>> torch.equal(fw.load("network.fw")(images), network(images))
+        True
     """
     found = read(path, types)
     if isinstance(found, Snapshot):

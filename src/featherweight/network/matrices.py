@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from featherweight.network.edit import CONVOLUTIONS, TRANSPOSED
+from featherweight.network.edit import CONVOLUTIONS, TRANSPOSED, out_axis, turned
 from featherweight.network.operators import schema_argument
 from featherweight.numerics.patches import patches, patches_at, transposed_patches
 
@@ -19,10 +19,11 @@ HELD = 1 << 24
 def as_matrix(node: Node, weight: Tensor) -> Tensor:
     """``weight`` of a linear or convolution call as [g, o, i * k]: groups, outputs of one, what each output reads.
 
-    A transposed convolution keeps its weight as [i, o, *kernel]; here it is turned.
+    What is stored with its inputs first (transposed convolutions, [i, o, *kernel]; GPT-2's linear layers, [i, o]) is
+    turned here.
     """
     if node.target not in CONVOLUTIONS:
-        return weight[None]
+        return (weight.t() if turned(node) else weight)[None]
     groups = int(schema_argument(node, "groups"))
     if node.target not in TRANSPOSED:
         return weight.reshape(groups, weight.shape[0] // groups, -1)
@@ -32,11 +33,24 @@ def as_matrix(node: Node, weight: Tensor) -> Tensor:
 
 def from_matrix(node: Node, matrix: Tensor, shape: torch.Size) -> Tensor:
     """The weight of ``shape`` that ``as_matrix`` made ``matrix`` of."""
+    if turned(node):
+        return matrix.reshape(shape[1], shape[0]).t().contiguous()
     if node.target not in TRANSPOSED:
         return matrix.reshape(shape)
     groups = matrix.shape[0]
     split = matrix.reshape(groups, shape[1], shape[0] // groups, -1)
     return split.transpose(1, 2).reshape(shape)
+
+
+def outputs_first(node: Node, weight: Tensor) -> Tensor:
+    """``weight`` of a linear call or of a convolution call of one group as [o, i, *kernel]; a view."""
+    return weight.transpose(0, 1) if out_axis(node) else weight
+
+
+def along_outputs(node: Node, numbers: Tensor, weight: Tensor) -> Tensor:
+    """``numbers`` [o], one for each output channel of the whole call, in the shape of ``weight``."""
+    matrix = as_matrix(node, weight)
+    return from_matrix(node, numbers.view(*matrix.shape[:2], 1).expand_as(matrix), weight.shape)
 
 
 def rows(node: Node, weight: Tensor, x: Tensor) -> Tensor:

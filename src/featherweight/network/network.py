@@ -14,7 +14,7 @@ from torch.fx import Graph, Node
 
 from featherweight.network import trees
 from featherweight.network.file.file import save
-from featherweight.network.kept.facts import Facts, Form
+from featherweight.network.kept.facts import Facts, Structure
 from featherweight.network.kept.names import Part, Ties, holder, lookup, named, remove
 from featherweight.network.kept.replay import Replay
 from featherweight.network.kept.values import Alike, values
@@ -34,6 +34,14 @@ class Network(nn.Module):
 
     ``patterns`` names the weights whose zeros are to be kept by whoever trains the network (name -> kind of pattern);
     ``notes`` says what was lost or assumed on the way here.
+
+    Example:
+        >>> [node.name for node in network.calls(torch.ops.aten.conv2d.default)]
+        ['conv2d', 'conv2d_1']
+        >>> with network.taps({"conv2d": torch.relu}):
+        ...     changed = network(images)
+        >>> half = network.copy()
+        >>> half.set_tensor("0.weight", network.tensor("0.weight") / 2)
     """
 
     def __init__(self, graph: Graph, signature: Signature) -> None:
@@ -69,8 +77,8 @@ class Network(nn.Module):
         """
         return self._facts.get(self._form(), key, find)
 
-    def _form(self) -> Form:
-        return Form.of(self._graph, self.tensors())
+    def _form(self) -> Structure:
+        return Structure.of(self._graph, self.tensors())
 
     def node(self, name: str) -> Node:
         found = self._nodes.get(name)

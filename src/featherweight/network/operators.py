@@ -35,6 +35,7 @@ def set_schema_argument(node: Node, name: str, value: Any) -> None:
 
 
 def has_schema(target: Any) -> bool:
+    """Whether a call's target is an operator of torch's dispatcher, not a Python function."""
     return isinstance(target, torch._ops.OpOverload)
 
 
@@ -61,6 +62,7 @@ def written_by(node: Node) -> list[Node]:
 
 
 def is_random(node: Node) -> bool:
+    """Whether a call draws from torch's generator."""
     return has_schema(node.target) and torch.Tag.nondeterministic_seeded in node.target.tags  # type: ignore[union-attr]
 
 

@@ -20,6 +20,8 @@ Tap = Callable[[Any], Any]
 
 @dataclass(frozen=True)
 class Call:
+    """One operator call of a program, ready to run; ``frees``: nodes whose values are needed no more after it."""
+
     node: Node
     target: Callable[..., Any]
     args: tuple[Any, ...]
@@ -48,7 +50,7 @@ class Program:
             elif node.op == "get_attr":
                 self.steps.append(node)
             elif node.op == "output":
-                self.outputs = node.args[0]  # type: ignore[assignment]
+                self.outputs = node.args[0]
             else:
                 self.steps.append(_call(node, training, tuple(frees.get(node, ()))))
 

@@ -19,6 +19,10 @@ class Input:
 
     limits: (axis, least, most) of free axes beyond which the model does something else than the graph; most is None
     where there is no end.
+
+    Example:
+        >>> fw.network.Input("image", (None, 3, 32, 32), torch.float32, batched=True).shape[1:]
+        (3, 32, 32)
     """
 
     name: str
@@ -33,6 +37,12 @@ class Signature:
     """How a network is called: the nest of ``(args, kwargs)``, the nest it returns, and its tensor inputs.
 
     ``constants`` are the leaves of the inputs that are no tensors (by position); they were fixed at capture.
+
+    Example:
+        >>> network.signature.dynamic_batch
+        True
+        >>> [(given.name, given.shape) for given in network.signature.inputs]
+        [('input', (None, 1, 8, 8))]
     """
 
     in_spec: trees.Spec
@@ -86,6 +96,7 @@ class Signature:
 
 
 def shape_text(item: Input) -> str:
+    """An input's shape and number type in words: "[any, 3, 32, 32] float32"."""
     sizes = ", ".join("any" if s is None else str(s) for s in item.shape)
     return f"[{sizes}] {str(item.dtype).removeprefix('torch.')}"
 

@@ -18,10 +18,12 @@ DEPTH = 64  #: containers within one another that a file may describe
 
 
 def flatten(value: Any) -> tuple[list[Any], Spec]:
+    """The leaves of a nest in order, and the nest without them."""
     return pytree.tree_flatten(value)
 
 
 def unflatten(leaves: Iterable[Any], spec: Spec) -> Any:
+    """The nest that ``flatten`` took apart, with these leaves."""
     return pytree.tree_unflatten(list(leaves), spec)
 
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import tensorly
 import torch
-from tensorly.decomposition import partial_tucker
 from torch import Tensor
 
 
@@ -67,6 +65,9 @@ def tucker2(kernel: Tensor, rank_o: int, rank_i: int, rounds: int = 1) -> tuple[
     Lathauwer et al. 2000), and refined by ``rounds`` of orthogonal iteration (tensorly); the first brings nearly all
     there is to gain. B and A have orthonormal columns and rows; float64 inside, results in the dtype of ``kernel``.
     """
+    import tensorly  # with scipy behind it, as costly to import as half of torch
+    from tensorly.decomposition import partial_tucker
+
     with tensorly.backend_context("pytorch", local_threadsafe=True), torch.no_grad():
         (core, (out, into)), _ = partial_tucker(kernel.detach().double(), rank=[rank_o, rank_i], modes=[0, 1],
                                                 init="svd", svd=_leading, n_iter_max=rounds)

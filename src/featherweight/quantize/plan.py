@@ -3,32 +3,33 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from featherweight.errors import PlanError
+from featherweight.judge.costs import growth
 from featherweight.network import Network, fold_batch_norm
 from featherweight.network.devices import device_of
-from featherweight.numerics.formats import weight_bits
-from featherweight.quantize.layers import LayerForm
+from featherweight.numerics.formats import GRIDS
 from featherweight.quantize.prepare.gates import write_out
 from featherweight.quantize.prepare.rescale import Product, multiply
 from featherweight.quantize.store import Point, Stored, round_value, scale_name, store_weight
 from featherweight.steps import Plan
-
-#: bytes of graph that a rounded value and a stored weight bring along, about, in the larger of the two files
-POINT_BYTES = 900
-WEIGHT_BYTES = 900
-#: bytes of a scale and its zero point
-SCALE_BYTES = 5
+from featherweight.steps.joined import narrowed
 
 
 @dataclass(frozen=True)
 class Rung:
-    """One attempt of a ``Ladder``: its name, the score with it, and whether it stayed. seconds are not compared."""
+    """One attempt of a ``Ladder``: its name, the score with it, and whether it stayed. seconds are not compared.
+
+    Example:
+        >>> plan = fw.balance.Ladder(rungs=("mse",)).plan(network, task)
+        >>> [rung.name for rung in plan.trail][:2]
+        ['float', 'as given']
+    """
 
     name: str
     score: float
@@ -48,6 +49,11 @@ class QuantizePlan(Plan):
     ones rounds them to (input scale times weight scale) when it exports. trail: what a ``Ladder`` tried, in order.
     gates: activations that are written out as products first. products: with vectors that are put in first, by which
     values are divided before they are rounded, or multiplied after; the vectors lie in the plan's tensors.
+
+    Example:
+        >>> plan = fw.quantize.Quantize().plan(network, task)
+        >>> [stored.weight for stored in plan.stored]
+        ['0.weight', '3.weight', '7.weight']
     """
 
     kind: ClassVar[str] = "quantize/1"
@@ -78,8 +84,7 @@ class QuantizePlan(Plan):
         """A copy with batch norm folded, the named weights stored as whole numbers, the named values rounded."""
         if not self.stored and not self.points:
             return network.copy()
-        result = fold_batch_norm(network) if self.fold_batch_norm else network.copy()
-        write_out(result, self.gates)
+        result = self._folded(network)
         for product in self.products:
             multiply(result, product, self._tensor(product.factor).to(device_of(result)))
         for name in self.changed:
@@ -89,6 +94,34 @@ class QuantizePlan(Plan):
         for point in self.points:
             round_value(result, point)
         result.changed()
+        return result
+
+    def after(self, earlier: Plan, network: Network) -> QuantizePlan:
+        """The plan with weights and scales as ``earlier`` leaves them, rounding what is read then. Raises PlanError
+        after another quantization, and where zeros are to stay that the grid of a weight does not have."""
+        if isinstance(earlier, QuantizePlan):
+            raise PlanError("a network is quantized once; write one quantize.Quantize(mixed={...}) for layers of "
+                            "different kinds")
+        trained = network.copy()
+        for name in self.changed:
+            self._change(trained, name)
+        left, kept = earlier.apply(trained), earlier.kept(network)
+        tensors = {**self.tensors, **{name: left.tensor(name).detach() for name in self.changed}}
+        for stored in self.stored:
+            spec, name = GRIDS.get(stored.kind), stored.weight
+            if spec is not None and spec.odd and not left.tensor(name).all():
+                raise PlanError(f"the zeros of {name!r} have no place among the levels of {stored.kind}; write "
+                                f'Quantize(mixed={{"{name}": "ternary"}}), or Weights(ignore=("{name}",))')
+            if stored.axis is not None and name in kept:
+                tensors[scale_name(name)] = narrowed(self._tensor(scale_name(name)), kept[name][stored.axis:][:1])
+        before, folded = self._folded(network), self._folded(left)
+        points = tuple(p for point in self.points if (p := _carried(point, before, folded)) is not None)
+        return announced(replace(self, points=points, tensors=tensors), left)
+
+    def _folded(self, network: Network) -> Network:
+        """A copy in the form that values are rounded in."""
+        result = fold_batch_norm(network) if self.fold_batch_norm else network.copy()
+        write_out(result, self.gates)
         return result
 
     def _change(self, network: Network, name: str) -> None:
@@ -104,12 +137,24 @@ class QuantizePlan(Plan):
         return self.tensors[name]
 
 
-def growth(folded: Network, found: Sequence[LayerForm], points: Sequence[Point]) -> tuple[str, ...]:
-    """("bytes",) where the network is so small that the file's graph grows by more than its weights shrink."""
-    saved = sum(folded.tensor(f.stored.weight).numel() * (4 - weight_bits(f.stored.kind) / 8)
-                - SCALE_BYTES * f.stored.scales(folded.tensor(f.stored.weight).shape) for f in found)
-    grouped = sum(f.stored.group is not None for f in found)
-    return ("bytes",) if saved < POINT_BYTES * len(points) + WEIGHT_BYTES * (len(found) + grouped) else ()
+def announced(plan: QuantizePlan, network: Network) -> QuantizePlan:
+    """The plan with its word on what grows: the file of so small a network that its graph grows by more than its
+    weights shrink."""
+    if not plan.stored and not plan.points:
+        return plan
+    return replace(plan, grows=growth(network, plan.apply(network), ("bytes",)))
 
 
-__all__ = ["QuantizePlan", "Rung", "growth"]
+def _carried(point: Point, before: Network, after: Network) -> Point | None:
+    """The point in a graph of which channels were cut: read by those of its readers that still read the value, and by
+    choices of channels that the cut put in; None where none is left, as within a shuffle that became such a choice."""
+    then, now = ({n.name: n for n in network.graph.nodes} for network in (before, after))
+    if point.node not in now:
+        return None
+    known = {user.name for user in then[point.node].users}
+    readers = [user.name for user in now[point.node].users if user.name in point.readers
+               or (user.name not in known and user.target is torch.ops.aten.index_select.default)]
+    return replace(point, readers=tuple(readers)) if readers else None
+
+
+__all__ = ["QuantizePlan", "Rung", "announced"]

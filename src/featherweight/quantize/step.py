@@ -16,7 +16,7 @@ from featherweight.numerics.formats import ACTIVATIONS, GRIDS
 from featherweight.quantize.grids import prepared, value_grids, weight_scales
 from featherweight.quantize.layers import LayerForm, layers
 from featherweight.quantize.placement import Placement, integer_calls, placement
-from featherweight.quantize.plan import QuantizePlan, growth
+from featherweight.quantize.plan import QuantizePlan, announced
 from featherweight.quantize.prepare.biases import corrected
 from featherweight.quantize.prepare.gates import gated, write_out
 from featherweight.quantize.prepare.rescale import Product, rescaled
@@ -26,7 +26,7 @@ from featherweight.quantize.rounding.methods import METHODS, rounded
 from featherweight.quantize.store import scale_name
 from featherweight.quantize.training.driver import Learning, Training
 from featherweight.quantize.training.learners import LEARNERS, check_learner
-from featherweight.steps import Rewrite, Skipped, Stage
+from featherweight.steps import ALONE, Context, Rewrite, Skipped, Stage
 from featherweight.steps.options import BATCH_LIMIT, Numbers, check_known, check_numbers
 from featherweight.task import Task
 
@@ -65,7 +65,7 @@ class Quantize(Rewrite):
         SGD (benchmarks/low_bit_training.py, "lsq": 82.22 % against 80.52).
     progressive: forms that the training passes through, in equal shares of it, before it ends with the form above:
         ("int8", "int6/uint6") are weights, and values as well. A layer keeps its own form where that is the finer one.
-    ignore: patterns (``*`` and ``?``) of module paths, weight names or node names that stay float.
+    ignore: patterns of layers that stay float (``network/layers``).
     calibration: "data", the task's calibration split, or "distilled": inputs made from the network's batch-norm
         statistics (``distilled_data``), so that no data is needed.
     calibration_batches: at most so many batches of the calibration split; None takes all (4 where they are made).
@@ -81,6 +81,12 @@ class Quantize(Rewrite):
     the session's entry "session.x64quantprecision" is "1", as in ours: write it into yours. OpenVINO has no such entry;
     there, write Quantize("int7", ends=None), whose sums fit. Values of fewer than 8 bits are simulated: no runtime here
     has kernels for them.
+
+    Example:
+        >>> plan = fw.quantize.Quantize(weights="int8", activations="uint8").plan(network, task)
+        >>> stored = plan.apply(network)
+        >>> stored.save("int8.fw") < network.save("float.fw")
+        True
     """
 
     stage: ClassVar[Stage] = Stage.PRECISION
@@ -132,9 +138,10 @@ class Quantize(Rewrite):
         tensors = {scale_name(name): scale for name, scale in scales.items()} | values | vectors
         made = QuantizePlan(tuple(f.stored for f in found), points, tuple(sorted(values)), bool(found),
                             products=products, gates=gates, tensors=tensors,
-                            skipped=tuple(dict.fromkeys([*skipped, *said, *more, *rest])),
-                            grows=growth(folded, found, points))
-        return corrected(made, network, task, self.calibration_batches, even) if self.correct_bias else made
+                            skipped=tuple(dict.fromkeys([*skipped, *said, *more, *rest])))
+        if self.correct_bias:
+            made = corrected(made, network, task, self.calibration_batches, even)
+        return announced(made, network)
 
     def check(self) -> None:
         """Raises RecipeError, or ExportError, for options that make no sense."""
@@ -152,7 +159,7 @@ class Quantize(Rewrite):
         if self.target is not None:
             deploy.target(self.target)
 
-    def start(self, network: Network, task: Task) -> Training:
+    def start(self, network: Network, task: Task, context: Context = ALONE) -> Training:
         """Used during training: weights and values are rounded in every step, gradients pass. Scales start where
         calibration puts them."""
         self.check()

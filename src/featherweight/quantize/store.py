@@ -52,6 +52,7 @@ class Stored:
 
     axis: the axis with a scale per channel; None where one scale serves all. kind: a key of ``GRIDS`` or ``HALVES``.
     group: every so many numbers of a row (an output channel) have a scale, [rows * groups]; None: a scale per channel.
+    A weight whose rows lie along axis 1 is stored the other way around then, with its rows first.
     """
 
     weight: str
@@ -62,7 +63,8 @@ class Stored:
     def spread(self, scale: Tensor, shape: torch.Size) -> Tensor:
         """``scale`` shaped to meet a weight of ``shape``."""
         if self.group is not None:
-            return scale.repeat_interleave(self.group).view(shape)
+            spread = scale.repeat_interleave(self.group)
+            return spread.view(shape[::-1]).t() if self.axis else spread.view(shape)
         return scale if self.axis is None else scale.view([-1 if i == self.axis else 1 for i in range(len(shape))])
 
     def scales(self, shape: torch.Size) -> int:
@@ -73,6 +75,7 @@ class Stored:
 
 
 def scale_name(weight: str) -> str:
+    """The name of a stored weight's scales."""
     return f"{weight}_scale"
 
 
@@ -107,7 +110,10 @@ def store_weight(network: Network, stored: Stored, scale: Tensor | None) -> None
     spec = GRIDS[stored.kind]
     spread = stored.spread(scale, weight.shape)
     numbers = grids.quantize(weight.double(), spread, torch.zeros((), dtype=torch.int32, device=scale.device), spec)
-    nodes = _replaced(network, name, numbers)
+    turns = stored.group is not None and stored.axis
+    nodes = _replaced(network, name, numbers.t().contiguous() if turns else numbers)
+    if turns:
+        _read_as_stored(network, nodes)
     if _is_table(nodes):
         _look_up(network, nodes, _beside(network, nodes, scale_name(name), scale[:, None]))
     elif stored.axis is None and stored.group is None:
@@ -115,7 +121,7 @@ def store_weight(network: Network, stored: Stored, scale: Tensor | None) -> None
         _read_through(network, nodes, lambda node, like: insert_call(
             network, decomposed.dequantize_per_tensor.default, (node, *grid), after=node, like=like))
     else:
-        _per_channel(network, nodes, stored, scale, weight.shape)
+        _per_channel(network, nodes, stored, scale, weight.shape[::-1] if turns else weight.shape)
 
 
 def _replaced(network: Network, name: str, numbers: Tensor) -> list[Node]:
@@ -128,6 +134,14 @@ def _replaced(network: Network, name: str, numbers: Tensor) -> list[Node]:
         network.add_tensor(known, numbers, buffer=True)
     network.patterns.update(patterns)
     return [n for n in network.graph.nodes if n.op == "get_attr" and n.target in names]
+
+
+def _read_as_stored(network: Network, nodes: list[Node]) -> None:
+    """Who read ``nodes`` turned around (``aten.t``) reads them as they are."""
+    for node in nodes:
+        for turn in list(node.users):
+            turn.replace_all_uses_with(node)
+            network.graph.erase_node(turn)
 
 
 def _read_through(network: Network, nodes: list[Node], make: Any) -> None:
@@ -229,8 +243,9 @@ def rounder(point: Point) -> Callable[[Tensor], Tensor]:
 def chosen_scale(weight: Tensor, stored: Stored, method: str) -> Tensor:
     """The scales of a weight's grid, "minmax" or "mse": [] or [channels] or [rows * groups]."""
     choose = grids.least_squares if method == "mse" else grids.minmax
-    axis = 0 if stored.group is not None else stored.axis
-    values = weight if stored.group is None else weight.reshape(-1, stored.group)
+    axis, values = stored.axis, weight
+    if stored.group is not None:
+        axis, values = 0, (weight.t() if stored.axis else weight).reshape(-1, stored.group)
     return choose(values, replace(GRIDS[stored.kind], axis=axis))[0]
 
 

@@ -14,9 +14,10 @@ from featherweight.errors import PlanError, RecipeError
 from featherweight.measure import Measurement
 from featherweight.network import Network, load, trees
 from featherweight.network.file.digest import digest
-from featherweight.recipe.files import JOB_FORMAT, Crew, State, read_json, write_json
+from featherweight.processes import Processes
+from featherweight.recipe.files import JOB_FORMAT, State, read_json, write_json
 from featherweight.recipe.flags import flags_of, slower
-from featherweight.recipe.recipe import Recipe, aimed, rewrites
+from featherweight.recipe.recipe import Recipe, aimed, planners
 from featherweight.recipe.result import Decision, Final, Result
 from featherweight.seeds import generators_kept, seed_all, seed_from
 from featherweight.steps import Context, Fit, Plan, Rewrite, Step
@@ -45,6 +46,13 @@ def compress(network: Network, task: Task, recipe: Recipe | Iterable[Step], targ
 
     Raises RecipeError for a recipe or folder that makes no sense, PlanError for a step that breaks its own word (more
     parameters without saying so), ExportError for what the target cannot run.
+
+    Example:
+        >>> recipe = fw.Recipe([fw.quantize.Quantize()])
+        >>> result = fw.compress(network, task, recipe, target="onnxruntime", out="out", seconds=0.01)
+        >>> [measured.step for measured in result.trail]
+        ['original', 'quantize.Quantize']
+        >>> smaller = fw.load("out/network.fw")
     """
     if not isinstance(network, Network):
         parts = f" one of its parts: assembly.parts[{next(iter(network.parts))!r}]" if hasattr(network, "parts") else \
@@ -52,20 +60,20 @@ def compress(network: Network, task: Task, recipe: Recipe | Iterable[Step], targ
         raise RecipeError(f"compress takes a Network, not a {type(network).__name__}; compress{parts}")
     ready = recipe if isinstance(recipe, Recipe) else Recipe(recipe)
     deploy.target(target)
-    crew = Crew()
-    folder = Path(out) / "state" if out is not None else crew.folder()
+    processes = Processes()
+    folder = Path(out) / "state" if out is not None else processes.folder()
     mark = {"format": JOB_FORMAT, "recipe": canonical(ready.steps), "network": digest(network),
             "target": target, "seed": seed, "threads": threads}
     try:
-        crew.share(lambda: State(folder).claim(mark, resume))
-        work = _Work(network, task, ready, target, State(folder), crew, threads, seed,
+        processes.share(lambda: State(folder).claim(mark, resume))
+        work = _Work(network, task, ready, target, State(folder), processes, threads, seed,
                      progress or (lambda what, done, total, figures: None), seconds, memory, preface)
         result = work.run()
-        if out is not None and crew.first:
+        if out is not None and processes.first:
             result.save(out, work.deployed(len(ready.steps)))  # what ships is the very file that was measured
         return result
     finally:
-        if out is None and crew.first:
+        if out is None and processes.first:
             shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -78,7 +86,7 @@ class _Work:
     recipe: Recipe
     target: str
     state: State
-    crew: Crew
+    processes: Processes
     threads: int
     seed: int
     progress: Progress
@@ -87,7 +95,7 @@ class _Work:
     preface: str
 
     def run(self) -> Result:
-        steps, share = self.recipe.steps, self.crew.share
+        steps, share = self.recipe.steps, self.processes.share
         done = share(lambda: self.state.done(len(steps) + 1))
         network, trail = self.original, [self._measurement(0, self.original, None, done)]
         decisions: list[Decision] = []
@@ -112,30 +120,30 @@ class _Work:
         """The network after step ``index``, from its file if that stands already."""
         folder = self.state.folder / f"step_{index}"
         file, notes = folder / "network.fw", folder / "decisions.json"
-        if not self.crew.share(file.exists):
+        if not self.processes.share(file.exists):
             self._tell(f"step {index}: {kind_of(step)}", index - 1, {})
             began = time.monotonic()
             do = self._fit if isinstance(step, Fit) else self._rewrite
             network, plans = do(index, aimed(step, self.target), before)  # type: ignore[arg-type]
-            if self.crew.first:
+            if self.processes.first:
                 seconds = time.monotonic() - began
-                whose = rewrites(step)
-                decided = [Decision(index, kind_of(r), p.summary(), p.skipped, p.grows, seconds,
+                whose = planners(step)
+                decided = [Decision(index, kind_of(whose[place]), p.summary(), p.skipped, p.grows, seconds,
                                     tuple(dataclasses.asdict(c) for c in getattr(p, "sensitivity", ())), p)
-                           for r, p in zip(whose, plans, strict=False)]
+                           for place, p in plans.items()]
                 write_json(notes, [d.to_dict() for d in decided])
                 network.save(file)
                 (folder / "checkpoint.safetensors").unlink(missing_ok=True)
-            self.crew.share(lambda: None)
+            self.processes.share(lambda: None)
         network = load(file, types=named_types(self.original))  # type: ignore[assignment]
         plans = self._plans(index, step)
-        decided = [Decision.from_dict(d, p) for d, p in zip(read_json(notes), plans, strict=True)]
+        decided = [Decision.from_dict(d, p) for d, p in zip(read_json(notes), plans.values(), strict=True)]
         return network, decided
 
-    def _rewrite(self, index: int, step: Rewrite, before: Network) -> tuple[Network, list[Plan]]:
+    def _rewrite(self, index: int, step: Rewrite, before: Network) -> tuple[Network, dict[int, Plan]]:
         """Decides (or takes up what was decided before a kill), then does. In the first process only."""
-        if not self.crew.first:
-            return before, []
+        if not self.processes.first:
+            return before, {}
         file = self.state.step(index) / "plan.safetensors"
         if not file.exists():
             with generators_kept():
@@ -144,20 +152,21 @@ class _Work:
         plan = Plan.load(file)
         after = plan.apply(before)
         keep_word(index, step, plan, before, after)
-        return after, [plan]
+        return after, {0: plan}
 
-    def _fit(self, index: int, step: Fit, before: Network) -> tuple[Network, list[Plan]]:
+    def _fit(self, index: int, step: Fit, before: Network) -> tuple[Network, dict[int, Plan]]:
         folder = self.state.step(index)
         context = Context(original=self.original, workdir=folder, seed=seed_from(self.seed, "fit", index),
                           progress=self.progress)
         after = step.fit(before, self.task, context)
         return after, self._plans(index, step)
 
-    def _plans(self, index: int, step: Step) -> list[Plan]:
+    def _plans(self, index: int, step: Step) -> dict[int, Plan]:
+        """The plans that step ``index`` made, by the places of their ``planners``."""
         folder = self.state.folder / f"step_{index}"
         names = ["plan.safetensors"] if isinstance(step, Rewrite) else [
-            f"during_{i}.plan" for i in range(len(rewrites(step)))]
-        return [Plan.load(folder / name) for name in names if (folder / name).exists()]
+            f"during_{i}.plan" for i in range(len(planners(step)))]
+        return {i: Plan.load(folder / name) for i, name in enumerate(names) if (folder / name).exists()}
 
     # ---- figures
     def deployed(self, index: int) -> Path:
@@ -180,7 +189,7 @@ class _Work:
             write_json(file, found.to_dict())
             return found.to_dict()
 
-        found = Measurement.from_dict(self.crew.share(take))
+        found = Measurement.from_dict(self.processes.share(take))
         self._tell(f"measured {name}", index, figures(found))
         return found
 
@@ -206,11 +215,11 @@ class _Work:
             return list(read_json(file))
 
         self._tell("measure on the test split", len(self.recipe.steps), {})
-        before, after = (Measurement.from_dict(m) for m in self.crew.share(take))
+        before, after = (Measurement.from_dict(m) for m in self.processes.share(take))
         return Final(before, after)
 
     def _tell(self, what: str, done: int, facts: Mapping[str, float]) -> None:
-        if self.crew.first:
+        if self.processes.first:
             self.progress(what, done, len(self.recipe.steps), facts)
 
 

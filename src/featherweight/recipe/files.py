@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from featherweight.errors import FileError, RecipeError
 from featherweight.files import written_whole
-from featherweight.processes import accelerator
 
-T = TypeVar("T")
 #: of a job's state, as ``fingerprint.json`` says it
 JOB_FORMAT = 2
 #: formats that are gone on from no more -> the version that wrote them
@@ -28,15 +24,18 @@ def write_text(path: Path, text: str) -> None:
 
 
 def copy_file(source: Path, path: Path) -> None:
+    """Copies a file, whole or not at all."""
     with written_whole(path) as part:
         shutil.copyfile(source, part)
 
 
 def write_json(path: Path, value: Any) -> None:
+    """Writes ``value`` as JSON to ``path``, whole or not at all."""
     write_text(path, json.dumps(value, indent=1))
 
 
 def read_json(path: Path) -> Any:
+    """What ``write_json`` wrote. Raises FileError for a file that cannot be read."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -93,26 +92,3 @@ class State:
             if not (self.folder / f"step_{index}" / "measurement.json").exists():
                 return index
         return count
-
-
-class Crew:
-    """The processes of ``accelerate launch``, if there are several: the first plans, measures and writes, all fit."""
-
-    def __init__(self) -> None:
-        self.several = int(os.environ.get("WORLD_SIZE", "1")) > 1
-        self.first = True
-        if self.several:
-            self.first = bool(accelerator().is_main_process)
-
-    def share(self, make: Callable[[], T]) -> T:
-        """What ``make`` gives in the first process, in all of them."""
-        box = [make() if self.first else None]
-        if self.several:
-            from accelerate.utils import broadcast_object_list
-
-            broadcast_object_list(box)
-        return box[0]  # type: ignore[return-value]
-
-    def folder(self) -> Path:
-        """A fresh folder that all see (on one machine)."""
-        return Path(self.share(lambda: tempfile.mkdtemp(prefix="featherweight-")))

@@ -77,7 +77,21 @@ class Options:
 
 @dataclass(frozen=True)
 class Job:
-    """A job; ``folder`` (of its file) is searched for modules too, after the current one."""
+    """A job; ``folder`` (of its file) is searched for modules too, after the current one.
+
+    Example:
+        >>> job = fw.Job.from_toml('''
+        ... [model]
+        ... file = "network.fw"
+        ... [task]
+        ... factory = "mydata:task"
+        ... [[steps]]
+        ... kind = "prune.Channels"
+        ... macs = 0.5
+        ... ''')
+        >>> job.recipe.steps[0].macs
+        0.5
+    """
 
     model: Model
     task: Data
@@ -164,6 +178,7 @@ def example_of(task: Task) -> Inputs:
 
 
 def call_factory(name: str, arguments: Mapping[str, Any], folder: str, where: str) -> Any:
+    """What the function "module:function" gives for ``arguments``; modules are looked for in ``folder`` too."""
     module, _, function = name.partition(":")
     if not module or not function:
         raise RecipeError(f"{where} factory is {name!r}; expected module:function, e.g. \"mymodels:resnet20\"")

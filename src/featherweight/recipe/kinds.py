@@ -6,7 +6,6 @@ A kind is "family.Class": ``prune.Channels``, ``recover.Train``, ``distill.Logit
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import types
 from collections.abc import Mapping
 from functools import cache
@@ -16,31 +15,46 @@ from pydantic import AfterValidator, BeforeValidator, ConfigDict, TypeAdapter, V
 
 from featherweight.errors import RecipeError, did_you_mean
 from featherweight.network import Network
-from featherweight.steps import Fit, Objective, Rewrite
+from featherweight.steps import Beside, Fit, Rewrite
+from featherweight.steps.companion import gives_companions, is_beside
 from featherweight.steps.kinds import REGISTERED, kind_of, options
+from featherweight.steps.shipped import shipped
 
-FAMILIES = ("prune", "factorize", "share", "quantize", "distill", "recover", "balance")
-#: kinds of version 0.1 -> what they are now
-ALIASES = {"quantize.Ladder": "balance.Ladder", "quantize.Mixed": "balance.Mixed"}
+#: kinds of version 0.1 that had the options of a ``Quantize`` beside their own -> what they are now, around a step; and
+#: what that step has where the table does not say it
+FLAT: dict[str, tuple[str, dict[str, Any]]] = {"quantize.Ladder": ("balance.Ladder", {}),
+                                               "quantize.Mixed": ("balance.Mixed", {"ends": "none"})}
 
 
 def register(kind: str, cls: type) -> None:
-    """Makes a step or objective of one's own known under ``kind`` ("mine.Step"), so that TOML may name it."""
+    """Makes a step or objective of one's own known under ``kind`` ("mine.Step"), so that TOML may name it.
+
+    Example:
+        >>> from dataclasses import dataclass
+        >>> @dataclass(frozen=True)
+        ... class Twice(fw.steps.Fit):
+        ...     def fit(self, network, task, context):
+        ...         return network
+        >>> fw.recipe.register("mine.Twice", Twice)
+        >>> print(fw.Recipe([Twice()]).to_toml())
+        [[steps]]
+        kind = "mine.Twice"
+    """
     if not is_kind(cls):
-        raise RecipeError(f"{cls!r} is no frozen dataclass that is a Rewrite, a Fit or an Objective (has begin)")
+        raise RecipeError(f"{cls!r} is no frozen dataclass that is a Rewrite, a Fit or an objective (has start)")
     REGISTERED[kind] = cls
 
 
 def is_kind(value: Any) -> bool:
+    """Whether a class is a step, or stands beside a training."""
     return isinstance(value, type) and dataclasses.is_dataclass(value) and (
-        issubclass(value, (Rewrite, Fit)) or hasattr(value, "begin"))
+        issubclass(value, (Rewrite, Fit)) or gives_companions(value))
 
 
 @cache
 def _shipped() -> dict[str, type]:
     found = {}
-    for family in FAMILIES:
-        module = importlib.import_module(f"featherweight.{family}")
+    for family, module in shipped().items():
         for name in getattr(module, "__all__", ()):
             if is_kind(getattr(module, name)):
                 found[f"{family}.{name}"] = getattr(module, name)
@@ -48,7 +62,12 @@ def _shipped() -> dict[str, type]:
 
 
 def kinds() -> dict[str, type]:
-    """Every known kind -> its class."""
+    """Every known kind -> its class.
+
+    Example:
+        >>> fw.recipe.kinds()["prune.Channels"] is fw.prune.Channels
+        True
+    """
     return {**_shipped(), **REGISTERED}
 
 
@@ -63,10 +82,21 @@ def build(table: Mapping[str, Any], where: str = "steps") -> Any:
     kind = options.pop("kind", None)
     if not isinstance(kind, str):
         raise RecipeError(f'{where}: a table without kind; write e.g. kind = "prune.Channels"')
-    known, kind = kinds(), ALIASES.get(kind, kind)
+    known = kinds()
+    if kind in FLAT:
+        kind, options = _around_a_step(kind, options)
     if kind not in known:
         raise RecipeError(f"{where}: unknown kind {kind!r}; {did_you_mean(kind, known)}")
     return make(known[kind], options, kind)
+
+
+def _around_a_step(kind: str, options: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """A kind of ``FLAT`` and its options as they are written now."""
+    new, usual = FLAT[kind]
+    inner = {f.name for f in dataclasses.fields(kinds()["quantize.Quantize"])}
+    step = usual | {name: value for name, value in options.items() if name in inner}
+    return new, {"step": {"kind": "quantize.Quantize", **step},
+                 **{name: value for name, value in options.items() if name not in inner}}
 
 
 def make(cls: type, options: Mapping[str, Any], name: str) -> Any:
@@ -162,8 +192,8 @@ def _adapter(hint: Any) -> TypeAdapter[Any]:
 def _plain(hint: Any) -> Any:
     """The hint as pydantic can check it: protocols by their methods, dataclasses and our classes by ``isinstance``,
     numbers without True and False, which pydantic takes for 1 and 0."""
-    if hint is Objective:
-        return Annotated[Any, AfterValidator(_objective)]
+    if hint is Beside:
+        return Annotated[Any, AfterValidator(_beside)]
     if hint in (int, float):
         return Annotated[hint, BeforeValidator(_number)]
     if isinstance(hint, type) and get_origin(hint) is None and (dataclasses.is_dataclass(hint) or hint is Network):
@@ -189,9 +219,9 @@ def _number(value: Any) -> Any:
     return value
 
 
-def _objective(value: Any) -> Any:
-    if not hasattr(value, "begin"):
-        raise ValueError("expected an objective, e.g. distill.Logits()")
+def _beside(value: Any) -> Any:
+    if not is_beside(value):
+        raise ValueError("expected an objective, e.g. distill.Logits(), or a rewrite, e.g. prune.Weights(sparsity=0.8)")
     return value
 
 

@@ -13,6 +13,7 @@ from featherweight.recipe import toml
 from featherweight.recipe.kinds import build, line, validated
 from featherweight.recover import Train
 from featherweight.steps import Fit, Rewrite, Stage, Step
+from featherweight.steps.companion import beside
 from featherweight.steps.kinds import kind_of
 
 
@@ -22,6 +23,14 @@ class Recipe:
     but ``recover.Train`` cannot train what ``quantize`` made integers.
 
     Raises RecipeError for steps out of order, with the recipe to write instead, and for options that make no sense.
+
+    Example:
+        >>> recipe = fw.Recipe([fw.prune.Channels(macs=0.5), fw.recover.Train(epochs=5), fw.quantize.Quantize()])
+        >>> print(recipe.to_toml())
+        [[steps]]
+        kind = "prune.Channels"
+        macs = 0.5
+        ...
     """
 
     steps: tuple[Step, ...] = ()
@@ -53,20 +62,27 @@ def text(steps: Iterable[Step]) -> str:
     return "fw.Recipe([\n" + "".join(f"    {line(step)},\n" for step in steps) + "])"
 
 
+def planners(step: Step) -> tuple[Any, ...]:
+    """What may leave a plan when a step is done: the step itself, or all that works beside a Fit."""
+    return (step,) if isinstance(step, Rewrite) else beside(step)
+
+
 def rewrites(step: Step) -> tuple[Rewrite, ...]:
-    """The rewrites that a step makes: itself, or those at work during a Fit."""
-    if isinstance(step, Rewrite):
-        return (step,)
-    return tuple(r for r in getattr(step, "during", ()) if isinstance(r, Rewrite))
+    """The rewrites that a step makes, in the order in which their plans are applied."""
+    return tuple(sorted((r for r in planners(step) if isinstance(r, Rewrite)), key=lambda r: r.stage))
 
 
 def aimed(step: Step, target: str) -> Step:
-    """The step with ``target`` where it, or a rewrite at work during it, leaves open for which runtime it plans."""
+    """The step with ``target`` where it, or what works beside it, leaves open for which runtime it plans."""
     changed: dict[str, Any] = {"target": target} if getattr(step, "target", target) is None else {}
-    within = getattr(step, "during", ())
-    aims = tuple(aimed(r, target) for r in within)
-    if aims != tuple(within):
-        changed["during"] = aims
+    for name in ("during", "beside"):
+        within = tuple(getattr(step, name, ()))
+        aims = tuple(aimed(r, target) for r in within)
+        if aims != within:
+            changed[name] = aims
+    inner = getattr(step, "step", None)  # of those that choose its options
+    if isinstance(inner, Rewrite):
+        changed["step"] = aimed(inner, target)
     return dataclasses.replace(step, **changed) if changed else step  # type: ignore[type-var]
 
 
@@ -91,7 +107,7 @@ def _stage(rewrite: Rewrite) -> str:
 
 
 def _trains_integers(step: Step, reached: Rewrite) -> bool:
-    return isinstance(step, Train) and kind_of(reached).startswith("quantize.")
+    return isinstance(step, Train) and kind_of(getattr(reached, "step", reached)).startswith("quantize.")
 
 
 def ordered(steps: tuple[Step, ...]) -> tuple[Step, ...]:

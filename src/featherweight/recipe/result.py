@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from featherweight import codec, deploy
+from featherweight import __version__, codec, deploy
 from featherweight.errors import RecipeError
 from featherweight.measure import LayerFigures, Measurement
 from featherweight.network import Network
@@ -28,6 +28,11 @@ class Decision:
     """What one step decided: ``step`` counts from 1; a Fit has decisions only for rewrites at work during it.
 
     curves: how sensitive the network was to the parts that the step chose among, where it measured that.
+
+    Example:
+        >>> decision = result.plans[0]                            # of what compress gave
+        >>> decision.step, decision.kind
+        (1, 'prune.Channels')
     """
 
     step: int
@@ -54,7 +59,13 @@ class Decision:
 
 @dataclass(frozen=True)
 class Final:
-    """Both ends of the trail measured on the test split."""
+    """Both ends of the trail measured on the test split.
+
+    Example:
+        >>> final = result.final                                  # of what compress gave, on the test split
+        >>> final.before.split, final.after.file_bytes < final.before.file_bytes
+        ('test', True)
+    """
 
     before: Measurement
     after: Measurement
@@ -62,7 +73,13 @@ class Final:
 
 @dataclass(frozen=True)
 class Result:
-    """trail: [0] is the untouched network, [i] what step i left. flags: what got worse without a step saying so."""
+    """trail: [0] is the untouched network, [i] what step i left. flags: what got worse without a step saying so.
+
+    Example:
+        >>> [measured.step for measured in result.trail]          # what compress gave
+        ['original', 'prune.Channels', 'quantize.Quantize']
+        >>> result.save("out")
+    """
 
     network: Network
     trail: tuple[Measurement, ...]
@@ -87,7 +104,7 @@ class Result:
     def to_dict(self) -> dict[str, Any]:
         """JSON-able values: what ``result.json`` holds and the report shows."""
         return {
-            "format": 1, "featherweight": _version(), "machine": machine(), "versions": self._versions(),
+            "format": 1, "featherweight": __version__, "machine": machine(), "versions": self._versions(),
             "target": self.target, "recipe": [_described(step) for step in self.recipe.steps],
             "recipe_toml": self.recipe_toml,
             "trail": [m.to_dict() for m in self.trail],
@@ -131,12 +148,6 @@ def _described(step: Any) -> dict[str, Any]:
         return toml.describe(step)
     except RecipeError:
         return {"kind": kind_of(step), "line": line(step)}
-
-
-def _version() -> str:
-    from featherweight import __version__
-
-    return __version__
 
 
 def machine() -> dict[str, Any]:

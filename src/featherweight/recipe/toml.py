@@ -41,6 +41,7 @@ def parse(source: str | Path) -> dict[str, Any]:
 
 
 def is_path(source: str | Path) -> bool:
+    """Whether a source of TOML is a file's name rather than its text."""
     return isinstance(source, Path) or ("\n" not in source and source.endswith(".toml"))
 
 

@@ -1,6 +1,7 @@
-"""Values found anew after a rewrite: training with a teacher, masks or drivers beside, and batch-norm statistics."""
+"""Fine-tuning (with objectives and in-training rewrites) and batch-norm re-estimation."""
 
+from featherweight.recover.attach import Attached, attach
 from featherweight.recover.batchnorm import BatchNorm
 from featherweight.recover.train import Train
 
-__all__ = ["BatchNorm", "Train"]
+__all__ = ["Attached", "BatchNorm", "Train", "attach"]

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from itertools import islice
+from typing import Any
 
 import torch
 
 from featherweight.errors import TaskError
 from featherweight.seeds import seed_all
-from featherweight.task import Batch, Task, batch_size
+from featherweight.task import SPLITS, Batch, Task, batch_size, move
 
 
 def epoch(task: Task, seed: int, skip: int, limit: int | None, rank: int, world: int,
@@ -56,3 +58,27 @@ def rounds(task: Task, seed: int, limit: int | None, world: int, drop_single: bo
         raise TaskError(f"the train split gave {count} batches for {world} process(es); expected at least one each: "
                         "check Task(train=...), it must start a fresh pass at every call")
     return count // world
+
+
+def on_device(task: Task, device: torch.device) -> Task:
+    """The same task with batches that lie on ``device``."""
+    if device.type == "cpu":
+        return task
+
+    def moved(split: str) -> Any:
+        return lambda: OnDevice(task.start(split), device)
+
+    return dataclasses.replace(task, **{s: moved(s) for s in SPLITS if task.has(s)})
+
+
+class OnDevice:
+    """A pass over batches, each moved to a device; it has a length if the pass has."""
+
+    def __init__(self, batches: Any, device: torch.device) -> None:
+        self.batches, self.device = batches, device
+
+    def __iter__(self) -> Any:
+        return (move(batch, self.device) for batch in self.batches)
+
+    def __len__(self) -> int:
+        return len(self.batches)

@@ -13,7 +13,7 @@ from featherweight.errors import RecipeError
 from featherweight.network import Network
 from featherweight.network.devices import placed
 from featherweight.network.operators import set_schema_argument
-from featherweight.processes import accelerator
+from featherweight.processes import Processes
 from featherweight.seeds import generators_kept, seed_all, seed_from
 from featherweight.steps import Context, Fit
 from featherweight.steps.options import BATCH_LIMIT, SEED, check_number
@@ -30,6 +30,10 @@ class BatchNorm(Fit):
     Each norm normalizes by the statistics of its batch meanwhile (as in training), dropout stays off. Variances are
     unbiased. After Izmailov et al. 2018 (section 3.2) and Li et al. 2020 ("EagleEye", section 3.3). A network without
     batch norms comes back as it was. ``batches=None`` takes the whole split.
+
+    Example:
+        >>> small = fw.prune.Channels(macs=0.5).plan(network, task).apply(network)
+        >>> settled = fw.recover.BatchNorm().fit(small, task, fw.steps.Context(original=network))
     """
 
     batches: int | None = 100
@@ -47,7 +51,7 @@ class BatchNorm(Fit):
         if not _norms(network):
             return result
         split = "train" if task.has("train") else "calibration"
-        device = torch.device(accelerator().device)
+        device = Processes().device
         work = placed(network, device).eval()
         sums, calls = _prepare(work)
         total = 0.0

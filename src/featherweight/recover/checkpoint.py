@@ -1,6 +1,7 @@
 """A Fit's checkpoint: one safetensors file, its position as JSON in the header, written whole or not at all.
 
-Tensors are named "network/NAME", "optimizer/INDEX/KEY" and "driver/INDEX/NAME". Nothing in it is pickled or evaluated.
+Tensors are named "network/NAME", "optimizer/INDEX/KEY", and "driver/PLACE/state/NAME" and "driver/PLACE/own/INDEX" for
+the companions. Nothing in it is pickled or evaluated.
 """
 
 from __future__ import annotations
@@ -14,11 +15,17 @@ from pathlib import Path
 from typing import Any
 
 import safetensors
+import torch
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.optim import Optimizer
 
 from featherweight.errors import RecipeError
 from featherweight.files import written_whole
+from featherweight.network import Network
+from featherweight.network.devices import device_of
+from featherweight.recover.companions import Companions, unique
+from featherweight.recover.optimizers import pack, unpack
 
 FILE = "checkpoint.safetensors"
 FORMAT = "featherweight checkpoint 2"
@@ -37,6 +44,8 @@ class Position:
 
 @dataclass(frozen=True)
 class Checkpoint:
+    """What a resumed Fit needs: how far it came, tensors by name, numbers."""
+
     position: Position
     tensors: Mapping[str, Tensor]
     numbers: Mapping[str, Any]
@@ -86,3 +95,23 @@ def _check_format(path: Path, form: str) -> None:
         raise RecipeError(f"the checkpoint {path} was written by {writer} of featherweight (format {form!r}), from "
                           f"which this one cannot go on (it reads {FORMAT!r}); finish it with that version, or pass "
                           "another Context(workdir=...), or delete it to start over")
+
+
+def taken(position: Position, network: Network, optimizer: Optimizer, companions: Companions,
+          progress: float) -> Checkpoint:
+    """All that a run needs to go on from ``position``."""
+    state, numbers = pack(optimizer)
+    held = {f"optimizer/{name}": tensor for name, tensor in state.items()}
+    held |= {f"network/{name}": tensor for name, tensor in unique(network).items()}
+    held |= {f"driver/{name}": tensor for name, tensor in companions.state().items()}
+    return Checkpoint(position, held, {"optimizer": numbers, "progress": progress})
+
+
+def restored(found: Checkpoint, network: Network, optimizer: Optimizer, companions: Companions) -> float:
+    """Puts back what ``taken`` took; the progress that the companions were told last."""
+    with torch.no_grad():
+        for name, tensor in found.under("network/").items():
+            network.tensor(name).copy_(tensor)
+    companions.restore(found.under("driver/"), device_of(network))
+    unpack(optimizer, found.under("optimizer/"), found.numbers["optimizer"])
+    return float(found.numbers["progress"])

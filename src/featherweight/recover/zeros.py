@@ -1,11 +1,13 @@
-"""Zeros that must stay: the pattern a sparsifying step left in a weight, kept through every optimizer step."""
+"""What a training may change: the tensors that can be trained, and the zeros in them that must stay."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
+from featherweight.errors import RecipeError
 from featherweight.network import Network
+from featherweight.network.edit import WEIGHTED, weight_name
 
 
 class Zeros:
@@ -33,3 +35,17 @@ class Zeros:
         with torch.no_grad():
             for tensor, zero in self.places:
                 tensor.masked_fill_(zero, 0)
+
+
+def trainable(network: Network) -> None:
+    """Raises RecipeError if no tensor can be trained, or none but biases because all weights are integers."""
+    if not any(p.requires_grad and p.is_floating_point() for p in network.parameters()):
+        raise RecipeError("the network has no trainable tensor (all are integers, or frozen); put recover.Train before "
+                          "quantize.Quantize, or write Train(during=(quantize.Quantize(...),))")
+    weights = [n for n in map(weight_name, network.calls(*WEIGHTED)) if n is not None]
+    matrices = [p for p in network.parameters() if p.requires_grad and p.dim() > 1]
+    integers = [n for n, t in network.tensors().items() if not t.is_floating_point() and t.dim() > 1]
+    if integers and not matrices and not any(network.tensor(n).requires_grad for n in weights):
+        raise RecipeError(f"all weights of the network are integers ({', '.join(integers[:3])}, ...) and cannot be "
+                          "trained; put recover.Train before quantize.Quantize, or write "
+                          "Train(during=(quantize.Quantize(...),))")

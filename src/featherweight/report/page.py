@@ -28,6 +28,11 @@ def render(result: Row) -> str:
 
     result: what ``result.json`` holds: trail, plans, layers, recipe, machine, versions, notes, flags, final. Anything
     that is missing or None is shown as not measured or left out; all text is escaped.
+
+    Example:
+        >>> page = fw.report.render(result.to_dict())             # of what compress gave
+        >>> page.lower().startswith("<!doctype html>")
+        True
     """
     measured: list[Row] = list(result.get("trail") or [])
     first, last = _ends(measured, result)

@@ -38,11 +38,13 @@ def _kind(column: Column) -> str:
 
 
 def latency_s(m: Row, key: str = "median_s") -> float | None:
+    """A figure of a measurement's latency in seconds; None where none was measured."""
     found = (m.get("latency") or {}).get(key)
     return None if found is None else float(found)
 
 
 def step_name(m: Row, index: int) -> str:
+    """What a row of the trail is called."""
     return str(m.get("step") or ("original" if index == 0 else f"step {index}"))
 
 
@@ -193,4 +195,5 @@ def skipped(plans: Sequence[Row]) -> str:
 
 
 def pairs(items: Mapping[str, Any], show: Callable[[Any], str] = str) -> str:
+    """"name value" for each item, escaped for HTML."""
     return ", ".join(f"{escape(str(k))} {escape(show(v))}" for k, v in items.items())

@@ -43,6 +43,7 @@ def amount(kind: str, value: float | None) -> str:
 
 
 def score(value: float | None) -> str:
+    """A score with two decimals."""
     return NONE if value is None or not math.isfinite(value) else f"{value:.2f}"
 
 

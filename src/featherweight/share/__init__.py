@@ -1,5 +1,6 @@
 """Weight sharing: codebooks."""
 
+from featherweight.share.candidates import Bits
 from featherweight.share.steps import Codebook, CodebookPlan
 
-__all__ = ["Codebook", "CodebookPlan"]
+__all__ = ["Bits", "Codebook", "CodebookPlan"]

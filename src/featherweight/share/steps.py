@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import ClassVar, Literal
 
 import torch
@@ -13,8 +11,10 @@ from torch import Tensor, nn
 from torch.fx import Node
 
 from featherweight.errors import PlanError, RecipeError, did_you_mean
+from featherweight.judge.costs import alone, file_bytes
 from featherweight.network import Network
-from featherweight.network.edit import WEIGHTED, clear_dead, insert_call, node_name, read_tensors, weight_name
+from featherweight.network.edit import WEIGHTED, clear_dead, insert_call, node_name, read_tensors, readers_of
+from featherweight.network.layers import not_finite, select
 from featherweight.network.operators import mutates
 from featherweight.numerics.kmeans import kmeans
 from featherweight.steps import Plan, Rewrite, Skipped, Stage
@@ -22,8 +22,6 @@ from featherweight.steps.options import Numbers, check_numbers
 from featherweight.task import Task
 
 aten = torch.ops.aten
-#: bytes that a lookup's nodes and tensors take in the file's header, and more for each letter of the weight's name
-LOOKUP_BYTES, NAME_BYTES = 1024, 16
 NUMBERS = {"bits": Numbers(5, least=1, whole=True, none="the number of clusters"),
            "clusters": Numbers(32, least=2, whole=True, none="the number of bits"),
            "min_size": Numbers(1024, least=0, whole=True)}
@@ -40,7 +38,13 @@ class Shared:
 
 @dataclass(frozen=True)
 class CodebookPlan(Plan):
-    """Which weights get codebooks of how many entries. The k-means itself is done by ``apply``: it needs no data."""
+    """Which weights get codebooks of how many entries. The k-means itself is done by ``apply``: it needs no data.
+
+    Example:
+        >>> plan = fw.share.Codebook(bits=4, min_size=100).plan(network, task)
+        >>> [(shared.weight, shared.clusters) for shared in plan.shared]
+        [('3.weight', 16)]
+    """
 
     kind: ClassVar[str] = "share.codebook/1"
     shared: tuple[Shared, ...] = ()
@@ -58,7 +62,8 @@ class CodebookPlan(Plan):
             if not weight.is_floating_point():
                 raise PlanError(f"the plan shares the weights of {item.weight!r}, which is {weight.dtype}, no float; "
                                 "plan again on this network")
-            _share(changed, item, weight)
+            codebook, index = kmeans(weight, item.clusters, hold_zero=item.zeros)
+            _put(changed, item.weight, codebook, index, item.zeros)
         clear_dead(changed, before)
         return changed
 
@@ -80,11 +85,17 @@ class Codebook(Rewrite):
     per: "layer", the only kind so far: a codebook for each weight.
     keep_zeros: exact zeros (pruned weights) stay exact zeros, in training too: entry 0 is a constant.
     min_size: smaller weights are left alone.
-    ignore: module paths (``*`` as in file names) to leave alone.
+    ignore: patterns of layers to leave alone (``network/layers``).
 
     The weight leaves the network; what is stored is one byte per weight and the codebook, a parameter: fine-tuning it
     is the paper's centroid training (eq. 3), by autograd. Computed as float: it saves bytes, not time. Raises
     RecipeError for bits and clusters together, or out of range.
+
+    Example:
+        >>> plan = fw.share.Codebook(bits=4, min_size=100).plan(network, task)
+        >>> shared = plan.apply(network)
+        >>> fw.codec.archive_bytes(shared) < fw.codec.archive_bytes(network)
+        True
     """
 
     bits: int | None = None
@@ -116,68 +127,58 @@ class Codebook(Rewrite):
         """Reads no data. Raises RecipeError as said above."""
         self.check()
         entries = self.entries()
+        selected = select(network, self.ignore)
         shared: list[Shared] = []
-        skipped: list[Skipped] = []
-        matched: set[str] = set()
-        for call, name in _weights(network):
-            path = name.removesuffix("weight").rstrip(".") or "(the network itself)"
-            rules = [rule for rule in self.ignore if fnmatchcase(path, rule)]
-            matched.update(rules)
-            weight = network.tensor(name)
-            reason = f"ignored by {rules[0]!r}" if rules else self._refusal(network, call, name, weight, entries)
+        skipped = list(selected.skipped)
+        for layer in selected.layers:
+            weight = network.tensor(layer.weight)
+            reason = self._refusal(network, layer.weight, weight, entries)
             if reason:
-                skipped.append(Skipped(path, reason))
+                skipped.append(Skipped(layer.weight, reason))
             else:
-                shared.append(Shared(name, entries, self.keep_zeros and bool((weight == 0).any())))
-        skipped += [Skipped(_origin(call), f"the weight of this {call.target} is computed, not stored")
-                    for call in network.calls(*WEIGHTED) if weight_name(call) is None]
-        skipped += [Skipped(rule, "this ignore rule matched no layer") for rule in self.ignore if rule not in matched]
+                shared.append(Shared(layer.weight, entries, self._holds_zero(weight)))
         return CodebookPlan(shared=tuple(shared), skipped=tuple(skipped))
 
-    def _refusal(self, network: Network, call: Node, name: str, weight: Tensor, entries: int) -> str:
+    def _refusal(self, network: Network, name: str, weight: Tensor, entries: int) -> str:
         """Why ``weight`` cannot have a codebook; "" if it can."""
-        others = sorted({str(u.target) for u in network.users_of(name) if u.target not in WEIGHTED or mutates(u)})
-        price = LOOKUP_BYTES + NAME_BYTES * len(name)
-        saved = weight.numel() * (weight.element_size() - 1) - entries * weight.element_size()
-        if not weight.is_floating_point():
-            return f"its weight is {weight.dtype} already"
-        if not torch.isfinite(weight).all():
-            return "its weight holds values that are not finite"
+        others = sorted({str(u.target) for u in readers_of(network, name) if u.target not in WEIGHTED or mutates(u)})
+        if reason := not_finite(weight):
+            return reason
         if others:
             return f"its weight is also read by {', '.join(others)}"
         if weight.numel() < self.min_size:
             return f"only {weight.numel()} weights, fewer than min_size={self.min_size}"
-        if saved <= price:
-            return f"a codebook would save {saved} bytes of its {weight.numel()} weights and cost {price}"
         taken = [n for n in (f"{name}_codebook", f"{name}_index") if n in network.tensors()]
-        return f"the name {taken[0]} is taken" if taken else ""
+        if taken:
+            return f"the name {taken[0]} is taken"
+        grown = growth_of(network, name, entries, self._holds_zero(weight))
+        return f"a codebook for its {weight.numel()} weights makes the file {grown} bytes larger" if grown >= 0 else ""
+
+    def _holds_zero(self, weight: Tensor) -> bool:
+        return self.keep_zeros and bool((weight == 0).any())
 
 
-def _weights(network: Network) -> Iterator[tuple[Node, str]]:
-    """Every stored weight of a linear or convolution call once (tied and shared ones too), with its first call."""
-    seen: set[int] = set()
-    for call in network.calls(*WEIGHTED):
-        name = weight_name(call)
-        if name is not None and id(network.tensor(name)) not in seen:
-            seen.add(id(network.tensor(name)))
-            yield call, name
+def growth_of(network: Network, name: str, entries: int, zeros: bool) -> int:
+    """By how many bytes the file grows where a weight gets a codebook; negative where it shrinks. Counted on the layer
+    alone, with all entries used."""
+    layer = alone(network, name)
+    weight, after = layer.tensor(name).detach(), layer.copy()
+    index = (torch.arange(weight.numel()) % entries).to(torch.uint8).view(weight.shape)
+    _put(after, name, weight.new_zeros(entries), index, zeros)
+    return file_bytes(after) - file_bytes(layer)
 
 
-def _origin(call: Node) -> str:
-    return str(call.meta.get("module") or call.name)
-
-
-def _share(network: Network, item: Shared, weight: Tensor) -> None:
-    """Puts a lookup in the place of every reading of ``weight``, and its codebook and index in the place of it."""
-    codebook, index = kmeans(weight, item.clusters, hold_zero=item.zeros)
+def _put(network: Network, name: str, codebook: Tensor, index: Tensor, zeros: bool) -> None:
+    """Puts a lookup in the place of every reading of a weight, and a codebook and an index in the place of it."""
+    weight = network.tensor(name)
     trains = isinstance(weight, nn.Parameter) and weight.requires_grad
-    values = codebook[int(item.zeros):]
-    names = network.tied_names(item.weight)
-    table, rows = f"{item.weight}_codebook", f"{item.weight}_index"
+    values = codebook[int(zeros):]
+    names = network.tied_names(name)
+    table, rows = f"{name}_codebook", f"{name}_index"
     network.add_tensor(table, nn.Parameter(values.clone(), requires_grad=trains))
     network.add_tensor(rows, index, buffer=True)
     reads = [n for n in network.graph.nodes if n.op == "get_attr" and n.target in names]
-    looked_up = _lookup(network, table, rows, item.zeros, reads[0])
+    looked_up = _lookup(network, table, rows, zeros, reads[0])
     for node in reads:
         node.replace_all_uses_with(looked_up)
         network.graph.erase_node(node)

@@ -19,18 +19,14 @@ from torch import Tensor
 from featherweight.errors import FileError, PlanError, did_you_mean
 from featherweight.files import written_whole
 from featherweight.network import Network
-
-
-@dataclass(frozen=True)
-class Skipped:
-    """Something that a plan left as it was, and why: nothing is skipped in silence."""
-
-    path: str
-    reason: str
-
+from featherweight.network.layers import Skipped
+from featherweight.steps.kinds import OURS
+from featherweight.steps.shipped import shipped
 
 #: kind -> class of every plan that can be read
 PLANS: dict[str, type[Plan]] = {}
+#: of one tensor: per axis the positions that stay, in order; None where all do
+Kept = tuple[Tensor | None, ...]
 #: kinds as version 0.1 wrote them -> what reads them; a package with plans of its own adds those that it wrote
 ALIASES = {
     "prune.ChannelPlan": "prune.channels/1",
@@ -54,6 +50,12 @@ class Plan(ABC):
     Every concrete subclass writes out its ``kind``, a name and the version of its fields, under which saved plans are
     read: ``kind: ClassVar[str] = "mytool.channels/1"``. The class's name and module may then change. A class without a
     kind, or with the kind of another class, is a PlanError when it is defined.
+
+    Example:
+        >>> plan = fw.prune.Channels(macs=0.5).plan(network, task)
+        >>> plan.save("channels.plan")
+        >>> fw.steps.Plan.load("channels.plan") == plan
+        True
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(arbitrary_types_allowed=True, extra="forbid")
@@ -75,6 +77,15 @@ class Plan(ABC):
     @abstractmethod
     def summary(self) -> str:
         """One line: what is going to change."""
+
+    def kept(self, network: Network) -> Mapping[str, Kept]:
+        """Tensor's name -> the positions that stay, for the tensors of ``network`` that ``apply`` makes smaller."""
+        return {}
+
+    def after(self, earlier: Plan, network: Network) -> Plan:
+        """This plan for ``earlier.apply(network)``, where both were made on ``network``: the plan itself, unless it
+        holds something in the shape of a tensor, or by what a tensor holds. Raises PlanError where there is none."""
+        return self
 
     def __str__(self) -> str:
         lines = [self.summary(), *(f"  left alone: {s.path} ({s.reason})" for s in self.skipped)]
@@ -99,6 +110,8 @@ class Plan(ABC):
         except (ValueError, KeyError, AttributeError, TypeError) as error:
             raise PlanError(f"this is not a plan: {error}; expected the text that Plan.to_json wrote") from error
         kind = ALIASES.get(str(given), str(given))
+        if kind not in PLANS:
+            shipped()
         if kind not in PLANS:
             raise PlanError(_unknown(kind))
         if "tensors" in body:
@@ -134,6 +147,8 @@ def _claim(cls: type[Plan]) -> None:
     """Puts a concrete plan into ``PLANS``; one of the same full name (its module was executed again) is replaced.
 
     Raises PlanError where the class writes out no kind with a version, or the kind of another class."""
+    if not cls.__module__.startswith(f"{OURS}."):
+        shipped()  # what comes with the package has its kinds first
     kind, name = vars(cls).get("kind"), _full_name(cls)
     snake = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", cls.__name__.removesuffix("Plan")).lower()
     line = f'kind: ClassVar[str] = "{cls.__module__.partition(".")[0].strip("_")}.{snake or "plan"}/1"'

@@ -8,13 +8,18 @@ from typing import ClassVar
 
 from featherweight.errors import RecipeError
 from featherweight.network import Network
-from featherweight.steps.companion import Context, Driver
+from featherweight.steps.companion import ALONE, Companion, Context
 from featherweight.steps.plan import Plan
 from featherweight.task import Task
 
 
 class Stage(IntEnum):
-    """Order of rewrites in a recipe: a later stage never comes before an earlier one."""
+    """Order of rewrites in a recipe: a later stage never comes before an earlier one.
+
+    Example:
+        >>> fw.prune.Channels.stage < fw.quantize.Quantize.stage
+        True
+    """
 
     STRUCTURE = 1  #: axes, ranks, layers: shapes change
     SPARSITY = 2  #: zero patterns: values change, shapes do not
@@ -22,7 +27,13 @@ class Stage(IntEnum):
 
 
 class Rewrite(ABC):
-    """A step that changes structure, zero pattern or number type."""
+    """A step that changes structure, zero pattern or number type.
+
+    Example:
+        >>> step = fw.prune.Channels(macs=0.5)                   # options, and nothing else
+        >>> plan = step.plan(network, task)                      # may read data, changes nothing
+        >>> small = plan.apply(network)                          # reads no data
+    """
 
     stage: ClassVar[Stage]
 
@@ -42,8 +53,8 @@ class Rewrite(ABC):
     def plan(self, network: Network, task: Task) -> Plan:
         """Decides. May read the task's calibration or validation data; leaves the network as it was."""
 
-    def start(self, network: Network, task: Task) -> Driver:
-        """Used during training: a driver that a Fit tells of its progress. Steps that cannot raise RecipeError."""
+    def start(self, network: Network, task: Task, context: Context = ALONE) -> Companion:
+        """Used during training: this step at work beside a Fit. Steps that cannot raise RecipeError."""
         raise _not_in_training(self)
 
 
@@ -53,7 +64,19 @@ def _not_in_training(step: Rewrite) -> RecipeError:
 
 
 class Fit(ABC):
-    """A step that changes values only."""
+    """A step that changes values only.
+
+    Example:
+        >>> from dataclasses import dataclass
+        >>> @dataclass(frozen=True)
+        ... class Calm(fw.steps.Fit):
+        ...     factor: float = 0.5
+        ...     def fit(self, network, task, context):
+        ...         calmer = network.copy()
+        ...         calmer.set_tensor("7.weight", self.factor * calmer.tensor("7.weight").detach())
+        ...         return calmer
+        >>> calmer = Calm().fit(network, task, fw.steps.Context())
+    """
 
     def check(self) -> None:  # noqa: B027  (many steps have nothing to check)
         """Raises RecipeError for options that make no sense, whatever the network; as in ``Rewrite``."""

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from featherweight.axes.labels import Field, Labels, Trace, Value
+from featherweight.axes.labels import Field, Labels, Value
+from featherweight.axes.trace import Trace
 from featherweight.network.operators import schema_argument as argument
 
 aten = torch.ops.aten
@@ -43,6 +44,7 @@ def rule(*names: str) -> Callable[[Rule], Rule]:
 
 
 def wrap(dim: int, x: Labels) -> int:
+    """An axis counted from the front."""
     return dim % max(len(x.shape), 1)
 
 
@@ -191,7 +193,7 @@ def along(trace: Trace, node: Node) -> Value:
     for dim in dims:
         x = trace.whole(x, dim, node, "it mixes channels")
     plain = trace.plain(node)
-    return [Labels(x.shape, x.fields) for _ in plain] if isinstance(plain, list) else x
+    return [Labels(x.shape, x.fields)] * len(plain) if isinstance(plain, list) else x  # sorted, and where from
 
 
 @rule("grid_sampler", "grid_sampler_2d", "grid_sampler_3d")

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from torch.fx import Node
 
-from featherweight.axes.labels import Labels, Trace, Value
+from featherweight.axes.labels import Labels, Value
 from featherweight.axes.rules import norms as axes_norms
 from featherweight.axes.rules.basics import first, pointwise, rule
+from featherweight.axes.trace import Trace
 from featherweight.network.operators import schema_argument as argument
 
 

@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from featherweight.axes.labels import Labels, Trace, Value
+from featherweight.axes.labels import Labels, Value
 from featherweight.axes.rules.basics import first, rule, unknown, wrap
 from featherweight.axes.rules.views import taken
+from featherweight.axes.trace import Trace
 from featherweight.network import Network
 from featherweight.network.operators import schema_argument as argument
 

@@ -10,9 +10,10 @@ import operator
 
 from torch.fx import Node
 
-from featherweight.axes.labels import Labels, Trace, Value, path_of
+from featherweight.axes.labels import Labels, Value
 from featherweight.axes.rules.basics import aten, broadcast, first, rule, wrap
 from featherweight.axes.rules.weights import whole_groups
+from featherweight.axes.trace import Trace, path_of
 from featherweight.network.operators import schema_argument as argument
 
 
@@ -27,7 +28,8 @@ def batch_norm(trace: Trace, node: Node) -> Value:
             trace.role(position, role, node)
             trace.tie(own, trace.axis(p, 0, node), node, "it normalises an axis that is never cut")
     fields = trace.untouchable(x, [d for d in range(len(x.shape)) if d != 1], node, "it is averaged over")
-    return Labels(trace.shape(node), tuple(f for f in fields if f.dims == (1,)))
+    made, plain = Labels(x.shape, tuple(f for f in fields if f.dims == (1,))), trace.plain(node)
+    return [made, *plain[1:]] if isinstance(plain, list) else made  # and statistics, which nothing is left of
 
 
 @rule("prelu")

@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from featherweight.axes.labels import Cost, Field, Ints, Labels, Trace, Value
+from featherweight.axes.labels import Cost, Field, Ints, Labels, Value
 from featherweight.axes.rules.basics import broadcast, rule, unknown
+from featherweight.axes.trace import Trace
 from featherweight.network.operators import schema_argument as argument
 
 aten = torch.ops.aten
@@ -48,6 +49,7 @@ def matmul_terms(a: int, b: int) -> tuple[Terms, list[str]]:
 
 
 def shared_letters(terms: Terms) -> set[str]:
+    """The letters that two or more operands carry."""
     return {c for t in terms for c in t if sum(c in other for other in terms) > 1}
 
 

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 from torch.fx import Node
 
-from featherweight.axes.labels import Cost, Field, Ints, Labels, Trace, Value
+from featherweight.axes.labels import Cost, Field, Ints, Labels, Value
 from featherweight.axes.rules.basics import rule, unknown
+from featherweight.axes.trace import Trace
 from featherweight.network.operators import schema_argument as argument
 
 #: rows of a weight per hidden unit: input, forget, cell and output gate; reset, update and new gate; one
@@ -16,6 +17,7 @@ GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
 
 
 def gates_of(node: Node) -> int:
+    """Rows of a recurrent call's weights per hidden unit."""
     return GATES[str(node.target).removeprefix("aten.").partition(".")[0]]
 
 

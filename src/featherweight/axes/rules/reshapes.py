@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 from torch.fx import Node
 
-from featherweight.axes.labels import Field, Labels, Trace, simplify
+from featherweight.axes.labels import Field, Labels
+from featherweight.axes.trace import Trace, simplify
 
 #: elements; labels larger than this are not followed
 LIMIT = 1 << 24

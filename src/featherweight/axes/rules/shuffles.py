@@ -12,15 +12,17 @@ from collections.abc import Iterator
 import numpy as np
 from torch.fx import Node
 
-from featherweight.axes.labels import Field, Ints, Labels, Shuffle, Trace, Value
+from featherweight.axes.labels import Field, Ints, Labels, Shuffle, Value
 from featherweight.axes.rules.basics import first, operators, rule
 from featherweight.axes.rules.views import permuted, reshaped, taken
+from featherweight.axes.trace import Trace
 from featherweight.network import Network
 from featherweight.network.operators import schema_argument as argument
 
 VIEWS = set(operators("view", "reshape", "_unsafe_view", "flatten.using_ints", "unflatten.int"))
 PERMUTATIONS = set(operators("permute", "transpose.int", "swapaxes", "swapdims"))
-COPIES = set(operators("contiguous", "clone"))
+COPIES = set(operators("contiguous", "clone", "alias", "detach"))
+LONGEST = 12  #: calls in a chain
 
 
 def shuffles(network: Network, trace: Trace) -> Iterator[Shuffle]:
@@ -29,7 +31,7 @@ def shuffles(network: Network, trace: Trace) -> Iterator[Shuffle]:
         if node.target not in VIEWS:
             continue
         chain = [node]
-        while len(chain) < 6:
+        while len(chain) < LONGEST:
             before = chain[-1].args[0]
             if not isinstance(before, Node) or before.name not in trace.shapes:
                 break
@@ -83,5 +85,6 @@ def shuffled(trace: Trace, node: Node) -> Value:
 
 
 def channel_order(node: Node, x: Labels) -> Ints:
+    """[channels]: which channel stands at each place after ``channel_shuffle``."""
     found: Ints = np.arange(x.shape[1]).reshape(int(argument(node, "groups")), -1).T.ravel()
     return found

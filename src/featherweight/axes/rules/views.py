@@ -10,9 +10,10 @@ import numpy as np
 import torch
 from torch.fx import Node
 
-from featherweight.axes.labels import Field, Ints, Labels, Trace, Value, path_of, simplify
+from featherweight.axes.labels import Field, Ints, Labels, Value
 from featherweight.axes.rules.basics import RULES, apart, broadcast, first, rule, unknown, wrap
 from featherweight.axes.rules.reshapes import reshape
+from featherweight.axes.trace import Trace, path_of, simplify
 from featherweight.network.operators import schema_argument as argument
 
 __all__ = ["RULES", "pad_widths"]

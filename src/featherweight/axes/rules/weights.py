@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 from torch.fx import Node
 
-from featherweight.axes.labels import Cost, Field, Ints, Labels, Trace, Value, path_of
+from featherweight.axes.labels import Cost, Field, Ints, Labels, Value
 from featherweight.axes.rules.basics import broadcast, first, rule, unknown
+from featherweight.axes.trace import Trace, path_of
 from featherweight.network.operators import schema_argument as argument
 
 

@@ -66,6 +66,17 @@ def _pool_globally(graph: Any, node: Any) -> None:
     replace(graph, node, made)
 
 
+def _read_as_stored(graph: Any, node: Any) -> None:
+    """A Gemm turns its weight around itself: only then is the weight seen to be dequantized."""
+    import onnx_ir as ir
+
+    turn = node.inputs[1].producer()
+    if turn is not None and turn.op_type == "Transpose":
+        turns = "transB" in node.attributes and node.attributes["transB"].as_int()
+        node.attributes["transB"] = ir.AttrInt64("transB", 0 if turns else 1)
+        node.replace_input_with(1, turn.inputs[0])
+
+
 def _clamp_by_relu(graph: Any, node: Any) -> None:
     import onnx_ir as ir
 
@@ -227,7 +238,7 @@ def _clamp_floats(graph: Any, node: Any) -> None:
 
 
 ONNX_RUNTIME: Passes = {"ReduceMean": (_pool_globally,), "Max": (_clamp_by_relu,), "Pad": (_pad_whole_numbers,),
-                        "Conv": (_align_channels, _round_bias), "Gemm": (multiply_whole_numbers, _round_bias),
-                        "MatMul": (multiply_whole_numbers,)}
+                        "Conv": (_align_channels, _round_bias), "MatMul": (multiply_whole_numbers,),
+                        "Gemm": (_read_as_stored, multiply_whole_numbers, _round_bias)}
 #: OpenVINO adds float biases within its whole-number kernels and takes any number of channels
 OPENVINO: Passes = {"Max": (_clamp_by_relu,), "Clip": (_clamp_floats,), "Pad": (_pad_whole_numbers,)}

@@ -194,6 +194,7 @@ def imported() -> Any:
 
 @cache
 def core() -> Any:
+    """OpenVINO's entry, made when it is used."""
     return imported().Core()
 
 

@@ -35,6 +35,11 @@ def capture(model: nn.Module, example_inputs: Any, *, kwargs: Mapping[str, Any] 
     The model is captured in evaluation mode and left as it was. Axis 0 of the inputs stays free (the batch) unless the
     model fixes it, which ``notes`` then says. Raises CaptureError with module path, source line and the parts that
     could be captured.
+
+    Example:
+        >>> network = fw.capture(model, images[:2])
+        >>> torch.allclose(network(images), model(images), atol=1e-5)
+        True
     """
     args, keywords = _arguments(example_inputs, kwargs)
     _check(model)

@@ -140,7 +140,7 @@ def _values(network: Network, found: list[ComputedWeight]) -> dict[Node, Tensor]
             if node in wanted and node.op == "get_attr":
                 values[node] = network.tensor(str(node.target)).detach()
             elif node in wanted:
-                values[node] = node.target(*map_arg(node.args, values.__getitem__),  # type: ignore[operator]
+                values[node] = node.target(*map_arg(node.args, values.__getitem__),
                                            **map_arg(node.kwargs, values.__getitem__))
     return {w.node: values[w.node] for w in found}
 

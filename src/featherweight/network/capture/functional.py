@@ -214,7 +214,7 @@ def fold_constants(graph: Graph, constants: dict[str, Tensor]) -> None:
             values[node] = constants[str(node.target)].clone()
         elif node in fixed:
             with torch.no_grad():
-                values[node] = node.target(*map_arg(node.args, values.__getitem__),  # type: ignore[operator]
+                values[node] = node.target(*map_arg(node.args, values.__getitem__),
                                            **map_arg(node.kwargs, values.__getitem__))
             writes.update(b for w in written_by(node) for b in memory.bases(w))
         else:

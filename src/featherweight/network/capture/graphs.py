@@ -64,7 +64,7 @@ def inline_regions(graph: Graph, submodule: Callable[[str], Any]) -> None:
         if node.op != "call_function" or node.target not in REGIONS:
             continue
         enabled, body_node, args = REGIONS[node.target](node)
-        body = submodule(str(body_node.target)).graph  # type: ignore[union-attr]
+        body = submodule(str(body_node.target)).graph
         inline_regions(body, lambda name, b=body_node: getattr(submodule(str(b.target)), name))  # type: ignore[misc]
         values: dict[Node, Node] = {}
         rest = iter(args)
@@ -72,7 +72,7 @@ def inline_regions(graph: Graph, submodule: Callable[[str], Any]) -> None:
         with graph.inserting_before(node):
             for inner in body.nodes:
                 if inner.op == "placeholder":
-                    values[inner] = next(rest)  # type: ignore[assignment]
+                    values[inner] = next(rest)
                 elif inner.op == "output":
                     results = map_arg(inner.args[0], values.__getitem__)
                 else:
@@ -85,8 +85,8 @@ def inline_regions(graph: Graph, submodule: Callable[[str], Any]) -> None:
                 user.replace_all_uses_with(results[user.args[1]])
                 graph.erase_node(user)
         graph.erase_node(node)
-        if not body_node.users:  # type: ignore[union-attr]
-            graph.erase_node(body_node)  # type: ignore[arg-type]
+        if not body_node.users:
+            graph.erase_node(body_node)
 
 
 def drop_identities(graph: Graph) -> None:
@@ -98,7 +98,7 @@ def drop_identities(graph: Graph) -> None:
                  and (len(node.args) < 4 or node.args[3] in (None, 2**63 - 1))
                  and (len(node.args) < 5 or node.args[4] == 1))
         if whole or node.target is aten.alias.default:
-            node.replace_all_uses_with(node.args[0])  # type: ignore[arg-type]
+            node.replace_all_uses_with(node.args[0])
             graph.erase_node(node)
 
 

@@ -14,6 +14,7 @@ from featherweight.network import trees
 from featherweight.network.capture.computed import store_computed_weights
 from featherweight.network.capture.convert import convert
 from featherweight.network.capture.export import Arguments, Attempt, attempts, export, hopeless, slow_attention
+from featherweight.network.capture.products import write_linear
 from featherweight.network.network import Network
 
 
@@ -55,6 +56,7 @@ def capture_whole(model: nn.Module, calls: list[Arguments], expected: Any, toler
             network = convert(export(model, attempt), model)
             if not keep:
                 store_computed_weights(network)
+            write_linear(network)
             if attempt.dynamic and not any(None in i.shape for i in network.signature.inputs):
                 continue  # the model fixes the sizes, and those of this attempt may be doubled
             _agree(network, calls, wanted, tolerance)

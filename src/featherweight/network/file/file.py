@@ -28,6 +28,7 @@ from typing import Any
 
 import safetensors
 import torch
+from safetensors.torch import save as serialize
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -62,9 +63,22 @@ def save_parts(parts: Mapping[str, Snapshot], outside: Mapping[str, Tensor], not
     return _write(path, tensors, ASSEMBLY_FORMAT, {"parts": described, "notes": notes})
 
 
+def lengths(snapshot: Snapshot) -> tuple[int, int]:
+    """(the length in bytes of the file that ``save`` would write, the bytes of its tensors)."""
+    description, tensors = describe(snapshot)
+    plain, text = _packed(tensors, description)
+    whole = serialize(plain, {"format": FORMAT, "graph": text, "sha256": "0" * hashlib.sha256().digest_size * 2})
+    return len(whole), sum(t.numel() * t.element_size() for t in plain.values())
+
+
+def _packed(tensors: Mapping[str, Tensor], description: Mapping[str, Any]) -> tuple[dict[str, Tensor], str]:
+    """The tensors as they lie in the file, and the graph as text."""
+    plain, entries = packed.pack({k: v.detach().contiguous().cpu() for k, v in tensors.items()})
+    return plain, json.dumps({**description, **({"packed": entries} if entries else {})}, separators=(",", ":"))
+
+
 def _write(path: str | Path, tensors: dict[str, Tensor], kind: str, description: dict[str, Any]) -> int:
-    plain, entries = packed.pack({k: v.detach().contiguous().cpu().clone() for k, v in tensors.items()})
-    text = json.dumps(description | ({"packed": entries} if entries else {}), separators=(",", ":"))
+    plain, text = _packed({k: v.clone() for k, v in tensors.items()}, description)
     with written_whole(path) as part:
         save_file(plain, part, {"format": kind, "graph": text, "sha256": _digest(text, plain)})
         _order_metadata(part)
@@ -155,4 +169,4 @@ def _read(path: Path) -> tuple[str, Any, dict[str, Tensor]]:
     return kind, description, tensors
 
 
-__all__ = ["Parts", "describe", "read", "rebuild", "save", "save_parts", "target_name"]
+__all__ = ["Parts", "describe", "lengths", "read", "rebuild", "save", "save_parts", "target_name"]

@@ -12,7 +12,7 @@ from torch.fx import Graph
 
 
 @dataclass(frozen=True)
-class Form:
+class Structure:
     """All that shapes follow from: every node with its arguments, every tensor's name, ties, type and layout.
 
     Two forms are equal where the same nodes have the same arguments still: a node's arguments are replaced, never
@@ -23,7 +23,7 @@ class Form:
     tensors: list[Any]
 
     @classmethod
-    def of(cls, graph: Graph, tensors: Mapping[str, Tensor]) -> Form:
+    def of(cls, graph: Graph, tensors: Mapping[str, Tensor]) -> Structure:
         nodes: list[Any] = []
         for node in graph.nodes:
             nodes += (node, node.name, node.target, node.args, node.kwargs)
@@ -35,11 +35,11 @@ class Form:
 class Facts:
     """Results by key, and the form of the network that they were found for."""
 
-    def __init__(self, form: Form | None = None, found: Mapping[Hashable, Any] | None = None) -> None:
+    def __init__(self, form: Structure | None = None, found: Mapping[Hashable, Any] | None = None) -> None:
         self._form = form
         self._found = dict(found or {})
 
-    def get(self, form: Form, key: Hashable, find: Callable[[], Any]) -> Any:
+    def get(self, form: Structure, key: Hashable, find: Callable[[], Any]) -> Any:
         """What ``find`` gave for a network of this form, asked once."""
         if form != self._form:
             self._form, self._found = form, {}
@@ -47,7 +47,7 @@ class Facts:
             self._found[key] = find()
         return self._found[key]
 
-    def carried(self, form: Form, other: Form) -> Facts:
+    def carried(self, form: Structure, other: Structure) -> Facts:
         """The same results for a copy of the network, which has this ``form``; the copy's is ``other``. None where a
         tensor's copy lies otherwise in memory."""
         return Facts(other, self._found) if form == self._form and form.tensors == other.tensors else Facts()

@@ -91,7 +91,7 @@ class Alike:
     def _merged(self, value: Any) -> Any:
         if isinstance(value, (list, tuple)):
             return type(value)([self._merged(v) for v in value])
-        if not isinstance(value, FakeTensor) or value.constant is not None:  # type: ignore[attr-defined]
+        if not isinstance(value, FakeTensor) or value.constant is not None:
             return value
         key = self._look(value)
         if key is not None and key not in self.tensors:

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from featherweight.axes.groups import AxisGroup, AxisGroups
 from featherweight.network import Network
-from featherweight.prune.channels.sensitivity import FEW_SHARES, Curve, sensitivity
+from featherweight.prune.channels.sensitivity import FEW_SHARES, Curve, curves
 from featherweight.task import Task
 
 Floats = npt.NDArray[np.float64]
@@ -42,7 +42,7 @@ class Case:
     @cached_property
     def curves(self) -> tuple[Curve, ...]:
         """The sensitivity of every group, measured when it is first asked for."""
-        return sensitivity(self.network, self.task, self.axes, self.groups, self.scores, FEW_SHARES)
+        return curves(self.network, self.task, self.groups, self.scores, FEW_SHARES)
 
 
 def quantiles(scores: Floats) -> Floats:

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 
 from featherweight.axes.cut import kept_atoms
 from featherweight.axes.groups import AxisGroup, AxisGroups, axis_groups
 from featherweight.axes.labels import Ints
 from featherweight.judge.widths import LatencyTable
 from featherweight.network import Network
+from featherweight.network.layers import EVERY, around, fits, ignored, known_by, names_of, select, unmatched
 from featherweight.prune.channels.allocate import ALLOCATIONS, Allocation, Case, Keep
 from featherweight.prune.channels.costs import COSTS, Cost, everything, saved_each
 from featherweight.prune.channels.scores.table import COMPARABLE, ERRORS, SCORES, Scores, normalised
@@ -23,7 +23,7 @@ from featherweight.task import Task
 
 
 @dataclass(frozen=True)
-class Selection:
+class ChannelGoal:
     """The options of ``Channels`` that say how much is to remain and by what it is chosen, under the same names.
 
     goal: the one of ``costs.TARGETS`` that was given; share: its value, the fraction 0..1 that remains.
@@ -61,7 +61,7 @@ class ChannelChoice:
         return {n: tuple(network.tensor(n).shape) for n in sorted(touched)}
 
 
-def choose(wanted: Selection, network: Network, task: Task, *, axes: AxisGroups | None = None,
+def choose(wanted: ChannelGoal, network: Network, task: Task, *, axes: AxisGroups | None = None,
            scores: Callable[[Sequence[AxisGroup]], Scores] | None = None,
            refuse: Callable[[AxisGroup], str] = lambda group: "") -> ChannelChoice:
     """Scores every channel that may go and keeps the best, as many as the step's target lets.
@@ -70,7 +70,7 @@ def choose(wanted: Selection, network: Network, task: Task, *, axes: AxisGroups 
     for, comparable between groups, in the place of the step's own score. refuse: why a group is left alone, "" if not.
     """
     axes = axes if axes is not None else axis_groups(network, wanted.heads)
-    groups, left = candidates(wanted, axes)
+    groups, left = candidates(wanted, network, axes)
     left = (*left, *(Skipped(g.name, refuse(g)) for g in groups if refuse(g)))
     groups = [g for g in groups if not refuse(g)]
     found = scores(groups) if scores is not None else ranked(wanted, network, task, groups)
@@ -88,12 +88,14 @@ def choose(wanted: Selection, network: Network, task: Task, *, axes: AxisGroups 
             left = (*left, Skipped("", f"{goal}={share} cannot be reached: {rest / whole:.3f} remain, the nearest "
                                        "that these groups allow; lower round_to or min_keep, or ignore less"))
     macs = cost if goal == "macs" else COSTS["macs"](network, axes)
+    left = (*left, *(Skipped(g.name, "all of its channels are kept") for g, k in zip(groups, keep, strict=True)
+                     if len(k) == len(g)))
     chosen = {g.name: tuple(k.tolist()) for g, k in zip(groups, keep, strict=True) if len(k) < len(g)}
     return ChannelChoice(axes, tuple(groups), chosen, round(macs(everything(axes))),
                          round(macs(kept_atoms(axes, chosen))), (*axes.frozen, *left), vars(case).get("curves", ()))
 
 
-def costing(wanted: Selection, network: Network, axes: AxisGroups) -> tuple[str, Cost, Mapping[tuple[str, int], int]]:
+def costing(wanted: ChannelGoal, network: Network, axes: AxisGroups) -> tuple[str, Cost, Mapping[tuple[str, int], int]]:
     """What the step has a target for, how it is counted, and the steps of width worth having for axes of weights."""
     if wanted.goal == "latency":
         table = LatencyTable.measure(network, axes, wanted.target or "onnxruntime")
@@ -102,32 +104,43 @@ def costing(wanted: Selection, network: Network, axes: AxisGroups) -> tuple[str,
     return goal, COSTS[goal](network, axes), {}
 
 
-def ranked(wanted: Selection, network: Network, task: Task, groups: Sequence[AxisGroup]) -> Scores:
+def ranked(wanted: ChannelGoal, network: Network, task: Task, groups: Sequence[AxisGroup]) -> Scores:
     """The step's score, made comparable between groups."""
     found = SCORES[wanted.score](network, task, groups, wanted.seed)
     return found if wanted.score in COMPARABLE else normalised(found)
 
 
-def candidates(wanted: Selection, axes: AxisGroups) -> tuple[list[AxisGroup], tuple[Skipped, ...]]:
+def candidates(wanted: ChannelGoal, network: Network, axes: AxisGroups) -> tuple[list[AxisGroup], tuple[Skipped, ...]]:
     """The groups that may be cut, and why others that could are not."""
+    known = _known(network, axes) if wanted.ignore else {}
     groups, left = [], []
-    matched: set[str] = set()
     for group in axes.groups:
-        made = {n for m in group.members if m.makes for n in (m.tensor, m.tensor.rpartition(".")[0])} | {group.name}
-        hits = [p for p in wanted.ignore if any(fnmatchcase(n, p) for n in made)]
-        matched.update(hits)
-        if hits:
-            left.append(Skipped(group.name, f"ignore={hits[0]!r}"))
+        hit = ignored(known.get(group.name, ()), wanted.ignore)
+        if hit:
+            left.append(Skipped(group.name, hit))
         elif group.residual and not wanted.residual:
             left.append(Skipped(group.name, "a sum of several paths, and residual=False"))
         elif len(group) <= wanted.min_keep:
             left.append(Skipped(group.name, f"it has {len(group)} channels, and min_keep={wanted.min_keep}"))
         else:
             groups.append(group)
-    left.extend(Skipped(p, "this pattern of ignore=(...) matched no channels that could be cut")
-                for p in wanted.ignore if p not in matched)
+    left.extend(unmatched(p, "ignore", "channels that could be cut") for p in wanted.ignore
+                if not any(fits(names, p) for names in known.values()))
     return groups, tuple(left)
 
 
+def _known(network: Network, axes: AxisGroups) -> dict[str, frozenset[str]]:
+    """Group's name -> what a pattern may fit: the layers that make its channels, and its own name."""
+    layers = {layer.weight: layer.known for layer in select(network, kinds=EVERY).layers}
+    names = names_of(network)
+    found = {}
+    for group in axes.groups:
+        makers = [names[m.tensor] for m in group.members if m.makes]
+        known = [layers.get(name, known_by(tied, ())) for tied in makers for name in tied]
+        found[group.name] = frozenset(around(group.name)).union(*known)
+    return found
+
+
 def named(groups: Sequence[AxisGroup], keep: Keep) -> dict[str, Ints]:
+    """Name of the group -> the channels that it keeps."""
     return {g.name: k for g, k in zip(groups, keep, strict=True)}

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from featherweight.axes.cut import cut, kept_atoms
@@ -15,6 +17,7 @@ from featherweight.errors import PlanError, did_you_mean
 from featherweight.network import Network
 from featherweight.prune.channels.sensitivity import Curve
 from featherweight.steps import Plan
+from featherweight.steps.plan import Kept
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,11 @@ class ChannelPlan(Plan):
     ``axis_groups(network, heads)[name]`` numbers them. ``sensitivity``: the curves they were chosen by, where they were
     measured. ``tensors`` are new values, in the shapes before the cut, of tensors
     that make up for the channels lost.
+
+    Example:
+        >>> plan = fw.prune.Channels(ratio=0.5).plan(network, task)
+        >>> {group: len(kept) for group, kept in plan.keep.items()}
+        {'0': 4, '3': 8}
     """
 
     kind: ClassVar[str] = "prune.channels/1"
@@ -45,6 +53,24 @@ class ChannelPlan(Plan):
         what the cut network computes."""
         axes = self._fit(network)
         return zero(filled(network, self.tensors), axes, kept_atoms(axes, self.keep))
+
+    def kept(self, network: Network) -> dict[str, Kept]:
+        axes = self._fit(network)
+        stays = kept_atoms(axes, self.keep)
+        known = network.tensors()
+        found: dict[str, Kept] = {}
+        for name, atoms in axes.tensors.items():
+            if any(own is not None and not stays[own].all() for own in atoms):
+                kept = tuple(None if own is None else torch.from_numpy(np.flatnonzero(stays[own])) for own in atoms)
+                found |= {tied: kept for tied, tensor in known.items() if tensor is known[name]}
+        return found
+
+    def after(self, earlier: Plan, network: Network) -> Plan:
+        """The plan itself after one that keeps all shapes. Raises PlanError after another cut."""
+        if isinstance(earlier, ChannelPlan) or earlier.kept(network).keys() & self.shapes.keys():
+            raise PlanError("two plans cut channels of one network, and the second counts those that the first left; "
+                            "write one prune.Channels, or two trainings one after the other")
+        return self
 
     def _fit(self, network: Network) -> AxisGroups:
         known = network.tensors()

@@ -13,10 +13,10 @@ from torch import Tensor
 from torch.fx import Node
 
 from featherweight.axes.groups import AxisGroups
-from featherweight.axes.labels import operator_name, path_of
 from featherweight.axes.rules.basics import operators
+from featherweight.axes.trace import operator_name, path_of
 from featherweight.network import Network
-from featherweight.network.edit import CONVOLUTIONS, TRANSPOSED, WEIGHTED, bias_name, constant_value, weight_name
+from featherweight.network.edit import WEIGHTED, bias_name, constant_value, out_axis, readers_of, weight_name
 from featherweight.network.matrices import as_matrix, from_matrix, windows
 from featherweight.network.operators import schema_argument as argument
 from featherweight.numerics.patches import patches_at
@@ -231,7 +231,7 @@ def _refusal(network: Network, node: Node) -> str:
     name = weight_name(node)
     if name is None:
         return "not refit: its weight is computed"
-    if len(network.users_of(name)) > 1:
+    if len(readers_of(network, name)) > 1:
         return "not refit: its weight is read elsewhere too"
     dtype = network.tensor(name).dtype
     return "" if dtype.is_floating_point else f"not refit: its weight holds {dtype}"
@@ -246,7 +246,7 @@ def _refit_call(network: Network, node: Node, parts: Parts, shapes: Mapping[str,
     if bias is None and chain and chain[0].target is aten.batch_norm.default:
         stored = str(chain[0].args[3].target)  # type: ignore[union-attr]
         mean = stored if len(network.users_of(stored)) == 1 else None
-    kernel = tuple(network.tensor(name).shape[2:]) if node.target in CONVOLUTIONS else ()
+    kernel = tuple(network.tensor(name).shape[2:])
     end = total[0] if total else chain[-1] if chain else node
     bounds = {_saturation(u) for u in end.users}
     return RefitCall(node, name, kernel, *parts, bias, mean, chain, total, bounds.pop() if len(bounds) == 1 else None)
@@ -256,7 +256,7 @@ def _parts(network: Network, axes: AxisGroups, kept: np.ndarray, node: Node, nam
     """Kept groups, and the kept inputs and outputs of each; or why they cannot be told."""
     weight = network.tensor(str(weight_name(node)))
     atoms = axes.tensors[names[id(weight)]]
-    groups = int(argument(node, "groups")) if node.target in CONVOLUTIONS else 1
+    groups = len(as_matrix(node, weight))
     rows, columns = (np.ones(s, dtype=bool) if a is None else kept[a]
                      for s, a in zip(weight.shape[:2], atoms[:2], strict=True))
     split = rows.reshape(groups, -1)
@@ -264,7 +264,7 @@ def _parts(network: Network, axes: AxisGroups, kept: np.ndarray, node: Node, nam
     if not (split[alive] == split[alive][0]).all():
         return "not refit: its groups keep different positions"
     first, second = (torch.from_numpy(np.flatnonzero(m)).to(weight.device) for m in (split[alive][0], columns))
-    ins, outs = (first, second) if node.target in TRANSPOSED else (second, first)
+    ins, outs = (first, second) if out_axis(node) else (second, first)
     return torch.from_numpy(np.flatnonzero(alive)).to(weight.device), ins, outs
 
 

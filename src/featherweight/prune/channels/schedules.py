@@ -16,13 +16,13 @@ from torch import Tensor
 from featherweight.axes.cut import kept_atoms
 from featherweight.axes.groups import AxisGroup, axis_groups
 from featherweight.network import Network
-from featherweight.prune.channels.choose import Selection, candidates, choose
+from featherweight.prune.channels.choose import ChannelGoal, candidates, choose
 from featherweight.prune.channels.held import Coupled, HeldChannels, channels_gone
 from featherweight.prune.channels.plan import ChannelPlan
 from featherweight.prune.channels.scores.table import Scores
 from featherweight.prune.weights.schedules import cubic
 from featherweight.seeds import generators_kept
-from featherweight.steps import Driver, Plan
+from featherweight.steps import Companion, Plan
 from featherweight.task import Task
 
 
@@ -37,17 +37,17 @@ class Pace:
     frequency: float
 
 
-class ChannelDriver(Driver):
+class ChannelDriver(Companion):
     """What all schedules share: progress in ticks of ``frequency``, the decision, its holding, and its plan."""
 
     #: ``strength`` where the step gives none
     STRENGTH = 0.0
 
-    def __init__(self, wanted: Selection, pace: Pace, network: Network, task: Task) -> None:
+    def __init__(self, wanted: ChannelGoal, pace: Pace, network: Network, task: Task) -> None:
         self.wanted, self.pace, self.network, self.task = wanted, pace, network, task
         self.strength = self.STRENGTH if pace.strength is None else pace.strength
         self.axes = axis_groups(network, wanted.heads)
-        self.groups = [g for g in candidates(wanted, self.axes)[0] if not self.refuse(g)]
+        self.groups = [g for g in candidates(wanted, network, self.axes)[0] if not self.refuse(g)]
         self.held = HeldChannels(network, self.axes, self.groups)
         self.tick = -1
         self.active = self.fixed = False
@@ -100,12 +100,22 @@ class ChannelDriver(Driver):
         assert self.plan is not None
         self.held.hold(kept_atoms(self.axes, self.plan.keep))
 
+    @property
+    def settled(self) -> bool:
+        return self.fixed
+
+    def now(self) -> ChannelPlan | None:
+        return self.plan
+
     def finish(self) -> ChannelPlan:
         """Takes the taps off; the plan cuts what is held, as much as was asked for, however far the training went."""
         self.update(1.0)
-        self.held.close()
+        self.close()
         assert self.plan is not None
         return self.plan
+
+    def close(self) -> None:
+        self.held.close()
 
     def state(self) -> dict[str, Tensor]:
         text = self.plan.to_json() if self.plan is not None else ""
@@ -148,7 +158,7 @@ class GrowingPenalty(ChannelDriver):
 
     STRENGTH = 1.0
 
-    def __init__(self, wanted: Selection, pace: Pace, network: Network, task: Task) -> None:
+    def __init__(self, wanted: ChannelGoal, pace: Pace, network: Network, task: Task) -> None:
         super().__init__(wanted, pace, network, task)
         self.coupled = [Coupled(network, g) for g in self.groups]
 
@@ -177,7 +187,7 @@ class GroupLasso(ChannelDriver):
     STRENGTH = 5e-4
     ALPHA = 4.0
 
-    def __init__(self, wanted: Selection, pace: Pace, network: Network, task: Task) -> None:
+    def __init__(self, wanted: ChannelGoal, pace: Pace, network: Network, task: Task) -> None:
         super().__init__(wanted, pace, network, task)
         self.coupled = [Coupled(network, g) for g in self.groups]
 
@@ -200,7 +210,7 @@ class Slimming(ChannelDriver):
 
     STRENGTH = 1e-4
 
-    def __init__(self, wanted: Selection, pace: Pace, network: Network, task: Task) -> None:
+    def __init__(self, wanted: ChannelGoal, pace: Pace, network: Network, task: Task) -> None:
         super().__init__(wanted, pace, network, task)
         self.coupled = [Coupled(network, g, ("norm",)) for g in self.groups]
 
@@ -228,6 +238,6 @@ SCHEDULES: dict[str, type[ChannelDriver]] = {"gradual": Gradual, "slimming": Sli
                                              "growing": GrowingPenalty}
 
 
-def start(wanted: Selection, pace: Pace, network: Network, task: Task) -> ChannelDriver:
+def start(wanted: ChannelGoal, pace: Pace, network: Network, task: Task) -> ChannelDriver:
     """The driver of ``pace.schedule`` on a network that is about to train."""
     return SCHEDULES[pace.schedule](wanted, pace, network, task)

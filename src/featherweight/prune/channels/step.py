@@ -15,13 +15,13 @@ from featherweight.axes.zero import zero
 from featherweight.errors import RecipeError
 from featherweight.network import Network
 from featherweight.prune.channels.allocate import ALLOCATIONS
-from featherweight.prune.channels.choose import ChannelChoice, Selection, choose, ranked
+from featherweight.prune.channels.choose import ChannelChoice, ChannelGoal, choose, ranked
 from featherweight.prune.channels.costs import TARGETS
 from featherweight.prune.channels.plan import ChannelPlan, filled
 from featherweight.prune.channels.refit import METHODS, compensated, left_out
-from featherweight.prune.channels.schedules import SCHEDULES, Pace, start
+from featherweight.prune.channels.schedules import SCHEDULES, ChannelDriver, Pace, start
 from featherweight.prune.channels.scores.table import SCORES, Scores
-from featherweight.steps import Driver, Rewrite, Stage
+from featherweight.steps import ALONE, Context, Rewrite, Stage
 from featherweight.steps.options import (
     COUNT,
     REMAINS,
@@ -59,7 +59,7 @@ class Channels(Rewrite):
     iterations: the cut is made in so many parts, and the channels are scored again before each.
     round_to: a group keeps a multiple of this many positions (8 or 16 suits most kernels).
     min_keep: channels that every group keeps at least.
-    ignore: glob patterns of module paths or tensor names that make channels; their groups are left alone.
+    ignore: patterns (``network/layers``) of layers that make channels; their groups are left alone.
     residual: False leaves channels alone that are the sum of several paths, and cuts inside blocks only.
     heads: what goes where attention has heads: "whole" heads, or "width", the same positions in every head.
     seed: for score="random".
@@ -71,6 +71,12 @@ class Channels(Rewrite):
     strength: of the penalty; None is the schedule's own. begin, end, frequency: shares of the training, 0..1.
 
     A target that cannot be reached is approached as far as the groups go, which ``skipped`` then says.
+
+    Example:
+        >>> plan = fw.prune.Channels(macs=0.5, score="l2").plan(network, task)
+        >>> small = plan.apply(network)
+        >>> fw.measure.macs(small).total < 0.55 * fw.measure.macs(network).total
+        True
     """
 
     macs: float | None = None
@@ -114,7 +120,7 @@ class Channels(Rewrite):
         return ChannelPlan(choice.keep, choice.shapes(network), choice.macs_before, choice.macs_after,
                            choice.sensitivity, self.heads, skipped=(*choice.skipped, *left), tensors=tensors)
 
-    def start(self, network: Network, task: Task) -> Driver:
+    def start(self, network: Network, task: Task, context: Context = ALONE) -> ChannelDriver:
         """The schedule at work; its ``finish`` gives a ChannelPlan. Raises RecipeError for options that make no sense
         in training."""
         self.check()
@@ -122,9 +128,9 @@ class Channels(Rewrite):
         return start(self._selection(), Pace(self.schedule, self.strength, self.begin, self.end, self.frequency),
                      network, task)
 
-    def _selection(self) -> Selection:
+    def _selection(self) -> ChannelGoal:
         goal = next(t for t in TARGETS if getattr(self, t) is not None)
-        return Selection(goal, getattr(self, goal), self.score, self.allocation, self.round_to, self.min_keep,
+        return ChannelGoal(goal, getattr(self, goal), self.score, self.allocation, self.round_to, self.min_keep,
                          self.ignore, self.residual, self.heads, self.target, self.seed)
 
     def _choose(self, work: Network, task: Task, axes: AxisGroups, progress: float,

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import torch
 
-from featherweight.network import Network, trees
-from featherweight.network.devices import device_of
+from featherweight.judge.bench import bypass
+from featherweight.judge.damage import Judge, damages
+from featherweight.network import Network
 from featherweight.network.edit import weight_name
-from featherweight.numerics.change import relative_change
 from featherweight.prune.depth.blocks import Block, Blocks
-from featherweight.task import Task, call, move
+from featherweight.task import Task
 
 
 @dataclass(frozen=True)
@@ -54,24 +52,12 @@ def norm(case: BlockCase, asked: Sequence[Block]) -> list[float]:
 def output(case: BlockCase, asked: Sequence[Block]) -> list[float]:
     """|y' - y|^2 / |y|^2 over all floating-point outputs, y of the original and y' with the block bypassed; mean over
     batches."""
-    total, count = np.zeros(len(asked)), 0
-    for whole, others, _ in _bypassed(case, asked):
-        total += [relative_change(trees.floats(other), trees.floats(whole)) for other in others]
-        count += 1
-    return [float(t) / max(count, 1) for t in total]
+    return _bypassed(case, asked, "output")
 
 
 def loss(case: BlockCase, asked: Sequence[Block]) -> list[float]:
     """The task's loss with the block bypassed, less that of the original; mean over batches."""
-    task = case.task
-    task.require("calibration", "loss")
-    assert task.loss is not None
-    total, count = np.zeros(len(asked)), 0
-    for whole, others, target in _bypassed(case, asked):
-        before = float(task.loss(whole, target))
-        total += [float(task.loss(other, target)) - before for other in others]
-        count += 1
-    return [float(t) / max(count, 1) for t in total]
+    return _bypassed(case, asked, "loss")
 
 
 #: name -> score; add one of your own under a new name
@@ -80,30 +66,8 @@ BLOCK_SCORES: dict[str, BlockScore] = {"output": output, "loss": loss, "norm": n
 RESCORED = {"output", "loss"}
 
 
-def _bypassed(case: BlockCase, asked: Sequence[Block]) -> Iterator[tuple[Any, Iterator[Any], Any]]:
-    """For each calibration batch: the original's output, the network's outputs with one block bypassed, the target."""
-    case.task.require("calibration")
-    if not asked:
-        return
-    original, work = case.original.copy().eval(), case.network.copy().eval()
-    device = device_of(work)
-    for inputs, target in case.task.batches("calibration", case.batches):
-        moved = move(inputs, device)
-
-        def without(block: Block, inputs: Any = moved) -> Any:
-            with torch.no_grad(), work.taps(_bypass(block)):
-                return call(work, inputs)
-
-        with torch.no_grad():
-            whole = call(original, moved)
-            yield whole, (without(b) for b in asked), move(target, device)
-
-
-def _bypass(block: Block) -> dict[str, Callable[[Any], Any]]:
-    """Taps that put a block's source in the place of its output."""
-    held: dict[str, Any] = {}
-
-    def keep(value: Any) -> None:
-        held["x"] = value
-
-    return {block.source: keep, block.output: lambda value: held.pop("x")}
+def _bypassed(case: BlockCase, asked: Sequence[Block], measure: str) -> list[float]:
+    """The damage that each block does that alone is bypassed, against the original, on calibration data."""
+    forms = [bypass(block.source, block.output) for block in asked]
+    judge = Judge(measure, "calibration", case.batches)
+    return damages(case.network, case.task, forms, judge, case.original) if forms else []

@@ -11,7 +11,8 @@ import torch
 from featherweight.errors import PlanError, RecipeError, did_you_mean
 from featherweight.measure.macs import macs as count_macs
 from featherweight.network import Network
-from featherweight.network.edit import clear_dead, read_tensors
+from featherweight.network.edit import clear_dead, read_tensors, readers_of
+from featherweight.network.layers import around, fits, ignored, known_by, select, unmatched
 from featherweight.prune.depth.blocks import KINDS, Block, Blocks, droppable
 from featherweight.prune.depth.scores import BLOCK_SCORES, RESCORED, BlockCase
 from featherweight.steps import Plan, Rewrite, Skipped, Stage
@@ -27,7 +28,14 @@ NUMBERS = {"count": Numbers(2, least=1, whole=True, none="blocks by name"),
 
 @dataclass(frozen=True)
 class LayerPlan(Plan):
-    """Blocks to drop, in the order in which they were chosen, and the last score of every block that could be."""
+    """Blocks to drop, in the order in which they were chosen, and the last score of every block that could be.
+
+    Example:
+        >>> deep = fw.capture(nn.Sequential(*(nn.Linear(8, 8) for _ in range(4))), torch.randn(2, 8))
+        >>> plan = fw.prune.Layers(count=1, score="random", kinds=("plain",)).plan(deep, fw.Task())
+        >>> [block.kind for block in plan.blocks]
+        ['plain']
+    """
 
     kind: ClassVar[str] = "prune.layers/1"
     blocks: tuple[Block, ...]
@@ -82,7 +90,19 @@ class Layers(Rewrite):
     per: "block" takes the lowest score, "macs" the lowest score for the share of all MACs that it saves.
     kinds: "residual" (x + f(x)), "shortcut" (s(x) + f(x)), "plain" (f(x) at stride 1) and "layer" (whole modules of two
         or more residual blocks, named "path (layer)"; they and the blocks in them exclude one another).
-    ignore: glob patterns of blocks to keep. batches: of calibration data, at most. seed: for score="random".
+    ignore: patterns (``network/layers``) of blocks to keep, or of layers in them. seed: for score="random".
+    batches: of calibration data, at most.
+
+    Example:
+        >>> class Residual(nn.Module):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.inner = nn.Sequential(nn.Linear(8, 8), nn.ReLU())
+        ...     def forward(self, x):
+        ...         return x + self.inner(x)
+        >>> deep = fw.capture(nn.Sequential(Residual(), Residual(), nn.Linear(8, 2)), torch.randn(2, 8))
+        >>> data = fw.Task(calibration=lambda: [(torch.randn(4, 8), None)])
+        >>> shallow = fw.prune.Layers(count=1).plan(deep, data).apply(deep)
     """
 
     count: int | None = None
@@ -101,7 +121,7 @@ class Layers(Rewrite):
         """Raises RecipeError for options that make no sense, TaskError where the score needs data that is not there."""
         self.check()
         blocks = droppable(network)
-        free, left = self._candidates(blocks)
+        free, left = self._candidates(network, blocks)
         if self.names:
             chosen: list[Block] = []
             for block in (b for b in free if any(fnmatchcase(b.name, p) for p in self.names)):
@@ -117,21 +137,23 @@ class Layers(Rewrite):
             left.append(Skipped("", f"count={self.count}, but only {len(dropped)} blocks may be dropped"))
         return LayerPlan(dropped, scores, skipped=tuple(left))
 
-    def _candidates(self, blocks: Blocks) -> tuple[list[Block], list[Skipped]]:
+    def _candidates(self, network: Network, blocks: Blocks) -> tuple[list[Block], list[Skipped]]:
         free, left = [], list(blocks.skipped)
-        for pattern in (*self.names, *self.ignore):
-            names = [b.name for b in blocks.found]
-            if not any(fnmatchcase(n, pattern) for n in names):
-                close = did_you_mean(pattern, names) if names else "none may be dropped"
-                left.append(Skipped(pattern, f"no block of this name may be dropped; {close}"))
+        names, known = [b.name for b in blocks.found], _known(network, blocks)
+        missing = {p: "" for p in self.names if not any(fnmatchcase(n, p) for n in names)}
+        missing |= {p: f"{unmatched(p, 'ignore', 'block').reason}: " for p in self.ignore
+                    if not any(fits(k, p) for k in known.values())}
+        for pattern, said in missing.items():
+            close = did_you_mean(pattern, names) if names else "none may be dropped"
+            left.append(Skipped(pattern, f"{said}no block of this name may be dropped; {close}"))
         for block in blocks.found:
-            if any(fnmatchcase(block.name, p) for p in self.ignore):
-                left.append(Skipped(block.name, "ignore=(...)"))
+            if hit := ignored(known[block.name], self.ignore):
+                left.append(Skipped(block.name, hit))
             elif block.kind in self.kinds:
                 free.append(block)
             else:
                 left.append(Skipped(block.name, f"it is of the kind {block.kind!r}, and kinds={self.kinds}"))
-        return free, left
+        return free, [*left, *_outside(network, blocks, {s.path for s in left})]
 
     def _lowest(self, network: Network, task: Task, blocks: Blocks,
                 free: list[Block]) -> tuple[tuple[Block, ...], dict[str, float]]:
@@ -177,3 +199,24 @@ class Layers(Rewrite):
             check_known("Layers", "kinds", kind, KINDS, 'kinds=("residual", "plain")')
         if not self.kinds:
             raise RecipeError(f"Layers was given kinds=(); expected one or more of {KINDS}")
+
+
+def _known(network: Network, blocks: Blocks) -> dict[str, frozenset[str]]:
+    """Block's name -> what a pattern of ``ignore`` may fit: its own name, its output's node, the layers in it."""
+    layers = select(network).layers
+    found = {}
+    for block in blocks.found:
+        inside = [layer.known for layer in layers if any(c.name in blocks.regions[block.name] for c in layer.calls)]
+        found[block.name] = frozenset([*around(block.name), block.output]).union(*inside)
+    return found
+
+
+def _outside(network: Network, blocks: Blocks, named: set[str]) -> list[Skipped]:
+    """The parameters of two or more axes that no block reads, and none of the modules ``named``."""
+    inside = {name for region in blocks.regions.values() for name in region}
+    found = []
+    for name, parameter in network.named_parameters():
+        readers = readers_of(network, name)
+        if parameter.dim() > 1 and not any(r.name in inside for r in readers):
+            found += [] if named & known_by(network.tied_names(name), readers) else [Skipped(name, "it is in no block")]
+    return found

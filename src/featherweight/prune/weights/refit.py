@@ -12,7 +12,7 @@ from torch.fx import Node
 from featherweight.calibrate.moments import gram, second_moments
 from featherweight.calibrate.walk import Flow, Order, Waiting
 from featherweight.network import Network
-from featherweight.network.edit import WEIGHTED
+from featherweight.network.edit import WEIGHTED, readers_of
 from featherweight.network.matrices import as_matrix, from_matrix
 from featherweight.numerics.obs import LAZY, Decide, Rule, least_squares, sweep
 from featherweight.prune.weights.masks import Pattern, lowest, lowest_of_rows, of_groups
@@ -39,7 +39,7 @@ def compensated(network: Network, task: Task, calls: Mapping[str, Sequence[Node]
     flow, rest = started(work, task, changed)
     for name, mine in changed.items():
         weight, node = work.tensor(name).detach(), mine[0]
-        if any(user.target not in WEIGHTED for user in network.users_of(name)):
+        if any(reader.target not in WEIGHTED for reader in readers_of(network, name)):
             left.append(Skipped(name, "not only convolutions and linear layers read it: its other weights stay as they "
                                       "are"))
             work.set_tensor(name, weight * masks[name].to(weight.device))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from featherweight.network import Network
-from featherweight.steps import Driver, Plan
+from featherweight.steps import Companion, Plan
+from featherweight.steps.joined import narrowed, widened
 
 Masks = dict[str, Tensor]
 #: (network with masked weights as they count, sparsity, factors on the scores) -> new masks
@@ -81,11 +82,14 @@ class Through(torch.autograd.Function):
         return gradients[0], None
 
 
-class MaskSchedule(Driver):
+class MaskSchedule(Companion):
     """Masks that multiply the weights which the graph reads.
 
     Without regrowth a masked weight gets no gradient and stays masked. With ``regrow="surgery"`` it gets the gradient
     of what the graph read, and new masks are chosen from all weights, the kept ones favoured by ``MARGIN``.
+
+    Beside companions that cut the network, masks are chosen for what their plans leave of it, so that the sparsity and
+    the pattern are those of the network that comes out; they are chosen anew until these plans are settled.
     """
 
     def __init__(self, network: Network, names: list[str], grow: Grow, choose: Choose,
@@ -94,6 +98,7 @@ class MaskSchedule(Driver):
         self.masks = {n: torch.ones_like(network.tensor(n), dtype=torch.bool) for n in names}
         self.done = -1
         self.copy: Network | None = None
+        self.earlier: Sequence[Companion] = ()
         self.removers: list[Callable[[], None]] = []
         for name in names:
             for node in [n for n in network.graph.nodes if n.op == "get_attr" and n.target in network.tied_names(name)]:
@@ -111,11 +116,15 @@ class MaskSchedule(Driver):
 
         return masked
 
+    def follow(self, earlier: Sequence[Companion]) -> None:
+        self.earlier = earlier
+
     def update(self, progress: float) -> None:
         grow = self.grow
         if progress < grow.begin:
             return
-        due = int(progress / grow.frequency + 1e-9) if progress < grow.settled else 1 << 30
+        last = progress >= grow.settled and all(companion.settled for companion in self.earlier)
+        due = 1 << 30 if last else int(progress / grow.frequency + 1e-9)
         if due > self.done:
             self.done = due
             self._decide(grow.sparsity_at(progress))
@@ -129,7 +138,24 @@ class MaskSchedule(Driver):
                 current.set_tensor(name, current.tensor(name).detach() * mask)
         favour = {n: 1 + (MARGIN - 1) * m.double() if self.grow.regrow == "surgery" else torch.ones(m.shape)
                   for n, m in masks.items()}
-        self.masks = self.choose(current, sparsity, favour)
+        plans = [plan for companion in self.earlier if (plan := companion.now()) is not None]
+        self.masks = self._chosen(current, plans, sparsity, favour, masks)
+
+    def _chosen(self, network: Network, plans: Sequence[Plan], sparsity: float, favour: Mapping[str, Tensor],
+                masks: Masks) -> Masks:
+        """Masks chosen for what ``plans`` leave of ``network``; where they leave nothing, ``masks`` stay as they are.
+
+        favour, masks: in the shapes of ``network``, as the new masks are.
+        """
+        if not plans:
+            return self.choose(network, sparsity, favour)
+        first, *rest = plans
+        kept = first.kept(network)
+        favour, small = ({n: narrowed(t, kept.get(n, ())) for n, t in given.items()} for given in (favour, masks))
+        found = self._chosen(first.apply(network), [p.after(first, network) for p in rest], sparsity, favour, small)
+        if self.grow.regrow == "none":
+            found = {n: m & small[n].to(m.device) for n, m in found.items()}
+        return masks | {n: widened(m, kept[n], masks[n]) if n in kept else m for n, m in found.items()}
 
     def _now(self) -> Network:
         """A copy in evaluation mode with the values as they are, the same object every time."""
@@ -143,10 +169,13 @@ class MaskSchedule(Driver):
     def finish(self) -> Plan:
         """Takes the taps off; the final masks hold the full sparsity, however far the training went."""
         self.update(1.0)
+        self.close()
+        return self.plan({n: m.cpu() for n, m in self.masks.items()})
+
+    def close(self) -> None:
         for remove in self.removers:
             remove()
         self.removers.clear()
-        return self.plan({n: m.cpu() for n, m in self.masks.items()})
 
     def state(self) -> dict[str, Tensor]:
         return {"done": torch.tensor(self.done), **{f"mask.{n}": m.cpu() for n, m in self.masks.items()}}

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from fnmatch import fnmatchcase
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -13,19 +12,20 @@ from torch.fx import Node
 
 from featherweight.errors import PlanError, RecipeError, did_you_mean
 from featherweight.network import Network
-from featherweight.network.edit import WEIGHTED, weight_name
-from featherweight.network.layers import calls_of
+from featherweight.network.layers import calls_of, select
 from featherweight.network.matrices import as_matrix, from_matrix
 from featherweight.prune.weights.masks import ALLOCATIONS, Pattern, masks_of, pattern_of
 from featherweight.prune.weights.refit import COMPENSATIONS, compensated
 from featherweight.prune.weights.schedules import CURVES, REGROW, Grow, MaskSchedule
 from featherweight.prune.weights.scores import WEIGHT_SCORES, matrix
-from featherweight.steps import Plan, Rewrite, Skipped, Stage
+from featherweight.steps import ALONE, Context, Plan, Rewrite, Skipped, Stage
+from featherweight.steps.joined import narrowed
 from featherweight.steps.options import SEED, Numbers, check_known, check_numbers, check_pace
 from featherweight.task import Task
 
 Masks = dict[str, Tensor]
 Calls = Mapping[str, list[Node]]
+KEPT = "all of it is kept: others have lower scores"
 #: sparsity where none is given and the pattern does not say it
 SPARSITY = 0.8
 NUMBERS = {"sparsity": Numbers(SPARSITY, least=0, below=1, noun="the fraction of zeros,", none="the usual"),
@@ -36,6 +36,11 @@ NUMBERS = {"sparsity": Numbers(SPARSITY, least=0, below=1, noun="the fraction of
 class WeightPlan(Plan):
     """Which weights stay: ``tensors["mask.NAME"]`` is a mask (bool, the weight's shape, True = kept), ``zeros[NAME]``
     counts the others; ``tensors["value.NAME"]`` holds new values of the kept ones, where they make up for the others.
+
+    Example:
+        >>> plan = fw.prune.Weights(sparsity=0.75).plan(network, task)
+        >>> plan.masks()["3.weight"].dtype
+        torch.bool
     """
 
     kind: ClassVar[str] = "prune.weights/1"
@@ -63,6 +68,13 @@ class WeightPlan(Plan):
                 other.patterns[tied] = self.pattern
         other.changed()
         return other
+
+    def after(self, earlier: Plan, network: Network) -> WeightPlan:
+        """The plan with its masks and values where ``earlier`` cuts the weights."""
+        kept = earlier.kept(network)
+        tensors = {key: narrowed(t, kept.get(key.partition(".")[2], ())) for key, t in self.tensors.items()}
+        zeros = {n: int((~tensors[f"mask.{n}"]).sum()) for n in self.zeros}
+        return replace(self, zeros=zeros, tensors=tensors)
 
     def masks(self) -> Masks:
         """Weight's name -> mask."""
@@ -93,7 +105,7 @@ class Weights(Rewrite):
     compensate: how the weights that stay make up for the others on calibration data, layer by layer in the order of
         the graph: "none"; "obs", a sweep over columns (SparseGPT: Frantar & Alistarh 2023; with ``score="obs"`` masks
         too are chosen in the sweep); "least_squares", the best values for the mask, o / 3 times the work.
-    ignore: glob patterns of module paths or tensor names to leave alone. seed: for ``score="random"``.
+    ignore: patterns of layers to leave alone (``network/layers``). seed: for ``score="random"``.
 
     During training (in a Fit's ``during=(...)``) zeros grow by ``schedule`` from progress ``begin`` to ``end``, new
     masks every ``frequency`` of the way: "gradual", cubic (Zhu & Gupta 2017, eq. 1); "iterative", the same share of
@@ -102,6 +114,10 @@ class Weights(Rewrite):
     regrow: "none", what is zero stays so; "surgery", masked weights are trained on and come back once they matter
         (Dynamic Network Surgery: Guo et al. 2016, eq. 3 and 4; by magnitude); masks settle halfway between ``end``
         and 1. Give it a ``frequency`` of few steps, or many weights come back at one blow and upset the training.
+
+    Example:
+        >>> plan = fw.prune.Weights(sparsity=0.5, pattern="2:4").plan(network, task)
+        >>> sparse = plan.apply(network)
     """
 
     sparsity: float | None = None
@@ -131,7 +147,7 @@ class Weights(Rewrite):
             left = (*left, *apart)
         return plan_of(masks, self.pattern, left, values)
 
-    def start(self, network: Network, task: Task) -> MaskSchedule:
+    def start(self, network: Network, task: Task, context: Context = ALONE) -> MaskSchedule:
         """The masks at work in a training. Raises RecipeError where ``compensate`` is not "none"."""
         self.check()
         self.check_training()
@@ -139,7 +155,8 @@ class Weights(Rewrite):
         grow = Grow(self.schedule, self.regrow, self.begin, self.end, self.frequency, self._sparsity())
 
         def choose(net: Network, sparsity: float, favour: Mapping[str, Tensor]) -> Masks:
-            return self._masks(net, task, calls, sparsity, favour)
+            mine = {n: found for n, found in calls_of(net).items() if n in calls}
+            return self._masks(net, task, mine, sparsity, favour)
 
         def finish(masks: Masks) -> WeightPlan:
             return plan_of(masks, self.pattern, left, {})
@@ -168,27 +185,13 @@ class Weights(Rewrite):
 
     def _candidates(self, network: Network) -> tuple[Calls, tuple[Skipped, ...]]:
         """Weights of convolutions and linear calls, each tied one once, with their calls; and what is left alone."""
-        calls = calls_of(network)
-        left = [Skipped(str(node.meta.get("module", "")) or node.name, "its weight is computed, not stored")
-                for node in network.calls(*WEIGHTED) if weight_name(node) is None]
-        pattern, used = pattern_of(self.pattern), set()
-        found: dict[str, list[Node]] = {}
-        for name, mine in calls.items():
-            tied, paths = network.tied_names(name), [str(n.meta.get("module", "")) for n in mine]
-            hit = next((p for p in self.ignore for n in (*tied, *(t.rpartition(".")[0] for t in tied), *paths)
-                        if fnmatchcase(n, p)), None)
-            if hit is not None:
-                used.add(hit)
-                left.append(Skipped(name, f"ignore={hit!r}"))
-            elif not network.tensor(name).is_floating_point():
-                left.append(Skipped(name, f"it holds {network.tensor(name).dtype}, no floating-point numbers"))
-            else:
-                found[name] = mine
-                left += self._ends(name, tuple(as_matrix(mine[0], network.tensor(name)).flatten(0, 1).shape), pattern)
-        left += [Skipped(p, "this pattern of ignore=(...) matched no weight") for p in self.ignore if p not in used]
+        selected, pattern = select(network, self.ignore), pattern_of(self.pattern)
+        found = {layer.weight: list(layer.calls) for layer in selected.layers}
+        shapes = {n: as_matrix(mine[0], network.tensor(n)).flatten(0, 1).shape for n, mine in found.items()}
+        left = [*selected.skipped, *(s for n, shape in shapes.items() for s in self._ends(n, tuple(shape), pattern))]
         if not found and not left:
             left.append(Skipped("", "the network has no convolution and no linear layer"))
-        return found, tuple(dict.fromkeys(left))
+        return found, tuple(left)
 
     def _ends(self, name: str, shape: tuple[int, ...], pattern: Pattern) -> list[Skipped]:
         o, i = pattern.whole((shape[0], shape[1]))
@@ -225,7 +228,9 @@ class Weights(Rewrite):
 
 def plan_of(masks: Mapping[str, Tensor], pattern: str, skipped: tuple[Skipped, ...],
             values: Mapping[str, Tensor]) -> WeightPlan:
+    """The plan of these masks: weights that lose none are left out."""
     zeros = {n: int(m.numel() - m.sum()) for n, m in masks.items()}
     changed = {n: z for n, z in zeros.items() if z}
+    skipped = (*skipped, *(Skipped(n, KEPT) for n in zeros if n not in changed and n not in {s.path for s in skipped}))
     tensors = {f"mask.{n}": masks[n] for n in changed} | {f"value.{n}": v for n, v in values.items() if n in changed}
     return WeightPlan(changed, pattern, tensors=tensors, skipped=skipped)

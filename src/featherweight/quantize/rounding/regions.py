@@ -13,6 +13,7 @@ from torch.fx import Node
 from featherweight.calibrate.walk import Order
 from featherweight.deploy.kernels import CLAMPS, UNARY
 from featherweight.network import Network
+from featherweight.network.edit import stored_node
 from featherweight.quantize.layers import LayerForm
 
 #: layers that a block may have; parts with more are taken layer by layer
@@ -86,7 +87,7 @@ def _region(part: list[Node], layers: list[LayerForm], two: Mapping[str, Any],
     needed = {end}
     for node in reversed(part):
         if node in needed:
-            needed.update(n for n in node.all_input_nodes if n.op != "get_attr")
+            needed.update(n for n in node.all_input_nodes if stored_node(n) is None)
     entries = [n.name for n in needed if n not in set(part)]
     nodes = tuple(n for n in part if n in needed)
     if not all(layer.nodes[0] in needed for layer in layers):

@@ -13,15 +13,16 @@ import torch
 from torch import Tensor
 
 from featherweight.network import Network, fold_batch_norm
-from featherweight.network.edit import TRANSPOSED, insert_call
-from featherweight.network.fold import along_output, norm_scale
+from featherweight.network.edit import TRANSPOSED, insert_call, out_axis
+from featherweight.network.fold import norm_scale
+from featherweight.network.matrices import along_outputs
 from featherweight.network.operators import schema_argument
 from featherweight.numerics.formats import ACTIVATIONS, DYNAMIC, GRIDS
 from featherweight.numerics.grids import SMALLEST_SCALE, Spec
 from featherweight.quantize.grids import value_grids
-from featherweight.quantize.layers import LayerForm, layers, weight_axis
+from featherweight.quantize.layers import LayerForm, layers
 from featherweight.quantize.placement import Placement, integer_calls, placement
-from featherweight.quantize.plan import QuantizePlan, growth
+from featherweight.quantize.plan import QuantizePlan, announced
 from featherweight.quantize.prepare.gates import gated, write_out
 from featherweight.quantize.ranges import usual_method
 from featherweight.quantize.request import Request, split
@@ -30,7 +31,7 @@ from featherweight.quantize.training.learners import LEARNERS, Learner, check_le
 from featherweight.quantize.training.quantizers import Dynamic, Quantizer
 from featherweight.quantize.training.rounded_once import rounded_once
 from featherweight.seeds import generators_kept
-from featherweight.steps import Driver, Skipped
+from featherweight.steps import Companion, Skipped
 from featherweight.task import Task
 
 aten = torch.ops.aten
@@ -55,11 +56,11 @@ class Phase:
     points: Mapping[str, Point]
 
 
-class Training(Driver):
+class Training(Companion):
     """A ``Quantize`` at work in a Fit: taps on weights, and on copies of the values that kernels read."""
 
     def __init__(self, request: Request, learning: Learning, network: Network, task: Task) -> None:
-        self.request, self.learning, self.network = request, learning, network
+        self.request, self.learning, self.network, self.origin = request, learning, network, network.copy()
         learner, rules = LEARNERS[learning.learn], request.rules()
         with generators_kept(), torch.no_grad():
             folded = fold_batch_norm(network).eval()
@@ -155,7 +156,7 @@ class Training(Driver):
                                        values=True)
         self.taps.append(self.network.add_tap(copy, self.values[leader]))
 
-    # ---- Driver
+    # ---- Companion
     def update(self, progress: float) -> None:
         phase = min(int(progress * len(self.phases)), len(self.phases) - 1)
         if phase != self.phase:
@@ -210,8 +211,7 @@ class Training(Driver):
     def finish(self) -> QuantizePlan:
         """The numbers that were trained, on the grids that were trained, with batch norm folded into the scales."""
         self.update(1.0)
-        for remove in self.taps:
-            remove()
+        self.close()
         tensors: dict[str, Tensor] = {}
         stored = []
         with torch.no_grad():
@@ -221,9 +221,14 @@ class Training(Driver):
                 tensors |= {made.weight: value, scale_name(made.weight): scale}
         points = tuple(replace(p, scale=float(self.values[self.leaders[p.node]].scale(torch.empty(0))))
                        for p in self.phases[-1].points.values())
-        return QuantizePlan(tuple(stored), points, tuple(sorted(s.weight for s in stored)), bool(stored),
-                            gates=self.gates, skipped=tuple(dict.fromkeys(self.skipped)), tensors=tensors,
-                            grows=growth(self.network, self.found, points))
+        plan = QuantizePlan(tuple(stored), points, tuple(sorted(s.weight for s in stored)), bool(stored),
+                            gates=self.gates, skipped=tuple(dict.fromkeys(self.skipped)), tensors=tensors)
+        return announced(plan, self.origin)
+
+    def close(self) -> None:
+        for remove in self.taps:
+            remove()
+        self.taps.clear()
 
     def _settled(self, layer: LayerForm) -> tuple[Stored, Tensor, Tensor]:
         """How a weight is stored, its values and its scales, once batch norm is folded."""
@@ -234,9 +239,9 @@ class Training(Driver):
         norm = self.norms.get(layer.nodes[0].name)
         if norm is None:
             return stored, value.float(), scale.reshape(-1 if stored.axis is not None else ()).float()
-        stored = replace(stored, axis=weight_axis(layer.nodes[0]))
+        stored = replace(stored, axis=out_axis(layer.nodes[0]))
         channel = norm_scale(self.network, self.network.node(norm))
-        factor = along_output(layer.nodes[0], channel, weight)
+        factor = along_outputs(layer.nodes[0], channel, weight)
         return stored, (value * factor).float(), self._per_channel(stored, scale * factor.abs(), weight)
 
     def _per_channel(self, stored: Stored, scale: Tensor, weight: Tensor) -> Tensor:

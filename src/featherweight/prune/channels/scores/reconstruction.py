@@ -15,7 +15,7 @@ from featherweight.axes.labels import Ints
 from featherweight.axes.readers import readers
 from featherweight.calibrate.moments import inputs_of
 from featherweight.network import Network
-from featherweight.network.edit import CONVOLUTIONS
+from featherweight.network.edit import CONVOLUTIONS, weight_name
 from featherweight.network.matrices import as_matrix, count_rows, rows_at
 from featherweight.numerics.least_squares import Moments, backward_selection, factor, reconstruction_errors
 from featherweight.prune.channels.scores.data import unread
@@ -61,7 +61,7 @@ def reconstruction(network: Network, task: Task, groups: Sequence[AxisGroup], se
 
 def _matrix(network: Network, node: Node) -> Tensor:
     """The call's weight [g, o, p], float64."""
-    return as_matrix(node, network.tensor(str(node.args[1].target)).detach()).double()  # type: ignore[union-attr]
+    return as_matrix(node, network.tensor(str(weight_name(node))).detach()).double()
 
 
 def _portions(network: Network, calls: set[str]) -> Iterator[list[Node]]:
@@ -99,7 +99,7 @@ def _moments(network: Network, task: Task, calls: Sequence[Node], seed: int) -> 
 
 def _some_rows(network: Network, node: Node, x: Tensor, generator: torch.Generator) -> Tensor:
     """[g, r, p]: ROWS of the rows that the call's weight is multiplied with, or all of a few samples."""
-    weight = network.tensor(str(node.args[1].target))  # type: ignore[union-attr]
+    weight = network.tensor(str(weight_name(node)))
     x = x if x.dim() >= weight.dim() else x[None]  # without a batch
     few = torch.randperm(x.shape[0], generator=generator)[:SAMPLES if node.target in CONVOLUTIONS else ROWS]
     x = x[few.to(x.device)]

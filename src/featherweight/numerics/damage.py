@@ -1,4 +1,4 @@
-"""Curvature of a loss: the traces of the diagonal blocks of its Hessian."""
+"""What damage is measured by: how far outputs moved, and the curvature of a loss."""
 
 from __future__ import annotations
 
@@ -6,6 +6,12 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+
+
+def relative_change(after: Sequence[Tensor], before: Sequence[Tensor]) -> float:
+    """|after - before|^2 / |before|^2 over all tensors together, summed in float64."""
+    away = sum(float((a - b).double().square().sum()) for a, b in zip(after, before, strict=True))
+    return away / max(sum(float(b.double().square().sum()) for b in before), 1e-30)
 
 
 def traces(loss: Tensor, tensors: Sequence[Tensor], generator: torch.Generator, probes: int = 32) -> list[float]:
@@ -30,4 +36,4 @@ def traces(loss: Tensor, tensors: Sequence[Tensor], generator: torch.Generator, 
     return found
 
 
-__all__ = ["traces"]
+__all__ = ["relative_change", "traces"]

@@ -1,0 +1,68 @@
+"""What sharing offers for each layer: its weights as indices of few bits into a codebook."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from featherweight.judge.bench import Form
+from featherweight.judge.candidates import Candidate, Family, register
+from featherweight.network import Network
+from featherweight.numerics.kmeans import kmeans
+from featherweight.share.steps import Codebook, CodebookPlan, Shared
+from featherweight.steps import Plan, Stage
+from featherweight.task import Task
+
+
+@dataclass(frozen=True)
+class Bits(Family):
+    """Every layer with a codebook of its own. options: bits of the index, 1 to 8. step: says the rest: keep_zeros,
+    min_size, ignore.
+
+    Example:
+        >>> found = fw.share.Bits(options=(2, 4)).candidates(network, task, layer="3.weight")
+        >>> [candidate.option for candidate in found]
+        [2, 4]
+    """
+
+    name: ClassVar[str] = "share"
+    stage: ClassVar[Stage] = Stage.PRECISION
+    options: tuple[int, ...] = (2, 3, 4, 5)
+    step: Codebook = field(default_factory=Codebook)
+
+    def check(self) -> None:
+        """Raises RecipeError for options that make no sense."""
+        for bits in self.options:
+            self._at(bits).check()
+
+    def _at(self, bits: int) -> Codebook:
+        return replace(self.step, bits=bits, clusters=None)
+
+    def candidates(self, network: Network, task: Task, layer: str | None = None) -> tuple[Candidate, ...]:
+        found: dict[str, list[Candidate]] = {}
+        for bits in self.options:
+            for item in self._at(bits).plan(network, task).shared:
+                if layer is None or item.weight == layer:
+                    found.setdefault(item.weight, []).append(
+                        Candidate(item.weight, self.name, bits, Form({item.weight: partial(shared_weight, item)}),
+                                  partial(CodebookPlan, (item,))))
+        return tuple(c for mine in found.values() for c in mine)
+
+    def joined(self, plans: Sequence[Plan]) -> tuple[Plan, ...]:
+        return (CodebookPlan(tuple(s for p in plans if isinstance(p, CodebookPlan) for s in p.shared)),)
+
+
+def shared_weight(item: Shared, weight: Tensor) -> Tensor:
+    """The weight as its codebook gives it."""
+    codebook, index = kmeans(weight, item.clusters, hold_zero=item.zeros)
+    return codebook[index.to(torch.int64)].to(weight.dtype)
+
+
+register(Bits())
+
+__all__ = ["Bits"]
