@@ -7,17 +7,22 @@ import copy
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.node import map_arg
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import featherweight as fw
+from featherweight.axes.groups import axis_groups
+from featherweight.axes.labels import AtomSets
 from featherweight.network import Network, fold_batch_norm
 from featherweight.network.devices import placed
 from featherweight.network.edit import clear_dead, insert_call, read_tensors, tensor_node
 from problems import PROBLEMS, Problem, network
+from test_capture import same
 
 aten = torch.ops.aten
 
@@ -272,3 +277,96 @@ def test_what_is_given_may_be_changed_by_who_asked():
     net.tensors().clear()
     assert all_told(net.values()) == all_told(plain_values(net, 2))
     assert "0.weight" in net.tensors()
+
+
+# ---- run again
+
+def halved(value: Any) -> Any:
+    return value / 2 if isinstance(value, Tensor) and value.is_floating_point() else value
+
+
+@pytest.mark.parametrize("problem", PROBLEMS.values(), ids=str)
+def test_run_again_from_a_tap_a_network_gives_what_it_gives_from_the_start(problem: Problem):
+    """Every node tapped by itself, in graph order and back, and two far apart together; on two batches in turns."""
+    net = network(problem)
+    again = net.replay()
+    batches = [net.example_inputs(problem.batch or 2, seed) for seed in (0, 1)]
+    names = [n.name for n in net.graph.nodes if n.op != "output"]
+    picks = [[name] for name in names[::3] + names[::-5]] + [[names[-1], names[len(names) // 2]], []]
+    with torch.no_grad():
+        for pick in picks:
+            with net.taps(dict.fromkeys(pick, halved)):
+                for args, kwargs in batches:
+                    same(net(*args, **kwargs), again(*args, **kwargs))
+
+
+class Counted(TorchDispatchMode):
+    """Counts the calls of an operator."""
+
+    def __init__(self, target: Any) -> None:
+        super().__init__()
+        self.target, self.count = target, 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += function is self.target
+        return function(*args, **(kwargs or {}))
+
+
+def test_what_comes_before_a_tap_is_done_once():
+    net = network(PROBLEMS["mlp"])
+    again, (args, _) = net.replay(), net.example_inputs()
+    linear = net.calls(aten.linear.default)
+    with torch.no_grad(), net.taps({str(linear[-1].args[1]): halved}):
+        with Counted(aten.addmm.default) as first:
+            again(*args)
+        with Counted(aten.addmm.default) as second:
+            again(*args)
+    assert (first.count, second.count) == (len(linear), 1)
+
+
+def test_values_held_between_runs_are_bounded(monkeypatch: pytest.MonkeyPatch):
+    net = network(PROBLEMS["mlp"])
+    again, (args, _) = net.replay(), net.example_inputs()
+    monkeypatch.setattr("featherweight.network.kept.replay.HELD", 0)
+    linear = net.calls(aten.linear.default)
+    with torch.no_grad(), net.taps({str(linear[-1].args[1]): halved}), Counted(aten.addmm.default) as counted:
+        same(again(*args), again(*args))
+    assert counted.count == 2 * len(linear)
+
+
+@pytest.mark.parametrize("target", [aten.add_.Scalar, aten.bernoulli.p], ids=str)
+def test_a_graph_that_writes_or_draws_is_run_as_a_whole(target: Any):
+    """A second run would read what the first one wrote, or go on with other numbers than it drew."""
+    net = network(PROBLEMS["mlp"])
+    relu = net.calls(aten.relu.default)[0]
+    made = insert_call(net, target, (relu, 0.5), after=relu)
+    if target is aten.bernoulli.p:
+        relu.replace_all_uses_with(made, delete_user_cb=lambda user: user is not made)
+    net.changed()
+    again, (args, _) = net.replay(), net.example_inputs()
+    with torch.no_grad(), net.taps({net.calls(aten.linear.default)[-1].name: halved}):
+        for seed in range(3):
+            torch.manual_seed(seed)
+            wanted = net(*args)
+            torch.manual_seed(seed)
+            same(wanted, again(*args))
+
+
+# ---- groups of axes, kept with the network
+
+def test_groups_of_axes_are_found_once_for_a_network_and_its_copies():
+    net = network(PROBLEMS["mlp"])
+    found = axis_groups(net)
+    assert axis_groups(net.copy()) is found
+    assert axis_groups(net, "width") is not found
+    shorter_weights(net)
+    assert [len(g) for g in axis_groups(net).groups] == [len(g) // (1 + (g.name == "0")) for g in found.groups]
+    assert axis_groups(afresh(net)).names() == found.names()
+
+
+def test_kept_atoms_are_counted_set_by_set():
+    generator = np.random.default_rng(0)
+    sets = [generator.integers(0, 50, size) for size in (1, 7, 20, (3, 4))]
+    kept = generator.random(50) < 0.5
+    assert AtomSets(sets).count(kept) == [int(np.count_nonzero(kept[s])) for s in sets]
+    assert AtomSets([]).count(kept) == []

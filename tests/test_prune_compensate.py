@@ -20,6 +20,8 @@ from featherweight.calibrate import walk
 from featherweight.calibrate.pair import Pair
 from featherweight.errors import RecipeError, TaskError
 from featherweight.network import Network
+from featherweight.network.edit import WEIGHTED, weight_name
+from featherweight.network.matrices import count_rows, rows, rows_at
 from featherweight.numerics.least_squares import Moments, backward_selection, reconstruction_errors, refit
 from featherweight.prune import axis_groups
 from featherweight.prune.channels import refit as compensate
@@ -152,6 +154,61 @@ def test_rows_times_weights_are_what_the_call_gives(name: str) -> None:
     torch.testing.assert_close(again, made)
     assert made.shape[1] == y.numel() // y.shape[axis]
     assert len(site.groups) < 6 if name == "depthwise" else len(site.ins) * len(site.groups) < 6
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_rows_at_some_places_are_those_of_all_rows(name: str) -> None:
+    build, shape = CALLS[name]
+    network = fw.capture(build().eval(), normal(*shape).float())
+    node, x = network.calls(*WEIGHTED)[0], normal(*shape, seed=3).float()
+    weight = network.tensor(str(weight_name(node)))
+    whole = rows(node, weight, x)
+    assert count_rows(node, weight, x) == whole.shape[1]
+    for chosen in (torch.randperm(whole.shape[1])[:7], torch.tensor([0, 0]), torch.arange(whole.shape[1])):
+        torch.testing.assert_close(rows_at(node, weight, x, chosen), whole[:, chosen], rtol=0, atol=0)
+
+
+def nearest(made: Tensor, y: Tensor, level: Tensor) -> Tensor:
+    """The allowed output next to ``made``, number by number."""
+    found = torch.empty_like(y)
+    for i, (m, wanted, bound) in enumerate(zip(made, y, level, strict=True)):
+        if bound.isnan():
+            found[i] = wanted
+        elif wanted > bound:
+            found[i] = max(m, bound)
+        else:
+            found[i] = min(m, bound) if wanted < bound else m
+    return found
+
+
+def test_what_is_allowed_is_the_target_or_all_beyond_the_level() -> None:
+    y, made = normal(200), normal(200, seed=1)
+    level = torch.where(normal(200, seed=2) > 0.5, torch.nan, normal(200, seed=3))
+    level[:9] = y[:9]
+    low, high = compensate.allowed(y, level)
+    assert torch.equal(made.clamp(low, high), nearest(made, y, level))
+    assert compensate.allowed(y, None) == (y, y)
+
+
+@pytest.mark.parametrize("constant", [True, False])
+def test_fits_with_saturated_targets_are_those_of_the_plain_loop(constant: bool) -> None:
+    """Every round: the allowed output next to the last fit's for target, and the explicit least squares."""
+    weight, parts = normal(2, 3, 5), []
+    for seed in range(3):
+        x, y = normal(2, 40, 5, seed=10 + seed) + 1, normal(2, 40, 3, seed=20 + seed)
+        parts.append(compensate.Observations(x, y, torch.where(y > 0, torch.nan, torch.zeros(()).double())))
+    new, shift = compensate.least_squares(weight, parts, constant)
+    x, y, level = (torch.cat([getattr(p, name) for p in parts], 1) for name in ("x", "y", "level"))
+    middle = x.mean(1, keepdim=True) * constant
+    target = y
+    for _ in range(compensate.ROUNDS + 1):
+        aim = target.mean(1, keepdim=True) * constant
+        gram, cross = (x - middle).mT @ (x - middle) / 120, (x - middle).mT @ (target - aim) / 120
+        fit = refit(gram, cross, weight, compensate.RIDGE)
+        constants = (aim - middle @ fit.mT) * constant
+        target = nearest((x @ fit.mT + constants).flatten(), y.flatten(), level.flatten()).view_as(y)
+    torch.testing.assert_close(new, fit)
+    torch.testing.assert_close(shift, constants[:, 0])
 
 
 # ---- compensation

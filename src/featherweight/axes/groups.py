@@ -133,7 +133,12 @@ def axis_groups(network: Network, heads: str = "whole") -> AxisGroups:
     if heads not in HEADS:
         raise PlanError(f"axis_groups has no heads={heads!r}; expected \"whole\" (heads go as they are) or \"width\" "
                         "(every head keeps the same share); write axis_groups(network, heads=\"width\")")
-    trace = walk(network, heads)
+    key = ("axis groups", heads, tuple(RULES.items()))  # the table of rules is open
+    found: AxisGroups = network.fact(key, lambda: _found(walk(network, heads)))
+    return found
+
+
+def _found(trace: Trace) -> AxisGroups:
     parent = solve(np.arange(trace.count, dtype=np.int64), trace.pairs)
     parent = resolve_grids(parent, trace.grids)
     return _collect(trace, parent)

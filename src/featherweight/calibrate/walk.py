@@ -10,12 +10,11 @@ from typing import Any
 
 from torch import Tensor
 from torch.fx import Node
-from torch.fx.node import map_arg
 
 from featherweight.network.devices import device_of
 from featherweight.network.edit import stored_node
 from featherweight.network.network import Network
-from featherweight.network.program import Tap
+from featherweight.network.program import Tap, resolve
 from featherweight.task import Batch, Inputs, batch_size, call, move
 
 BUDGET = 2 << 30  #: bytes of activations held between calls
@@ -103,11 +102,12 @@ def run(nodes: Iterable[Node], values: dict[str, Any], tensor: Callable[[str], T
 
     tensor: looks stored tensors up by name. taps: node name -> what its activation passes through.
     """
-    def get(argument: Any) -> Any:
-        return map_arg(argument, lambda n: looked_up(n, values, tensor))
+    def read(node: Node) -> Any:
+        return looked_up(node, values, tensor)
 
     for node in nodes:
-        value = node.target(*get(node.args), **get(node.kwargs))  # type: ignore[operator]
+        args, kwargs = resolve(node.args, read), {k: resolve(v, read) for k, v in node.kwargs.items()}
+        value = node.target(*args, **kwargs)  # type: ignore[operator]
         if node.name in taps:
             value = taps[node.name](value)
         values[node.name] = value

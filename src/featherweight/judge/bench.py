@@ -56,7 +56,7 @@ def standing(network: Network, *forms: Form) -> Iterator[None]:
 def readings(network: Network, name: str) -> list[Node]:
     """The nodes that give the tensor ``name``, under any of its tied names."""
     tied = set(network.tied_names(name))
-    return [n for n in network.graph.nodes if n.op == "get_attr" and n.target in tied]
+    return [n for n in network.graph.find_nodes(op="get_attr") if n.target in tied]
 
 
 def bypass(source: str, output: str) -> Form:

@@ -111,11 +111,11 @@ def scored(network: Network, task: Task, split: str, batches: int | None) -> flo
 
 def by_output(bench: Bench, judge: Judge) -> Gauge:
     """|y' - y|^2 / |y|^2 over all floating-point outputs, mean over batches."""
-    batches = bench.batches()
+    batches, again = bench.batches(), bench.network.replay()
     whole = [trees.floats(call(bench.original, x)) for x, _ in batches]
 
     def moved() -> float:
-        changes = [relative_change(trees.floats(call(bench.run, x)), before)
+        changes = [relative_change(trees.floats(call(again, x)), before)
                    for (x, _), before in zip(batches, whole, strict=True)]
         return sum(changes) / len(changes)
 
@@ -124,12 +124,12 @@ def by_output(bench: Bench, judge: Judge) -> Gauge:
 
 def by_loss(bench: Bench, judge: Judge) -> Gauge:
     """By how much the task's loss rises, mean over batches; negative where it falls."""
-    batches, loss = bench.batches(), bench.task.loss
+    batches, loss, again = bench.batches(), bench.task.loss, bench.network.replay()
     assert loss is not None
     whole = [float(loss(call(bench.original, x), y)) for x, y in batches]
 
     def risen() -> float:
-        rises = [float(loss(call(bench.run, x), y)) - before for (x, y), before in zip(batches, whole, strict=True)]
+        rises = [float(loss(call(again, x), y)) - before for (x, y), before in zip(batches, whole, strict=True)]
         return sum(rises) / len(rises)
 
     return risen

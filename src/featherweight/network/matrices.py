@@ -10,7 +10,7 @@ from torch.fx import Node
 
 from featherweight.network.edit import CONVOLUTIONS, TRANSPOSED, out_axis, turned
 from featherweight.network.operators import schema_argument
-from featherweight.numerics.patches import patches, transposed_patches
+from featherweight.numerics.patches import patches, patches_at, transposed_patches
 
 #: numbers of rows held at once
 HELD = 1 << 24
@@ -57,9 +57,36 @@ def rows(node: Node, weight: Tensor, x: Tensor) -> Tensor:
     """[g, n, i * k]: the rows of input ``x`` that ``as_matrix(node, weight)`` is multiplied with."""
     if node.target not in CONVOLUTIONS:
         return x.reshape(1, -1, x.shape[-1])
-    kernel = weight.shape[2:]
-    axes, groups = len(kernel), int(schema_argument(node, "groups"))
-    x = x if x.dim() == axes + 2 else x[None]
+    return _patches(node, weight.shape[2:], x if x.dim() == weight.dim() else x[None],
+                    int(schema_argument(node, "groups")))
+
+
+def rows_at(node: Node, weight: Tensor, x: Tensor, chosen: Tensor) -> Tensor:
+    """``rows(node, weight, x)[:, chosen]``, the others not made."""
+    if node.target not in CONVOLUTIONS:
+        return x.reshape(1, -1, x.shape[-1])[:, chosen]
+    x = x if x.dim() == weight.dim() else x[None]
+    return patches_at(x, windows(node, weight.shape[2:], x), chosen, int(schema_argument(node, "groups")))
+
+
+def count_rows(node: Node, weight: Tensor, x: Tensor) -> int:
+    """How many ``rows(node, weight, x)`` there are."""
+    if node.target not in CONVOLUTIONS:
+        return x.shape[:-1].numel()
+    x = x if x.dim() == weight.dim() else x[None]
+    return x.shape[0] * len(windows(node, weight.shape[2:], x))
+
+
+def windows(node: Node, kernel: Sequence[int], x: Tensor) -> Tensor:
+    """[output places, k]: which spatial position of a convolution's input ``x``, counted from 1, each number of the
+    kernel meets; 0 is padding."""
+    sizes = x.shape[-len(kernel):]
+    numbers = torch.arange(1.0, sizes.numel() + 1, dtype=torch.float64, device=x.device)
+    return _patches(node, kernel, numbers.view(1, 1, *sizes), 1)[0].long()
+
+
+def _patches(node: Node, kernel: Sequence[int], x: Tensor, groups: int) -> Tensor:
+    axes = len(kernel)
     stride, dilation = (_each(schema_argument(node, name), axes) for name in ("stride", "dilation"))
     padding = schema_argument(node, "padding")
     if node.target in TRANSPOSED:

@@ -71,8 +71,8 @@ class Program:
             if isinstance(step, Node):
                 values[step] = tapped(step, tensor(str(step.target)), taps)
                 continue
-            args = [resolve(a, values) for a in step.args]
-            kwargs = {k: resolve(v, values) for k, v in step.kwargs.items()} if step.kwargs else {}
+            args = [resolve(a, values.__getitem__) for a in step.args]
+            kwargs = {k: resolve(v, values.__getitem__) for k, v in step.kwargs.items()} if step.kwargs else {}
             if step.counter is not None:
                 share = _count(tensor(step.counter))
                 if step.node.meta.get("cumulative"):
@@ -83,7 +83,7 @@ class Program:
 
     def end(self, values: Mapping[Node, Any]) -> list[Any]:
         """The outputs, once all steps are done."""
-        return [resolve(o, values) for o in self.outputs]
+        return [resolve(o, values.__getitem__) for o in self.outputs]
 
 
 def tapped(node: Node, value: Any, taps: Mapping[str, list[Tap]]) -> Any:
@@ -94,14 +94,14 @@ def tapped(node: Node, value: Any, taps: Mapping[str, list[Tap]]) -> Any:
     return value
 
 
-def resolve(argument: Any, values: Mapping[Node, Any]) -> Any:
+def resolve(argument: Any, value: Callable[[Node], Any]) -> Any:
     """An argument of a call, nodes in it replaced by their values."""
     if isinstance(argument, Node):
-        return values[argument]
+        return value(argument)
     if isinstance(argument, (list, tuple)):
-        return [resolve(a, values) for a in argument]
+        return [resolve(a, value) for a in argument]
     if isinstance(argument, slice):
-        return slice(*(resolve(a, values) for a in (argument.start, argument.stop, argument.step)))
+        return slice(*(resolve(a, value) for a in (argument.start, argument.stop, argument.step)))
     return argument
 
 

@@ -27,6 +27,20 @@ def patches(x: Tensor, kernel: Sizes, stride: Sizes, padding: Sides, dilation: S
     return rows.reshape(groups, n * places, c // groups * size)
 
 
+def patches_at(x: Tensor, windows: Tensor, chosen: Tensor, groups: int) -> Tensor:
+    """Rows [g, r, i * k] of an input [n, g * i, *sizes] at ``chosen`` ones [r] of its n * places rows alone.
+
+    windows [places, k]: which position of ``sizes``, counted from 1, each number of the kernel meets; 0 is padding.
+    """
+    n, c = x.shape[:2]
+    places, size = len(windows), x.shape[2:].numel()
+    sample, met = chosen.div(places, rounding_mode="floor"), windows[chosen % places]
+    flat = x.reshape(n, c, size).transpose(0, 1).reshape(c, n * size)
+    found = flat.index_select(1, (met - 1 + sample[:, None] * size).clamp(min=0).flatten()).view(c, *met.shape)
+    found = found.masked_fill_(met == 0, 0)
+    return found.view(groups, c // groups, *met.shape).transpose(1, 2).reshape(groups, len(chosen), -1)
+
+
 def transposed_patches(x: Tensor, kernel: Sizes, stride: Sizes, padding: Sizes, output_padding: Sizes, dilation: Sizes,
                        groups: int) -> Tensor:
     """``patches`` for a transposed convolution, whose weight [g * i, o, *kernel] is seen as [g, o, i * k].

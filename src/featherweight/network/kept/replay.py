@@ -62,8 +62,7 @@ class Replay:
             halt = Halt(inputs, 0, self._program.begin(inputs, {}), 0)
         values = dict(halt.values)
         self._program.go(values, halt.at, stop, self._tensor, {})
-        size = sum(v.numel() * v.element_size() for n, v in values.items()
-                   if isinstance(v, Tensor) and n.op != "get_attr")
+        size = sum(v.nbytes for n, v in values.items() if isinstance(v, Tensor) and n.op != "get_attr")
         if stop and size + sum(h.bytes for h in self._halts.values()) <= HELD:
             self._halts[key] = Halt(inputs, stop, dict(values), size)
         return values

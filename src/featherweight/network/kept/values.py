@@ -24,18 +24,19 @@ def values(graph: Graph, tensor: Callable[[str], Tensor], inputs: Sequence[Tenso
     tensor: looks stored tensors up by name. Values that are alike may be one tensor, of these and of other inputs that
     were asked for with the same ``alike``.
     """
-    given = iter(inputs)
+    waiting = iter(inputs)
     found: dict[Node, Any] = {}
+    value = found.__getitem__
     with alike.mode, torch.no_grad():
         for node in graph.nodes:
             if node.op == "placeholder":
-                found[node] = alike.empty(next(given))
+                found[node] = alike.empty(next(waiting))
             elif node.op == "get_attr":
                 found[node] = alike.empty(tensor(str(node.target)))
             elif node.op == "call_function":
-                args = [resolve(a, found) for a in node.args]
-                found[node] = alike.call(node.target, args, {k: resolve(v, found) for k, v in node.kwargs.items()})
-    return {node.name: value for node, value in found.items()}
+                args = [resolve(a, value) for a in node.args]
+                found[node] = alike.call(node.target, args, {k: resolve(v, value) for k, v in node.kwargs.items()})
+    return {node.name: given for node, given in found.items()}
 
 
 def _of_metadata(node: Node) -> bool:

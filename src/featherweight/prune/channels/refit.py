@@ -67,32 +67,37 @@ def least_squares(weight: Tensor, rows: Rows, constant: bool) -> tuple[Tensor, T
     next to that of the last fit, so that the distance to what is allowed falls with every round (the fits of Zhang et
     al. 2016, section 3.2, take activations after the ReLU for targets, to the same end).
     """
-    held, moments = list(rows), Moments()
-    for seen in held:
+    moments, held, saturates = Moments(), [], False
+    for seen in rows:
         moments.add(seen.x, seen.y)
+        held.append((seen.x, allowed(seen.y, seen.level)))
+        saturates |= seen.level is not None
     gram, cross = moments.products(centred=constant)
     lower = factor(gram, RIDGE)
     middle, aim = moments.means()
     middle = middle if constant else torch.zeros_like(middle)
-    for done in range(ROUNDS + 1):
-        new = refit(gram, cross, weight, RIDGE, lower)
-        shift = (aim - (new @ middle[..., None])[..., 0]) * constant
-        if done == ROUNDS or all(seen.level is None for seen in held):
-            break
-        cross, aim = torch.zeros_like(cross), torch.zeros_like(aim)
-        for seen in held:
-            x, target = seen.x, seen.y
-            if seen.level is not None:
-                target = nearest(x @ new.mT.to(x) + shift[:, None].to(x), seen.y, seen.level)
-            cross += ((x - middle[:, None].to(x)).mT @ target).double() / moments.count
+    new = refit(gram, cross, weight, RIDGE, lower)
+    for done in range(ROUNDS if saturates else 0):
+        offset, cross, aim = aim * constant, torch.zeros_like(cross), torch.zeros_like(aim)
+        for i, (x, (low, high)) in enumerate(held):
+            if done == 0:
+                x = x - middle[:, None].to(x)
+                held[i] = x, (low, high)
+            target = (x @ new.mT.to(x)).add_(offset[:, None].to(x)).clamp_(low, high)
+            cross += (target.mT @ x).mT.double() / moments.count
             aim += target.sum(1).double() / moments.count
-    return new, shift
+        new = refit(gram, cross, weight, RIDGE, lower)
+    return new, (aim - (new @ middle[..., None])[..., 0]) * constant
 
 
-def nearest(made: Tensor, y: Tensor, level: Tensor) -> Tensor:
-    """The allowed output next to ``made``: ``y`` itself, or anything beyond ``level`` on y's side where y saturates."""
-    beyond = torch.where((made - level) * (y - level) >= 0, made, level)
-    return torch.where(level.isnan(), y, beyond)
+def allowed(y: Tensor, level: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The least and the largest output that is as good as ``y``: ``y`` itself, or anything from ``level`` on, on y's
+    side, where y saturates (``level`` is a number)."""
+    if level is None:
+        return y, y
+    free = torch.full_like(y, torch.inf)
+    return (torch.where(y > level, level, torch.where(y <= level, -free, y)),
+            torch.where(y < level, level, torch.where(y >= level, free, y)))
 
 
 METHODS: dict[str, Method] = {"bias": bias, "least_squares": least_squares}

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.fx import Node
 
@@ -18,8 +17,9 @@ from featherweight.axes.rules.basics import operators
 from featherweight.axes.trace import operator_name, path_of
 from featherweight.network import Network
 from featherweight.network.edit import WEIGHTED, bias_name, constant_value, out_axis, readers_of, weight_name
-from featherweight.network.matrices import as_matrix, from_matrix, rows
+from featherweight.network.matrices import as_matrix, from_matrix, windows
 from featherweight.network.operators import schema_argument as argument
+from featherweight.numerics.patches import patches_at
 from featherweight.steps import Skipped
 
 aten = torch.ops.aten
@@ -95,12 +95,13 @@ class RefitCall:
 
     def read(self, x: Tensor, places: Tensor) -> Tensor:
         """X [g, r, i * window]: the kept inputs that the call reads of ``x`` for some output places of every sample."""
-        flat = self._flat(x)
-        ins = (self.groups[:, None] * (flat.shape[2] // self._groups) + self.ins).flatten()
-        table = self._windows(x)[places.cpu()].to(x.device)
-        found = F.pad(flat, (0, 0, 1, 0))[..., ins].index_select(1, table.flatten())
-        split = found.view(len(found), *table.shape, len(self.groups), -1)
-        return split.permute(3, 0, 1, 4, 2).flatten(3).flatten(1, 2)
+        if not self.kernel:
+            return self._flat(x).index_select(1, places)[..., self.ins].flatten(0, 1)[None]
+        x = x if x.dim() == len(self.kernel) + 2 else x[None]
+        ins = (self.groups[:, None] * (x.shape[1] // self._groups) + self.ins).flatten()
+        table = windows(self.node, self.kernel, x)
+        chosen = (torch.arange(len(x), device=x.device)[:, None] * len(table) + places).flatten()
+        return patches_at(x.index_select(1, ins), table, chosen, len(self.groups))
 
     def made(self, y: Tensor, places: Tensor) -> Tensor:
         """Y [g, r, o]: the kept outputs at these places of ``y``, which has the shape of the call's output."""
@@ -111,14 +112,6 @@ class RefitCall:
     @property
     def _groups(self) -> int:
         return int(argument(self.node, "groups")) if self.kernel else 1
-
-    def _windows(self, x: Tensor) -> Tensor:
-        """[output positions, window]: from 1, the position of ``x`` that each weight of the window meets; 0 is none."""
-        if not self.kernel:
-            return torch.arange(1, self.places(x) + 1)[:, None]
-        space = x.shape[-len(self.kernel):]
-        numbers = torch.arange(1.0, space.numel() + 1, dtype=torch.float64).view(1, 1, *space)
-        return rows(self.node, torch.empty(1, 1, *self.kernel), numbers.expand(1, self._groups, *space))[0].long()
 
     def places(self, y: Tensor) -> int:
         """Output positions of one sample."""

@@ -50,7 +50,8 @@ class Curve:
 
 def curves(network: Network, task: Task, groups: Sequence[AxisGroup], scores: Sequence[npt.NDArray[np.float64]],
            shares: Sequence[float] = SHARES, batches: int = BATCHES, kind: str = "output") -> tuple[Curve, ...]:
-    """The curve of every group, on ``batches`` calibration batches: len(groups) * len(shares) * batches passes.
+    """The curve of every group, on ``batches`` calibration batches: len(groups) * len(shares) * batches passes at most,
+    each from where the group is first read.
 
     scores: [n_channels] of each group. A silenced channel's weights are read as zeros; nothing is re-estimated.
     kind="output" needs no loss, and its curves are smoother: a loss hardly moves where it is near zero.
@@ -58,11 +59,13 @@ def curves(network: Network, task: Task, groups: Sequence[AxisGroup], scores: Se
     """
     if kind not in KINDS:
         raise RecipeError(f"sensitivity was given kind={kind!r}; {did_you_mean(kind, KINDS)}; write kind=\"output\"")
-    forms = [silence(network, group, lowest(mine, share))
-             for group, mine in zip(groups, scores, strict=True) for share in shares]
-    found = iter(damages(network, task, forms, Judge(kind, "calibration", batches)))
-    return tuple(Curve(group.name, tuple(shares), tuple(next(found) for _ in shares), kind, len(group))
-                 for group in groups)
+    counts = [[len(lowest(mine, share)) for share in shares] for mine in scores]
+    forms = {(group.name, count): silence(network, group, np.argsort(mine, kind="stable")[:count])
+             for group, mine, own in zip(groups, scores, counts, strict=True) for count in own}
+    found = dict(zip(forms, damages(network, task, list(forms.values()), Judge(kind, "calibration", batches)),
+                     strict=True))
+    return tuple(Curve(group.name, tuple(shares), tuple(found[group.name, c] for c in own), kind, len(group))
+                 for group, own in zip(groups, counts, strict=True))
 
 
 def sensitivity(network: Network, task: Task, axes: AxisGroups, groups: Sequence[AxisGroup],

@@ -16,7 +16,7 @@ from featherweight.axes.readers import readers
 from featherweight.calibrate.moments import inputs_of
 from featherweight.network import Network
 from featherweight.network.edit import CONVOLUTIONS, weight_name
-from featherweight.network.matrices import as_matrix, rows
+from featherweight.network.matrices import as_matrix, count_rows, rows_at
 from featherweight.numerics.least_squares import Moments, backward_selection, factor, reconstruction_errors
 from featherweight.prune.channels.scores.data import unread
 from featherweight.prune.channels.scores.weights import Floats, Scores
@@ -102,8 +102,9 @@ def _some_rows(network: Network, node: Node, x: Tensor, generator: torch.Generat
     weight = network.tensor(str(weight_name(node)))
     x = x if x.dim() >= weight.dim() else x[None]  # without a batch
     few = torch.randperm(x.shape[0], generator=generator)[:SAMPLES if node.target in CONVOLUTIONS else ROWS]
-    made = rows(node, weight, x[few.to(x.device)])
-    return made[:, torch.randperm(made.shape[1], generator=generator)[:ROWS].to(x.device)]
+    x = x[few.to(x.device)]
+    some = torch.randperm(count_rows(node, weight, x), generator=generator)[:ROWS]
+    return rows_at(node, weight, x, some.to(x.device))
 
 
 def _errors(weight: Tensor, window: int, index: Ints, moments: Tensor) -> Floats:
