@@ -18,7 +18,7 @@ from torch.fx import Node
 
 from featherweight.axes.labels import AtomSets, Cost, Ints, Labels, Shuffle, Value
 from featherweight.axes.rules import computed, indexing, norms, products, recurrent, shuffles, views, weights
-from featherweight.axes.rules.basics import RULES, operators, pointwise, unknown
+from featherweight.axes.rules.basics import PLACED, RULES, has_computed_options, pointwise, unknown
 from featherweight.axes.trace import Trace, path_of
 from featherweight.axes.unions import resolve_grids, solve
 from featherweight.errors import PlanError
@@ -170,21 +170,11 @@ def walk(network: Network, heads: str = "whole") -> Trace:
     return trace
 
 
-#: operators whose rules understand sizes and places that the graph computes
-PLACED = set(operators("slice.Tensor", "slice_scatter", "narrow", "select.int", "sym_size.int"))
-
-
-def _has_computed_options(trace: Trace, node: Node) -> bool:
-    """Whether a number that says what a call does (its groups, an axis) is computed; sizes in lists may be."""
-    given = [a for a in (*node.args, *node.kwargs.values()) if isinstance(a, Node) and a.op != "get_attr"]
-    return has_schema(node.target) and any(isinstance(trace.shapes.get(a.name), (int, torch.SymInt)) for a in given)
-
-
 def _step(trace: Trace, node: Node) -> Value:
     known = RULES.get(node.target)
     if known is None and has_schema(node.target) and torch.Tag.pointwise in node.target.tags:  # type: ignore[union-attr]
         known = pointwise
-    if known is None or (node.target not in PLACED and _has_computed_options(trace, node)):
+    if known is None or (node.target not in PLACED and has_computed_options(trace, node)):
         return unknown(trace, node)
     value = known(trace, node)
     shape = trace.shapes[node.name]

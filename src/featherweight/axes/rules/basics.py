@@ -14,6 +14,7 @@ from torch.fx import Node
 
 from featherweight.axes.labels import Field, Labels, Value
 from featherweight.axes.trace import Trace
+from featherweight.network.operators import has_schema
 from featherweight.network.operators import schema_argument as argument
 
 aten = torch.ops.aten
@@ -52,6 +53,16 @@ def first(trace: Trace, node: Node) -> Labels:
     """The labels of the first argument."""
     x = trace.of(node.args[0])
     return x if x is not None else Labels(())
+
+
+#: operators whose rules understand sizes and places that the graph computes
+PLACED = set(operators("slice.Tensor", "slice_scatter", "narrow", "select.int", "sym_size.int"))
+
+
+def has_computed_options(trace: Trace, node: Node) -> bool:
+    """Whether a number that says what a call does (its groups, an axis) is computed; sizes in lists may be."""
+    given = [a for a in (*node.args, *node.kwargs.values()) if isinstance(a, Node) and a.op != "get_attr"]
+    return has_schema(node.target) and any(isinstance(trace.shapes.get(a.name), (int, torch.SymInt)) for a in given)
 
 
 def unknown(trace: Trace, node: Node) -> Value:
