@@ -8,6 +8,7 @@ import re
 import warnings
 
 import pytest
+import torch
 from packaging.version import Version
 
 import featherweight as fw
@@ -31,6 +32,15 @@ def test_every_old_name_warns_and_gives_the_new_thing() -> None:
         told = f"{old} is now {there.line}; the old name goes with version {there.goes}"
         with pytest.warns(DeprecationWarning, match=f"^{re.escape(told)}$"):
             assert getattr(importlib.import_module(module), name) is new
+
+
+def test_functions_that_are_called_otherwise_now_warn() -> None:
+    network = fw.capture(torch.nn.Linear(2, 2), torch.zeros(2, 2))
+    task = fw.Task(calibration=lambda: [(torch.zeros(2, 2), None)])
+    with pytest.warns(DeprecationWarning, match=r"is now fw\.sensitivity\(.*\); the old name goes with version 0\.4"):
+        assert fw.quantize.sensitivity(network, task, kinds=()) == ()
+    with pytest.warns(DeprecationWarning, match=r"is now fw\.sensitivity\(.*\); the old name goes with version 0\.4"):
+        assert fw.prune.sensitivity(network, task, fw.prune.axis_groups(network), (), ()) == ()
 
 
 def test_no_old_name_outlives_its_version() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,6 +9,7 @@ from featherweight.judge.sensitivity import sensitivity as judged
 from featherweight.network import Network
 from featherweight.quantize.candidates import Kinds
 from featherweight.quantize.step import Quantize
+from featherweight.steps.moved import tell
 from featherweight.task import Task
 
 
@@ -26,8 +26,7 @@ def sensitivity(network: Network, task: Task, kinds: Sequence[str] = ("int8", "i
                 step: Quantize | None = None, split: str = "calibration", batches: int | None = 2, probes: int = 32,
                 seed: int = 0) -> tuple[Damage, ...]:
     """``fw.sensitivity(network, task, fw.quantize.Kinds(kinds, step), measure=how, ...)``; "float" does no damage."""
-    warnings.warn('featherweight.quantize.sensitivity is now fw.sensitivity(network, task, "quantize", measure=..., '
-                  "options=...); the old name goes with version 0.3", DeprecationWarning, stacklevel=2)
+    tell("featherweight.quantize.sensitivity", 'fw.sensitivity(network, task, "quantize", measure=..., options=...)')
     family = Kinds(tuple(kind for kind in kinds if kind != "float"), step or Quantize())
     found = judged(network, task, family, how, split=split, batches=batches, probes=probes, seed=seed)
     return tuple(Damage(d.layer, str(d.option), d.damage) for d in found)

@@ -103,7 +103,7 @@ class Beside(Protocol):
     """What can stand beside a training: a Rewrite, or an objective such as ``distill.Logits()``.
 
     Implementations are frozen dataclasses. ``start(network, task)`` without a context, and ``begin(network, context)``
-    giving a function for the whole loss, are what version 0.1 asked for; both are taken until version 0.3.
+    giving a function for the whole loss, are what version 0.1 asked for; both are taken in versions 0.2 and 0.3.
 
     Example:
         >>> from dataclasses import dataclass

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from featherweight.errors import RecipeError, did_you_mean
 from featherweight.judge.bench import Form, standing
 from featherweight.judge.damage import Judge, damages
 from featherweight.network import Network
+from featherweight.steps.moved import tell
 from featherweight.task import Task
 
 #: shares of a group that a curve is drawn of, and those that an allocation is content with
@@ -72,8 +72,7 @@ def sensitivity(network: Network, task: Task, axes: AxisGroups, groups: Sequence
                 scores: Sequence[npt.NDArray[np.float64]], shares: Sequence[float] = SHARES, batches: int = BATCHES,
                 kind: str = "output") -> tuple[Curve, ...]:
     """``curves`` as version 0.1 had it; ``fw.sensitivity`` measures every family."""
-    warnings.warn('featherweight.prune.sensitivity is now fw.sensitivity(network, task, "prune.channels", '
-                  "measure=...); the old name goes with version 0.3", DeprecationWarning, stacklevel=2)
+    tell("featherweight.prune.sensitivity", 'fw.sensitivity(network, task, "prune.channels", measure=...)')
     return curves(network, task, groups, scores, shares, batches, kind)
 
 
