@@ -24,7 +24,7 @@ ARMS = {
     "import featherweight": ("-c", "import featherweight"),
     "import featherweight, every public name": (
         "-c", "import featherweight as fw; [getattr(fw, name) for name in fw.__all__]"),
-    "featherweight --version": ("-m", "featherweight", "--version"),
+    "featherweight --version": ("-c", "from featherweight.cli import main; main()", "--version"),
 }
 ENVIRONMENT = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
 
