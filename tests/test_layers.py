@@ -420,6 +420,7 @@ DEPLOYED: dict[str, tuple[Rewrite, tuple[str, ...]]] = {
     "Quantize int4": (Quantize("int4", ends=None), ("QGemm", "MatMulIntegerToFloat")),
     "Quantize weights": (Quantize(activations=None), ("MatMulNBits",)),
     "Quantize groups": (Quantize("int4", None, granularity=16, ends=None), ("MatMulNBits",)),
+    "Quantize groups of bytes": (Quantize("int8", None, granularity=16), ("MatMulNBits",)),
     "Quantize dynamic": (Quantize(activations="dynamic"), ("DynamicQuantizeMatMul", "MatMulIntegerToFloat")),
     "Quantize halves": (Quantize("fp16", None), ()),
 }
