@@ -38,8 +38,11 @@ class Portions:
 
 
 def portions(network: Network, inputs: Inputs, outputs: Sequence[Tensor]) -> Portions:
-    """``inputs``, one batch of a CPU, in portions of samples. outputs: what ``network`` gives for the whole batch; where
-    portions give something else, as where the samples of a batch know of one another, there is one portion."""
+    """``inputs``, one batch on the CPU, in portions of samples.
+
+    outputs: what ``network`` gives for the whole batch. Where portions give something else, as where the samples of a
+    batch know of one another, the batch is one portion.
+    """
     signature = network.signature
     leaves = call(lambda *args, **kwargs: signature.leaves(args, kwargs), inputs)
     whole = Portions(signature, [leaves])
