@@ -124,6 +124,19 @@ def test_a_parameter_that_serves_something_else_too_stays() -> None:
     assert set(net.tensors()) == {"w", "g"}
 
 
+def test_a_weight_larger_than_what_it_is_computed_from_stays_computed() -> None:
+    class Product(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.up, self.down = nn.Parameter(torch.randn(12, 2)), nn.Parameter(torch.randn(2, 8))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return nn.functional.linear(x, self.up @ self.down)
+
+    network = fw.capture(Product(), torch.randn(3, 8))
+    assert set(network.tensors()) == {"up", "down"} and not network.notes
+
+
 def test_a_weight_that_is_only_moved_stays_the_parameter_it_is() -> None:
     class Moved(nn.Module):
         def __init__(self) -> None:

@@ -48,13 +48,14 @@ class ComputedWeight:
 def store_computed_weights(network: Network) -> None:
     """Stores every weight that is computed from parameters, in evaluation, in the place of what it is computed from.
 
-    A weight that other calls need as well, or whose parts together are smaller than it, stays as it is. Zeros of a mask
+    A weight that other calls need as well, or whose parameters together have fewer elements than it, stays as it is. Zeros of a mask
     are kept in training (``Network.patterns``). ``Network.notes`` lists what was stored.
     """
     found = list(_computed_weights(network))
+    values = _values(network, found)
+    found = [weight for weight in found if values[weight.node].numel() <= _parts(network, weight)]
     if not found:
         return
-    values = _values(network, found)
     for weight in found:
         _store(network, weight, values[weight.node])
     remove_dead(network.graph)
@@ -76,6 +77,12 @@ def _computed_weights(network: Network) -> Iterator[ComputedWeight]:
             name = _free_name(call, what, node, set(leaves), taken)
             taken.add(name)
             yield ComputedWeight(node, name, tuple(sorted(leaves)), any(map(_is_mask, leaves.values())))
+
+
+def _parts(network: Network, weight: ComputedWeight) -> int:
+    """Elements of the parameters that a weight is computed from."""
+    leaves = [network.tensor(name) for name in weight.leaves]
+    return sum(tensor.numel() for tensor in leaves if isinstance(tensor, nn.Parameter))
 
 
 def _weights_of(call: Node) -> Iterator[tuple[Node, str]]:
@@ -134,7 +141,7 @@ def _prefixes(name: str) -> list[str]:
 def _values(network: Network, found: list[ComputedWeight]) -> dict[Node, Tensor]:
     """What the nodes give, computed once from the stored tensors."""
     values: dict[Node, Any] = {}
-    wanted = set().union(*(_behind(w.node) for w in found))
+    wanted: set[Node] = set().union(*(_behind(w.node) for w in found))
     with torch.no_grad():
         for node in network.graph.nodes:
             if node in wanted and node.op == "get_attr":
