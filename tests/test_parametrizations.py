@@ -134,7 +134,8 @@ def test_a_weight_larger_than_what_it_is_computed_from_stays_computed() -> None:
             return nn.functional.linear(x, self.up @ self.down)
 
     network = fw.capture(Product(), torch.randn(3, 8))
-    assert set(network.tensors()) == {"up", "down"} and not network.notes
+    assert set(network.tensors()) == {"up", "down"}
+    assert not network.notes
 
 
 def test_a_weight_that_is_only_moved_stays_the_parameter_it_is() -> None:

@@ -69,8 +69,8 @@ class Ladder(Rewrite):
         stay float: 1, 2, 4, ... of them until that suffices, and of these no more than needed.
 
     The plan's ``trail`` says what was tried, and with which score. Where the score is not reached, the best that was
-    found is taken, which ``skipped`` then says. The score is that of the network with rounded weights and values in
-    PyTorch.
+    found is taken, which ``skipped`` then says. The score is that of the network with rounded weights and activations
+    in PyTorch.
 
     Example:
         >>> ladder = fw.balance.Ladder(fw.quantize.Quantize("int4"), score_drop=1.0)

@@ -2,7 +2,7 @@
 
 - KERNELS: convolutions and linear calls, which multiply integers wherever their weight is stored.
 - JOINERS: add, mul, cat, pools, which have an integer kernel but little work: they run on integers only where
-  they save a way to float and back, i.e. where a rounded value comes in and a rounded one is wanted.
+  they save a way to float and back, i.e. where a rounded activation comes in and a rounded one is wanted.
 - CARRIERS: operators that move values or take the largest of them, on whatever grid the values are.
 - CLAMPS: activations that saturation does for free when the value before them is not rounded but the one after is.
 - UNARY: functions of one value that some runtimes compute within the kernel before they round its value.
@@ -72,7 +72,7 @@ JOINERS: dict[Any, Callable[[Node], list[Any]]] = {
 #: joiners whose inputs and output share one grid
 SHARING: set[Any] = {aten.cat.default, aten.concat.default}
 
-#: operators that carry values along, on one grid with what goes in
+#: operators that carry activations along, on one grid with what goes in
 CARRIERS: set[Any] = {
     aten.max_pool2d.default, aten.flatten.using_ints, aten.unflatten.int, aten.view.default, aten.reshape.default,
     aten._unsafe_view.default, aten.transpose.int, aten.permute.default, aten.t.default, aten.slice.Tensor,

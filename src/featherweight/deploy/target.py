@@ -20,11 +20,11 @@ QUANTIZE = torch.ops.quantized_decomposed.quantize_per_tensor.default
 
 #: tolerance of ``verify`` for a float network, by what the runtime computes in, and for one that quantizes (a value on
 #: the border of two grid steps may round to either, and the step then travels on; and before weights of integers a
-#: runtime may round values itself, as ONNX Runtime does in MatMulNBits)
+#: runtime may round activations itself, as ONNX Runtime does in MatMulNBits)
 FLOAT_TOLERANCE = {"f32": 1e-3, "bf16": 5e-2, "f16": 1e-2}
 QUANTIZED_TOLERANCE = 5e-2
-#: of values on a grid of few bits, one that rounds the other way moves by much, and the next ones with it: in such a
-#: network so many steps of the coarsest grid, as a share of its range, may be between the two (seen in a ResNet-20 of
+#: of activations on a grid of few bits, one that rounds the other way moves by much, and the next ones with it: in such
+#: a network so many steps of the coarsest grid, as a share of its range, may be between the two (seen in a ResNet-20 of
 #: 4 bits: 1.6), but no more than half of it
 FLIPPED_STEPS, MOST_FLIPPED = 3.0, 0.5
 
@@ -192,7 +192,7 @@ def verify(network: Network, runner: Runner, args: tuple[Any, ...], kwargs: Mapp
 
 
 def is_quantized(network: Network) -> bool:
-    """Whether values or stored weights are on a grid of integers somewhere in the graph."""
+    """Whether activations or stored weights are on a grid of integers somewhere in the graph."""
     return any(str(node.target).startswith("quantized_decomposed.") for node in network.calls())
 
 

@@ -1,4 +1,4 @@
-"""Number types by name: what weights are stored as, and what values are rounded to."""
+"""Number types by name: what weights are stored as, and what activations are rounded to."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ GRIDS: dict[str, Spec] = {
 HALVES: dict[str, torch.dtype] = {"fp16": torch.float16, "bf16": torch.bfloat16}
 WEIGHTS = (*GRIDS, *HALVES)
 
-#: Grids of values. "uint": affine, the zero point where the values want it. "int": symmetric, and signed only where
-#: values lie below zero (the entry here; ``unsigned`` gives the other).
+#: Grids of activations. "uint": affine, the zero point where the values want it. "int": symmetric, and signed only
+#: where values lie below zero (the entry here; ``unsigned`` gives the other).
 ACTIVATIONS: dict[str, Spec] = {
     **{f"uint{bits}": Spec(bits, signed=False, symmetric=False) for bits in range(1, 9)},
     **{f"int{bits}": Spec(bits) for bits in range(2, 9)},

@@ -1,4 +1,4 @@
-"""Ranges of values that are cut off so that the rest stands more exactly: from histograms to grids.
+"""Ranges of activations that are clipped so that the rest stands more exactly: from histograms to grids.
 
 ``values`` [b] are the middles of a histogram's bins in rising order (the outermost two its ends), ``counts`` [b] how
 many fell into each. Each gives (scale float32 [], zero_point int32 []), as ``grids.from_range`` does.
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from featherweight.numerics.grids import SMALLEST_SCALE, Spec, fake_quantize, from_range
 
-#: share of the values that ``percentile`` leaves beyond each end of the range
+#: share of the activations that ``percentile`` leaves beyond each end of the range
 BEYOND = 1e-4
 #: shares of the whole range that ``kullback_leibler`` tries
 SHARES = 64
@@ -26,7 +26,7 @@ def percentile(values: Tensor, spec: Spec, counts: Tensor, beyond: float = BEYON
 
 
 def kullback_leibler(values: Tensor, spec: Spec, counts: Tensor) -> tuple[Tensor, Tensor]:
-    """The grid whose rounded values are distributed most like the values (Migacz 2017, "8-bit inference").
+    """The grid whose rounded activations are distributed most like the values (Migacz 2017, "8-bit inference").
 
     The range is cut off to shares of itself, both ends alike. P is the histogram with what lies beyond added to its
     last bins; Q gives every bin the mean count of the occupied bins that round to the same number. The share with the
@@ -52,7 +52,7 @@ def kullback_leibler(values: Tensor, spec: Spec, counts: Tensor) -> tuple[Tensor
 
 
 def _divergence(wanted: Tensor, counts: Tensor, rounded: Tensor) -> float:
-    """KL(P || Q) of the histogram ``wanted``; Q gives the occupied bins of one rounded value the same count."""
+    """KL(P || Q) of the histogram ``wanted``; Q gives the occupied bins of one rounded activation the same count."""
     _, level = torch.unique_consecutive(rounded, return_inverse=True)
     occupied = (wanted > 0).double()
     size = int(level[-1]) + 1

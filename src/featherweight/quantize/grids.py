@@ -1,5 +1,6 @@
-"""Post-training quantization, in the order in which it is done: values prepared, grids chosen, weights rounded, biases
-corrected. Each part works on the folded network and changes its values there; what it changed, it gives by name."""
+"""Post-training quantization, in the order in which it is done: activations prepared, grids chosen, weights rounded,
+biases corrected. Each part works on the folded network and changes its values there; what it changed, it gives by
+name."""
 
 from __future__ import annotations
 

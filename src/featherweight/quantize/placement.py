@@ -39,7 +39,7 @@ class Placement:
     """What is to be rounded.
 
     points: node name -> name of the point whose grid it shares (its own, if it stands alone), in graph order.
-    readers: node name -> names of the calls that read the rounded value instead of the float one.
+    readers: node name -> names of the calls that read the rounded activation instead of the float one.
     kernels: names of the calls that are to run on integers with a stored weight.
     skipped: what stays float, and why.
     dynamic: node name -> names of the calls that read its value rounded when they run.
@@ -81,7 +81,7 @@ def place(network: Network, kernels: set[str], rules: Rules = ONNX_RUNTIME) -> P
 
 
 def carried(node: Node) -> list[Node]:
-    """The values that a call passes on (moved, clamped, cut in parts, or the largest of them)."""
+    """The activations that a call passes on (moved, clamped, cut in parts, or the largest of them)."""
     if node.target in CLAMPS and CLAMPS[node.target](node):
         return [node.args[0]]  # type: ignore[list-item]
     if node.target in SPLITTERS or node.target is operator.getitem:
@@ -140,14 +140,14 @@ class _Placer:
         return node.name in self.kernels
 
     def _fused(self, node: Node) -> list[Node]:
-        """The value that this activation is computed from, if a kernel may do so before it rounds."""
+        """What this activation function is computed from, if a kernel may do so before it rounds."""
         given = node.args[0] if node.args else None
         known = self.rules.fused(node.target) and isinstance(given, Node) and len(given.users) == 1
         return [given] if known else []  # type: ignore[list-item]
 
     # ---- points
     def _points(self) -> list[Node]:
-        """Nodes whose value is rounded, in graph order."""
+        """Nodes whose activation is rounded, in graph order."""
         found: set[Node] = set()
         for node in self.calls:
             if self._is_kernel(node):
@@ -166,7 +166,8 @@ class _Placer:
         return iter([n for n in graph.nodes if n.op == "placeholder"] if graph is not None else [])
 
     def _settle(self, node: Node) -> Node:
-        """Where the value of ``node`` is rounded: after the clamp or fused activation that alone reads it, if any."""
+        """Where the activation of ``node`` is rounded: after the clamp or fused activation that alone reads it, if
+        any."""
         while len(node.users) == 1:
             user = next(iter(node.users))
             dropout = user.target in (aten.dropout.default, aten.feature_dropout.default)
@@ -207,7 +208,7 @@ class _Placer:
         return {p: find(p) for p in points}
 
     def _cut(self) -> dict[Node, float | None]:
-        """What cuts a value off: None, or its clamp's upper end (the lower one is 0).
+        """What clips an activation: None, or its clamp's upper end (the lower one is 0).
 
         Saturation stands for a clamp only where the grid ends with it: values cut off differently share no grid."""
         ends: dict[Node, float | None] = {}
@@ -223,7 +224,7 @@ class _Placer:
         return ends
 
     def _readers(self, point: Node, points: list[Node]) -> list[str]:
-        """Integer calls read the rounded value. So does everybody else where an integer kernel gave it: the
+        """Integer calls read the rounded activation. So does everybody else where an integer kernel gave it: the
         kernel has no float to give. (Where sums stay float, its value is float too.)"""
         given = [point, *carried(point)]
         if self.rules.adds and any(i in self.supplied for i in given):

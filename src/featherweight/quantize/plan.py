@@ -42,13 +42,13 @@ class Rung:
 
 @dataclass(frozen=True)
 class QuantizePlan(Plan):
-    """Which weights are stored how, and which values are rounded to which grid.
+    """Which weights are stored how, and which activations are rounded to which grid.
 
     changed: tensors of the network (batch norm folded) that get new values first, which lie in the plan's tensors under
     their names: equalized or rounded weights, corrected biases. Biases stay float: a target whose kernels want whole
     ones rounds them to (input scale times weight scale) when it exports. trail: what a ``Ladder`` tried, in order.
     gates: activations that are written out as products first. products: with vectors that are put in first, by which
-    values are divided before they are rounded, or multiplied after; the vectors lie in the plan's tensors.
+    activations are divided before they are rounded, or multiplied after; the vectors lie in the plan's tensors.
 
     Example:
         >>> plan = fw.quantize.Quantize().plan(network, task)
@@ -81,7 +81,7 @@ class QuantizePlan(Plan):
         return "\n".join([super().__str__(), *(f"  {rung}" for rung in self.trail)])
 
     def apply(self, network: Network) -> Network:
-        """A copy with batch norm folded, the named weights stored as integers, the named values rounded."""
+        """A copy with batch norm folded, the named weights stored as integers, the named activations rounded."""
         if not self.stored and not self.points:
             return network.copy()
         result = self._folded(network)
@@ -119,7 +119,7 @@ class QuantizePlan(Plan):
         return announced(replace(self, points=points, tensors=tensors), left)
 
     def _folded(self, network: Network) -> Network:
-        """A copy in the form that values are rounded in."""
+        """A copy in the form that activations are rounded in."""
         result = fold_batch_norm(network) if self.fold_batch_norm else network.copy()
         write_out(result, self.gates)
         return result
@@ -146,8 +146,9 @@ def announced(plan: QuantizePlan, network: Network) -> QuantizePlan:
 
 
 def _carried(point: Point, before: Network, after: Network) -> Point | None:
-    """The point in a graph of which channels were cut: read by those of its readers that still read the value, and by
-    choices of channels that the cut put in; None where none is left, as within a shuffle that became such a choice."""
+    """The point in a graph of which channels were cut: read by those of its readers that still read the activation, and
+    by choices of channels that the cut put in; None where none is left, as within a shuffle that became such a
+    choice."""
     then, now = ({n.name: n for n in network.graph.nodes} for network in (before, after))
     if point.node not in now:
         return None

@@ -1,4 +1,4 @@
-"""What values occur at the points, seen by taps while calibration data runs through the network."""
+"""What activations occur at the points, seen by taps while calibration data runs through the network."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Quantize: weights stored as integers, values rounded to a grid between the operators."""
+"""Quantize: weights stored as integers, activations rounded to a grid between the operators."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ NUMBERS = {"smooth": Numbers(0.5, least=0, most=1, none="none"), "calibration_ba
 
 @dataclass(frozen=True)
 class Quantize(Rewrite):
-    """Stores weights as integers and rounds values to integers between operators.
+    """Stores weights as integers and rounds activations to integers between operators.
 
     weights: "int8" to "int3" (symmetric), "ternary", "int2" (four levels, none of them zero), "binary" (signs); a scale
         per output channel. "apot3" to "apot5": additive powers of two. "fp16", "bf16": two bytes a weight, computed as
         float32.
     activations: "uint8" to "uint1" (affine, a grid per value), "int8" to "int2" (symmetric, signed only where values
-        lie below zero), or None: values stay float and weights are read back to float. "dynamic": linear calls round
-        what they read to 8 bits when they run, to a grid over the range of all that is read, so that no data is
+        lie below zero), or None: activations stay float and weights are read back to float. "dynamic": linear calls
+        round what they read to 8 bits when they run, to a grid over the range of all that is read, so that no data is
         needed; what else has a weight reads floats. The samples of a batch share that grid.
     ranges: how a value's grid is chosen from calibration data: "minmax", "mse" (least squared error), "percentile",
         "kl"; None takes "minmax" for 8 bits and "mse" for fewer. weight_ranges: "minmax", "mse" or None.
@@ -64,7 +64,8 @@ class Quantize(Rewrite):
         gradients grow with every layer towards its end, and AdamW at lr=0.01 without weight decay goes further than
         SGD (benchmarks/low_bit_training.py, "lsq": 82.22 % against 80.52).
     progressive: forms that the training passes through, in equal shares of it, before it ends with the form above:
-        ("int8", "int6/uint6") are weights, and values as well. A layer keeps its own form where that is the finer one.
+        ("int8", "int6/uint6") are weights, and activations as well. A layer keeps its own form where that is the finer
+        one.
     ignore: patterns of layers that stay float (``network/layers``).
     calibration: "data", the task's calibration split, or "distilled": inputs made from the network's batch-norm
         statistics (``distilled_data``), so that no data is needed.
@@ -160,7 +161,7 @@ class Quantize(Rewrite):
             deploy.target(self.target)
 
     def start(self, network: Network, task: Task, context: Context = ALONE) -> Training:
-        """Used during training: weights and values are rounded in every step, gradients pass. Scales start where
+        """Used during training: weights and activations are rounded in every step, gradients pass. Scales start where
         calibration puts them."""
         self.check()
         self.check_training()

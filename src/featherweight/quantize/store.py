@@ -1,4 +1,4 @@
-"""Doing: weights stored as integers or halves in a network, values rounded between its calls."""
+"""Doing: weights stored as integers or halves in a network, activations rounded between its calls."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ decomposed = torch.ops.quantized_decomposed
 
 @dataclass(frozen=True)
 class Point:
-    """A value rounded to a grid: ``node`` gives it, ``readers`` (calls) take the rounded one.
+    """An activation rounded to a grid: ``node`` gives it, ``readers`` (calls) take the rounded one.
 
     kind: a key of ``ACTIVATIONS``, or DYNAMIC: scale and zero point are those of each value. signed: whether a
     symmetric grid goes below zero.
@@ -185,7 +185,7 @@ def _is_table(nodes: list[Node]) -> bool:
 
 def _look_up(network: Network, nodes: list[Node], scales: Node | None) -> None:
     """Embeddings look up numbers, and scales if there are any: only the rows asked for are read back to float. The node
-    that gives the value keeps its name, by which points know it."""
+    that gives the activation keeps its name, by which points know it."""
     for node in nodes:
         for reader in list(node.users):
             index = reader.args[1]
@@ -200,7 +200,7 @@ def _look_up(network: Network, nodes: list[Node], scales: Node | None) -> None:
 
 
 def round_value(network: Network, point: Point) -> None:
-    """Puts a quantize/dequantize pair after a node; the point's readers read the rounded value."""
+    """Puts a quantize/dequantize pair after a node; the point's readers read the rounded activation."""
     try:
         node = network.node(point.node)
         readers = [network.node(r) for r in point.readers]
@@ -216,7 +216,7 @@ def round_value(network: Network, point: Point) -> None:
 
 
 def _rounded(network: Network, node: Node, point: Point) -> Node:
-    """The value of ``node`` as it is read back from a point's grid."""
+    """The activation of ``node`` as it is read back from a point's grid."""
     spec, chosen = point.spec, node
     scale: Any = point.scale
     zero: Any = point.zero_point
@@ -233,7 +233,7 @@ def _rounded(network: Network, node: Node, point: Point) -> Node:
 
 
 def rounder(point: Point) -> Callable[[Tensor], Tensor]:
-    """Rounds a value to a point's grid."""
+    """Rounds an activation to a point's grid."""
     if point.kind == DYNAMIC:
         return lambda value: grids.fake_quantize(value, *grids.minmax(value, point.spec), point.spec)
     scale, zero = torch.tensor(point.scale), torch.tensor(point.zero_point, dtype=torch.int32)

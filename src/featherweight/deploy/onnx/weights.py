@@ -2,15 +2,15 @@
 
 By the call that reads the weight (seen on ONNX Runtime 1.32, one thread, an x86 CPU with VNNI):
 
-- A convolution or linear call between rounded values: numbers as INT8 behind a Cast, then DequantizeLinear. Straight
-  from INT4 to DequantizeLinear there is no integer kernel (0.90 instead of 0.21 ms for 64 to 64 channels).
+- A convolution or linear call between rounded activations: numbers as INT8 behind a Cast, then DequantizeLinear.
+  Straight from INT4 to DequantizeLinear there is no integer kernel (0.90 instead of 0.21 ms for 64 to 64 channels).
 - A linear call on floats: DequantizeLinear on the weight as [in, out], with a scale per column or per block of each
   column (``block_size``), in INT4 or INT8: ONNX Runtime makes a MatMulNBits of it, which rounds what it reads to 8 bits
   (4096 to 4096, one row, 4 bits: 0.37 ms; in float: 3.3 ms). It has a slow kernel for INT2, which is cast to INT4.
 - All others (convolutions on floats, transposed ones, recurrent calls): a product of numbers and scales, computed at
   load. The call then is as fast as in float; DequantizeLinear would run in every call (0.83 instead of 0.67 ms).
-  Between rounded values ONNX Runtime would round such a product to 8 bits again; a Clip that cuts nothing off keeps it
-  from seeing that they are rounded.
+  Between rounded activations ONNX Runtime would round such a product to 8 bits again; a Clip that cuts nothing off
+  keeps it from seeing that they are rounded.
 """
 
 from __future__ import annotations
@@ -154,7 +154,7 @@ def _ends(node: Any) -> list[Any]:
 
 
 def _shield(graph: Any, node: Any) -> None:
-    """A Clip to the grid's whole range before a call that reads a rounded value and gives one."""
+    """A Clip to the grid's whole range before a call that reads a rounded activation and gives one."""
     import onnx_ir as ir
 
     given = node.inputs[0]
@@ -174,8 +174,8 @@ def _shield(graph: Any, node: Any) -> None:
 
 
 def whole(node: Any) -> bool:
-    """Whether a call has an integer kernel: a convolution between rounded values, a matrix product of rounded ones;
-    the weight with one scale, or one a channel."""
+    """Whether a call has an integer kernel: a convolution between rounded activations, a matrix product of rounded
+    ones; the weight with one scale, or one a channel."""
     if node.op_type not in ("Conv", "MatMul", "Gemm") or len(node.inputs) < 2:
         return False
     back, weight = (node.inputs[i].producer() for i in (0, 1))
@@ -189,7 +189,8 @@ def whole(node: Any) -> bool:
 
 
 def _rounded(node: Any) -> bool:
-    """Whether nobody reads a call's value but quantizers, through activations at most that a rounding stands for."""
+    """Whether nobody reads a call's activation but quantizers, through activation functions at most that a rounding
+    stands for."""
     users = [user for user, _ in node.outputs[0].uses()]
     if not users or node.outputs[0].is_graph_output():
         return False
@@ -197,7 +198,7 @@ def _rounded(node: Any) -> bool:
 
 
 def quantizers(node: Any) -> list[Any]:
-    """The quantizers that read a call's value, also through activations that a rounding stands for."""
+    """The quantizers that read a call's activation, also through activation functions that a rounding stands for."""
     users = [user for user, _ in node.outputs[0].uses()]
     direct = [user for user in users if user.op_type == "QuantizeLinear"]
     return direct + [q for user in users if user.op_type in CUT_OFF for q in quantizers(user)]

@@ -48,8 +48,8 @@ class ComputedWeight:
 def store_computed_weights(network: Network) -> None:
     """Stores every weight that is computed from parameters, in evaluation, in the place of what it is computed from.
 
-    A weight that other calls need as well, or whose parameters together have fewer elements than it, stays as it is. Zeros of a mask
-    are kept in training (``Network.patterns``). ``Network.notes`` lists what was stored.
+    A weight that other calls need as well, or whose parameters together have fewer elements than it, stays as it is.
+    Zeros of a mask are kept in training (``Network.patterns``). ``Network.notes`` lists what was stored.
     """
     found = list(_computed_weights(network))
     values = _values(network, found)

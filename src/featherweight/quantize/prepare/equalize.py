@@ -43,10 +43,10 @@ def equalized(network: Network) -> tuple[dict[str, Tensor], list[Skipped]]:
 
     Nagel et al. 2019, eqs. 9-11, pair by pair in graph order until no scale changes. A reader may be any linear or
     convolution call (what an input channel of a depthwise one is scaled with, its output channel is too, and goes on to
-    the next pair). Several readers of a value are taken as one, whose range is the widest. A channel whose weights are
-    almost zero would be scaled up together with its bias, and with it the value's whole grid: a scale is bounded so
-    that no bias gets larger than the largest that its layer had (in the paper's place: absorbing high biases, for
-    which the statistics of the batch norm would be needed).
+    the next pair). Several readers of an activation are taken as one, whose range is the widest. A channel whose
+    weights are almost zero would be scaled up together with its bias, and with it the activation's whole grid: a scale
+    is bounded so that no bias gets larger than the largest that its layer had (in the paper's place: absorbing high
+    biases, for which the statistics of the batch norm would be needed).
     """
     pairs, skipped = find_pairs(network)
     nodes = {n.name: n for p in pairs for n in (p.node, *(r.node for r in p.readers))}

@@ -1,4 +1,4 @@
-"""Activations that multiply a value by a function of it, written out as that product.
+"""Activation functions that multiply what they read by a function of it, written out as that product.
 
 ONNX Runtime has integer kernels for sigmoids and for products, but for no SiLU: left whole, it reads the value of
 a convolution back, computes in float and rounds again. Seen (1.32, one thread, AVX2, benchmarks/int8_runtimes.py): the
@@ -23,7 +23,8 @@ GATES = {aten.silu.default: aten.sigmoid.default, aten.hardswish.default: aten.h
 
 
 def gated(network: Network, kernels: set[str], rules: Rules) -> tuple[str, ...]:
-    """The activations that are to be written out: those that read the rounded value of one of ``kernels``."""
+    """The activation functions that are to be written out: those that read the rounded activation of one of
+    ``kernels``."""
     if not rules.gates:
         return ()
     rounded = {node for node in network.calls() if node.name in kernels and rules.must_round(node.target)}

@@ -3,7 +3,7 @@
 One grid serves a whole value. Where some of its channels are hundreds of times as large as others, the small ones round
 to zero. Cross-layer equalization moves such scales from one layer's weights into the next one's, through what lets them
 pass (ReLU); through a SiLU or a sum it cannot. Here a value is divided by a scale per channel, x / s, before it is
-rounded. The call that gives it absorbs 1 / s in its output channels, and the calls that multiply the rounded value
+rounded. The call that gives it absorbs 1 / s in its output channels, and the calls that multiply the rounded activation
 absorb s in their input channels; where there is no such call, and for all other readers, a product with a stored vector
 is put into the graph: y = (x / s) * s.
 """
@@ -32,7 +32,7 @@ aten = torch.ops.aten
 
 #: the largest channel must be so many times as large as the median one, which then has 5 of 8 bits left
 UNEVEN = 8.0
-#: what of a dense weight's ranges is exchanged with those of the values (Xiao et al. 2023, eq. 4)
+#: what of a dense weight's ranges is exchanged with those of the activations (Xiao et al. 2023, eq. 4)
 ALPHA = 0.5
 #: the smallest range that is taken for a channel's, as a share of the largest
 SMALLEST = 2.0**-20
@@ -53,7 +53,8 @@ class Product:
 
 @dataclass(frozen=True)
 class UnevenValue:
-    """A value that is rounded, and who absorbs its scales. maker: the call that gives it, if one can absorb them."""
+    """An activation that is rounded, and who absorbs its scales. maker: the call that gives it, if one can absorb
+    them."""
 
     node: Node
     maker: Node | None
@@ -64,8 +65,8 @@ class UnevenValue:
 
 def rescaled(network: Network, task: Task, placed: Placement,
              batches: int | None) -> tuple[dict[str, Tensor], dict[str, Tensor], tuple[Product, ...]]:
-    """Evens out the channels of the values that ``placed`` rounds, in place; gives the changed tensors by name, the
-    vectors of the products by theirs, and the products. The network's function stays.
+    """Evens out the channels of the activations that ``placed`` rounds, in place; gives the changed tensors by name,
+    the vectors of the products by theirs, and the products. The network's function stays.
 
     s = max|x| per channel, which costs nothing where every channel of the weights that absorb it has a scale of its own
     (output channels, depthwise convolutions); for other readers s = (max|x| / max|W|)^1/2, as in SmoothQuant. Values
@@ -127,7 +128,7 @@ def multiply(network: Network, product: Product, factor: Tensor) -> None:
 
 
 def _site(network: Network, placed: Placement, node: Node) -> UnevenValue | None:
-    """The value of a point; None where a call multiplies it that cannot absorb scales, or none can at all."""
+    """The activation of a point; None where a call multiplies it that cannot absorb scales, or none can at all."""
     kernels = set(placed.kernels)
     multipliers = tuple(u for u in node.users if u.name in kernels and u.name in placed.readers[node.name])
     others = tuple(u for u in node.users if u not in multipliers)

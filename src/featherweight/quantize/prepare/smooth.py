@@ -1,4 +1,4 @@
-"""SmoothQuant: outliers move from the values that linear calls read into their weights."""
+"""SmoothQuant: outliers move from the activations that linear calls read into their weights."""
 
 from __future__ import annotations
 
@@ -171,7 +171,7 @@ def _absorb(node: Node, scale: Tensor, change: Callable[[str, Callable[[Tensor],
 def _largest_inputs(network: Network, task: Task, wanted: dict[str, str], batches: int | None) -> dict[str, Tensor]:
     """Linear call's name -> [i] float64, the largest magnitude that it reads in each input channel.
 
-    wanted: call's name -> name of the value that it reads."""
+    wanted: call's name -> name of the activation that it reads."""
     found: dict[str, Tensor] = {}
 
     def watch(name: str) -> Callable[[Tensor], None]:

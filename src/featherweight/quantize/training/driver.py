@@ -57,7 +57,7 @@ class Phase:
 
 
 class Training(Companion):
-    """A ``Quantize`` at work in a Fit: taps on weights, and on copies of the values that kernels read."""
+    """A ``Quantize`` at work in a Fit: taps on weights, and on copies of the activations that kernels read."""
 
     def __init__(self, request: Request, learning: Learning, network: Network, task: Task) -> None:
         self.request, self.learning, self.network, self.origin = request, learning, network, network.copy()
@@ -138,8 +138,8 @@ class Training(Companion):
                 self.taps.append(self.network.add_tap(node.name, quantizer))
 
     def _copy(self, point: Point) -> str:
-        """Puts a copy of the point's value before its readers; its name. In the training graph a batch norm gives what
-        the call before it gives in the folded one."""
+        """Puts a copy of the point's activation before its readers; its name. In the training graph a batch norm gives
+        what the call before it gives in the folded one."""
         node = self.network.node(self.norms.get(point.node, point.node))
         copy = insert_call(self.network, aten.alias.default, (node,), after=node, like=node)
         for reader in point.readers:
@@ -147,7 +147,7 @@ class Training(Companion):
         return copy.name
 
     def _round(self, copy: str, point: Point, learner: Learner) -> None:
-        """Taps the copy of a point's value; points on one grid share one quantizer."""
+        """Taps the copy of a point's activation; points on one grid share one quantizer."""
         leader = self.leaders[point.node]
         if leader not in self.values:
             device = next(iter(self.network.tensors().values())).device
@@ -168,8 +168,8 @@ class Training(Companion):
         return [*self.weights.values(), *self.values.values()]
 
     def _enter(self, index: int) -> None:
-        """Goes over to other grids. Scales of weights are chosen anew; those of values keep what training made of them,
-        as a factor on what calibration gave."""
+        """Goes over to other grids. Scales of weights are chosen anew; those of activations keep what training made of
+        them, as a factor on what calibration gave."""
         old, new = self.phases[self.phase], self.phases[index]
         self.phase = index
         with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Rounding that gradients pass: what quantizes weights and values while a network trains.
+"""Rounding that gradients pass: what quantizes weights and activations while a network trains.
 
 A fake quantizer gives values that lie on its grid, number times scale, and passes gradients to what it was given, and
 to its own parameters. Learned step sizes: Esser et al. 2020, "Learned step size quantization". The learners for weights
@@ -86,7 +86,7 @@ def learned(x: Tensor, size: Tensor, spec: Spec, zero: int = 0, slope: Slope | N
 
 
 class Quantizer(ABC):
-    """One weight's, or one value's."""
+    """One weight's, or one activation's."""
 
     #: the kind of ``GRIDS`` that holds what it gives; None: the one that it was asked for
     stored_as: str | None = None
@@ -208,7 +208,7 @@ class Fixed(Quantizer):
 
 
 class Dynamic(Fixed):
-    """The grid over the whole range of each value, chosen anew every time."""
+    """The grid over the whole range of each activation, chosen anew every time."""
 
     def __call__(self, x: Tensor) -> Tensor:
         scale, zero = minmax(x.detach(), self.spec)

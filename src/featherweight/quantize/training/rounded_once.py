@@ -23,10 +23,10 @@ aten = torch.ops.aten
 
 
 def rounded_once(network: Network, copies: Mapping[str, Point]) -> list[str]:
-    """Which of the calls named in ``copies``, that copy a value to round it, have to do so in training; in order.
+    """Which of the calls named in ``copies``, that copy an activation to round it, have to do so in training; in order.
 
-    Not those whose value was only carried on since it was rounded. A max pool is rounded behind it instead of before:
-    the numbers are the same, and gradients go to what was largest before it was rounded (Rastegari et al. 2016,
+    Not those whose activation was only carried on since it was rounded. A max pool is rounded behind it instead of
+    before: the numbers are the same, and gradients go to what was largest before it was rounded (Rastegari et al. 2016,
     section 3.2, which pools before signs are taken for this reason)."""
     needed: list[str] = []
     lies: dict[Node, Point | None] = {}  # the grid that a value lies on
@@ -42,8 +42,8 @@ def rounded_once(network: Network, copies: Mapping[str, Point]) -> list[str]:
 
 
 def _kept(node: Node, lies: Mapping[Node, Point | None]) -> Point | None:
-    """The grid that a call's value lies on because what it carries does. (What dropout leaves is larger in training,
-    and is read so.)"""
+    """The grid that a call's activation lies on because what it carries does. (What dropout leaves is larger in
+    training, and is read so.)"""
     if node.target in CLAMPS and math.isfinite(upper_end(node)):
         return None
     given: list[Node] = list(node.args[0]) if node.target in SHARING else carried(node)  # type: ignore[arg-type]
