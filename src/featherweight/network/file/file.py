@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -117,18 +117,19 @@ class Parts:
     notes: list[str]
 
 
-def read(path: str | Path, types: Mapping[str, type] | None = None) -> Snapshot | Parts:
-    """What ``save`` or ``save_parts`` wrote; ``types`` as in ``load``. Raises FileError for anything else."""
+def read(path: str | Path, types: Mapping[str, type] | None = None,
+         operators: Collection[str] = ()) -> Snapshot | Parts:
+    """What ``save`` or ``save_parts`` wrote; further arguments as in ``load``. Raises FileError for anything else."""
     kind, description, tensors = _read(Path(path))
     if kind == FORMAT:
-        return rebuild(description, tensors, types)
+        return rebuild(description, tensors, types, operators)
     parts = description.get("parts") if isinstance(description, dict) else None
     if not isinstance(parts, dict) or not isinstance(description.get("notes"), list):
         raise FileError(f"{path} does not list its parts")
     rebuilt = {}
     for name, graph in parts.items():
         own = {k.removeprefix(f"{name}/"): v for k, v in tensors.items() if k.startswith(f"{name}/")}
-        rebuilt[name] = rebuild(graph, own, types)
+        rebuilt[name] = rebuild(graph, own, types, operators)
     outside = {k.removeprefix("/"): v for k, v in tensors.items() if k.startswith("/")}
     return Parts(rebuilt, outside, [str(n) for n in description["notes"]])
 
