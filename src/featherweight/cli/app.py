@@ -198,9 +198,12 @@ def pack(network: Annotated[Path, typer.Argument(help=".fw file")],
 
 @app.command()
 def unpack(archive: Annotated[Path, typer.Argument(help=".fwz file")],
-           network: Annotated[Path, typer.Argument(help=".fw file to write")], as_json: AsJson = False) -> None:
+           network: Annotated[Path, typer.Argument(help=".fw file to write")],
+           limit: Annotated[int | None, typer.Option(min=1, help="bytes that the .fw file may have, where the archive "
+                                                                 "claims more than strangers are allowed")] = None,
+           as_json: AsJson = False) -> None:
     """Write the saved network that an archive holds, bit for bit."""
-    codec.unpack(archive, network)
+    codec.unpack(archive, network, limit=limit)
     _say_sizes(archive, network, network.stat().st_size, as_json)
 
 
