@@ -227,7 +227,7 @@ class Network(nn.Module):
         """
         alike = self.fact("alike values", lambda: Alike(self._graph))
         with alike.mode:
-            examples = self._examples(batch, lambda shape, dtype, device: torch.empty(shape, dtype=dtype, device=device))
+            examples = self._examples(batch, lambda shape, dtype, at: torch.empty(shape, dtype=dtype, device=at))
         args, kwargs = self.nest(examples)
         leaves = self._signature.leaves(args, kwargs)
         return dict(self.fact(("values", batch), lambda: values(self._graph, self.tensor, leaves, alike)))

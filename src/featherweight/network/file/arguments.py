@@ -49,9 +49,9 @@ def check(name: str, written: str, target: Any, args: Sequence[Any], kwargs: Map
             if not argument.has_default_value():
                 raise FileError(f"call {name!r} gives {written} no {argument.name!r}; expected {target._schema}")
         elif not _fits(given[argument.name], str(argument.real_type)):
-            raise FileError(f"call {name!r} gives {written} {argument.name!r} as {_short(given[argument.name])}, which is "
-                            f"no {argument.real_type}; expected {target._schema}, dtypes and their like in tagged forms "
-                            'such as {"dtype": "float32"}')
+            raise FileError(f"call {name!r} gives {written} {argument.name!r} as {_short(given[argument.name])}, which "
+                            f"is no {argument.real_type}; expected {target._schema}, dtypes and their like in tagged "
+                            'forms such as {"dtype": "float32"}')
 
 
 def _fits(value: Any, declared: str) -> bool:

@@ -169,7 +169,8 @@ def _signature(description: Any, graph: Graph, types: Mapping[str, type] | None)
 
 def _input(item: Any) -> Input:
     shape = tuple(None if s is None else _integer(s) for s in _list(item["shape"]))
-    if len(shape) > AXES or any(s is not None and not 0 <= s < LARGEST for s in shape) or not isinstance(item["batched"], bool):
+    fits = len(shape) <= AXES and all(s is None or 0 <= s < LARGEST for s in shape)
+    if not fits or not isinstance(item["batched"], bool):
         raise FileError(f"input {str(item['name'])[:80]!r} has the shape {str(shape)[:80]}")
     limits = tuple(_limit(limit, shape) for limit in _list(item.get("limits", [])))
     return Input(_text(item["name"]), shape, _tagged("dtype", item["dtype"]), item["batched"], limits)

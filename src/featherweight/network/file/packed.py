@@ -110,8 +110,8 @@ def _checked(name: str, entry: Any, packed: Tensor | None) -> tuple[int, int, in
         raise wrong
     bits, lowest, step, dtype, shape, *more = entry
     listed = more[0] if more else []
-    whole = [bits, lowest, step, *(shape if isinstance(shape, list) else [None])]
-    if not all(type(v) is int for v in whole) or dtype not in WHOLE or not isinstance(shape, list):
+    whole = [bits, lowest, step, *(shape if isinstance(shape, list) else [None])]  # None: no integer
+    if not all(type(v) is int for v in whole) or not isinstance(dtype, str) or dtype not in WHOLE:
         raise wrong
     if not (1 <= bits < 8 and 1 <= step <= 255 and -128 <= lowest <= 255 and all(0 <= s < ELEMENTS for s in shape)):
         raise wrong

@@ -1,4 +1,4 @@
-"""What flows through a file's graph, by shapes alone: every call is tried on tensors without data before any is computed.
+"""What flows through a file's graph, by shapes alone: every call is tried without data before any is computed.
 
 Tensors on torch's ``meta`` device have shapes and number types and no memory; operators on them check their arguments
 and give the shapes of their results. Calls with arguments that are alike are tried once. Free sizes are tried in turn
@@ -127,7 +127,7 @@ def _check_numbers(name: str, args: list[Any]) -> None:
 
 def _check_count(target: Any, args: list[Any], kwargs: Mapping[str, Any]) -> None:
     """Raises ValueError for a call that would give too many results."""
-    given = dict(zip((a.name for a in target._schema.arguments), args, strict=False)) | kwargs
+    given = {**dict(zip((a.name for a in target._schema.arguments), args, strict=False)), **kwargs}
     shape, axis = given["self"].shape, given.get("dim", 0)
     size = shape[axis] if -len(shape) <= axis < len(shape) else 0
     if CUTS[target](size, given) > PIECES:
@@ -149,7 +149,8 @@ def _input(item: Input, batch: int, other: int) -> Tensor:
     for axis, least, most in item.limits:
         shape[axis] = max(least, shape[axis] if most is None else min(most, shape[axis]))
     if math.prod(shape) * item.dtype.itemsize > BYTES:
-        raise FileError(f"input {item.name[:80]!r} has the shape {str(item.shape)[:80]}, which is more than {BYTES} bytes")
+        raise FileError(f"input {item.name[:80]!r} has the shape {str(item.shape)[:80]}, which is more than {BYTES} "
+                        "bytes")
     return torch.empty(shape, dtype=item.dtype, device=META)
 
 

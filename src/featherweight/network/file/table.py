@@ -3,7 +3,7 @@
 How the table came about: the operators of every network in ``tests/problems.py``, before and after each step; of the
 zoo (``benchmarks/zoo_models.py``: torchvision, timm, transformers); then, on purpose, the public forms of ``torch``,
 ``torch.Tensor``, ``torch.nn.functional``, ``torch.linalg``, ``torch.fft`` and ``torch.special`` as capturing writes
-them. Public forms check what they are given; the private kernels below them do not, and stay out. ``tests/test_file.py``
+them. Public forms check what they are given; the private kernels below them do not, and stay out. ``test_file.py``
 holds the table complete over the problems and over the files of earlier versions; ``make fuzz`` calls all of it.
 
 A name stands for all its overloads that ``allowed.refusal`` lets through. Left out on purpose: what gives memory that
