@@ -137,6 +137,7 @@ def texts(path: Path) -> Any:
     return json.loads(path.read_text())
 
 
+FIRST = FIXTURES / "network_plain.fw"
 NETWORKS = [parted(p) for p in sorted(FIXTURES.glob("network_*.fw"))]
 SPOTS = [places(description) for _, description, _ in NETWORKS]
 RAW = [p.read_bytes() for p in sorted(FIXTURES.glob("network_*.fw"))]
