@@ -8,6 +8,7 @@ until some fit; a result that depends on the numbers in a tensor is unknown, and
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -25,10 +26,11 @@ from featherweight.network.snapshot import Snapshot
 
 META = torch.device("meta")
 BYTES = 1 << 40  #: no tensor of a graph is larger
-PIECES = 1 << 16  #: no call gives more results
+PIECES = 1 << 12  #: no call gives more results
+READ = 1 << 17  #: no graph passes on more results of such calls, all together
 POWER = 64  #: no number is raised to a higher power
 #: (batch, other free sizes) that are tried in turn
-SIZES = ((2, 64), (8, 32), (24, 240), (1, 1))
+SIZES = ((2, 64), (6, 224), (24, 240), (1, 1), (2, 2048))
 UNKNOWN = object()
 aten = torch.ops.aten
 #: operator -> how many results it gives, of the size of the axis that is cut and the arguments by name
@@ -63,6 +65,7 @@ class _Trial:
     def __init__(self, snapshot: Snapshot) -> None:
         self.snapshot = snapshot
         self.results: dict[Any, Any] = {}
+        self.read = 0  # results in lists, so far
 
     def run(self, batch: int, other: int) -> None:
         waiting = iter(self.snapshot.signature.inputs)
@@ -78,6 +81,12 @@ class _Trial:
                     found[node] = self._call(node, found)
 
     def _call(self, node: Node, found: Mapping[Node, Any]) -> Any:
+        several = [found[n] for n in node.all_input_nodes if isinstance(found[n], (list, tuple))]
+        if node.target is operator.getitem and several:
+            return _picked(node, several[0])
+        self.read += sum(map(len, several))
+        if self.read > READ:
+            raise FileError(f"call {node.name!r} reads more results of other calls than a graph may ({READ} in all)")
         args = [_on_meta(resolve(a, found.__getitem__)) for a in node.args]
         kwargs = {k: _on_meta(resolve(v, found.__getitem__)) for k, v in node.kwargs.items()}
         if _has_unknown([*args, *kwargs.values()]):
@@ -88,13 +97,21 @@ class _Trial:
         return self.results[key]
 
 
+def _picked(node: Node, several: Any) -> Any:
+    """One of several results."""
+    place: Any = node.args[1]
+    if not -len(several) <= place < len(several):
+        raise FileError(f"call {node.name!r} picks result {place} of {len(several)}")
+    return several[place]
+
+
 def _tried(node: Node, args: list[Any], kwargs: dict[str, Any]) -> Any:
     """What a call gives; UNKNOWN where that depends on numbers in tensors, or torch cannot tell."""
     name = target_name(node.target)
     try:
         if node.target in CUTS:
             _check_count(node.target, args, kwargs)
-        if name in FUNCTIONS and name != "operator.getitem":
+        if name in FUNCTIONS:
             _check_numbers(name, args)
         given = node.target(*args, **_placed(node.target, args, kwargs))  # type: ignore[operator]
         _check_result(given)
@@ -119,6 +136,8 @@ def _placed(target: Any, args: list[Any], kwargs: dict[str, Any]) -> dict[str, A
 
 def _check_numbers(name: str, args: list[Any]) -> None:
     """Raises ValueError for a Python function of anything but numbers, or of a power that takes long to compute."""
+    if name == "operator.getitem":
+        raise ValueError("it picks from several results, and is given one")
     if not all(isinstance(a, (int, float)) for a in args):
         raise ValueError("it computes with numbers, not with tensors")
     if name == "operator.pow" and abs(args[1]) > POWER:
