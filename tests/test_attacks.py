@@ -5,7 +5,6 @@ What the fuzzer found lies in ``tests/attacks`` and is opened here again.
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import io
 import json
@@ -95,11 +94,11 @@ def test_calls_that_harm_are_refused_and_findings_stay_found(tmp_path: Path) -> 
 
 
 def test_counts_are_bounded_before_they_are_multiplied(tmp_path: Path) -> None:
-    """Shapes of 100,000 axes, and 100,000 tensors that no graph lists."""
+    """Shapes of 100,000 axes, and 50,000 tensors that no graph lists."""
     good, _ = one_call("aten.relu.default", [X])
     files = [written(tmp_path / "axes.fw", {**good, "packed": {"w": [1, 0, 1, "int8", [2**39] * 100_000]}},
                      {"w": torch.zeros(1, dtype=torch.uint8)}),
-             written(tmp_path / "tensors.fw", good, {f"t{i}": torch.zeros(0) for i in range(100_000)}),
+             written(tmp_path / "tensors.fw", good, {f"t{i}": torch.zeros(0) for i in range(50_000)}),
              written(tmp_path / "shape.fw", {**good, "inputs": [
                  {**good["inputs"][0], "shape": [None] * 100_000}]}, {})]
     for file in files:
@@ -139,14 +138,13 @@ def test_names_reach_no_terminal_as_commands(path: str, tmp_path: Path) -> None:
 
 def test_a_title_and_progress_take_no_markup() -> None:
     stream = io.StringIO()
-    network = fw.capture(nn.Linear(3, 3).eval(), torch.ones(2, 3))
-    assert isinstance(network, fw.Network)
-    plain = dataclasses.replace(fw.measure.measure(network, fw.Task()), score=1.0, score_name="[/b]\x07")
+    plain = fw.measure.Measurement("[/b]", 1, 1, 1, ("[/b]",), 1, 1, score=1.0, score_name="[/b]\x07")
     console = Console(file=stream, width=200)
     console.print(show.comparison(plain, plain, "[/b]\x1b[31m"))
     console.print(show.measurement(plain))
     assert "[/b]\\x1b[31m" in stream.getvalue()
     assert stream.getvalue().count("[/b]\\x07") == 2
+    assert stream.getvalue().count("[/b]") == 4
     assert all(c.isprintable() or c == "\n" for c in stream.getvalue())
 
 
@@ -286,3 +284,38 @@ def test_an_operator_beyond_the_table_needs_the_readers_word(tmp_path: Path) -> 
     written(tmp_path / "set.fw", *one_call("aten._reshape_alias.default", [X, [2], [1]], tensors={"a": TENSORS["row"]}))
     with pytest.raises(FileError, match="may not name"):  # the rule holds whatever the reader says
         fw.load(tmp_path / "set.fw", operators=["aten._reshape_alias.default"])
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_private_operators_are_written_with_public_ones(tmp_path: Path) -> None:
+    """Weight norm's own kernel trusts its arguments; a network that keeps it computed names none."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.utils.weight_norm(nn.Linear(5, 4)), nn.utils.weight_norm(nn.Linear(4, 3), dim=None))
+    given = torch.randn(3, 5)
+    network = fw.capture(model.eval(), given, keep_parametrizations=True)
+    assert isinstance(network, fw.Network)
+    assert any(n.target is torch.ops.aten.norm_except_dim.default for n in network.calls())
+    assert not any(n.target is torch.ops.aten._weight_norm.default for n in network.calls())
+    network.save(tmp_path / "normed.fw")
+    loaded = fw.load(tmp_path / "normed.fw")
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(given), model(given))
+
+
+def test_one_call_that_fits_at_some_sizes_is_enough(tmp_path: Path) -> None:
+    """Windows of seven along a free axis: 64 is no multiple of seven, 224 is."""
+    call = ("aten.unflatten.int", [X, 1, [-1, 7]])
+    network = fw.load(written(tmp_path / "windows.fw", *one_call(*call, shape=(None, None))))
+    assert network(torch.ones(2, 21)).shape == (2, 3, 7)
+    with pytest.raises(FileError, match=r"call 'c' of aten.unflatten.int does not fit .*float32 \[2, 64\]"):
+        fw.load(written(tmp_path / "fixed.fw", *one_call(*call, shape=(None, 64))))
+
+
+def test_lists_of_results_cannot_be_multiplied(tmp_path: Path) -> None:
+    """4,096 results read whole a thousand times take as long as a far larger graph."""
+    calls = [{"name": "w", "op": "call", "target": "aten.expand.default", "args": [B, [4096]]},
+             {"name": "u", "op": "call", "target": "aten.unbind.int", "args": [{"node": "w"}]},
+             *({"name": f"c{i}", "op": "call", "target": "aten.stack.default", "args": [{"node": "u"}, 0]}
+               for i in range(1000))]
+    with pytest.raises(FileError, match="reads more results of other calls"):
+        fw.load(written(tmp_path / "lists.fw", *graph_of(calls, {"b": torch.ones(1)})))

@@ -22,6 +22,7 @@ from featherweight.cli.app import report
 from featherweight.errors import FeatherweightError
 from featherweight.recover import checkpoint
 
+FIRST = Path(__file__).parents[1] / "fixtures" / "v0_1" / "network_plain.fw"
 MEMORY = 12 << 30  #: bytes of address space, what torch takes before included
 
 
@@ -53,7 +54,11 @@ def packed(path: Path) -> None:
 
 
 def plan(path: Path) -> None:
-    fw.steps.Plan.load(path).summary()
+    found = fw.steps.Plan.load(path)
+    try:
+        run(found.apply(fw.load(FIRST)))
+    except Exception as error:
+        print(f"  raised {type(error).__name__}", flush=True)
 
 
 def state(path: Path) -> None:
