@@ -8,7 +8,7 @@ ZOO_VENV := .venv-zoo
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all check fix api zoo bench-bits bench-cifar bench-import bench-runtimes clean
+.PHONY: help setup demo test test-all fuzz check fix api zoo bench-bits bench-cifar bench-import bench-runtimes clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | expand -t 16
@@ -28,6 +28,10 @@ test: $(READY) ## the tests
 
 test-all: $(READY) ## the tests, and those that say the same of more and larger networks
 	$(BIN)/python -m pytest -n 2 --dist loadgroup tests
+
+MINUTES ?= 30
+fuzz: $(READY) ## hostile files for 30 minutes (MINUTES=...); what it finds becomes a file in tests/attacks
+	OMP_NUM_THREADS=1 $(BIN)/python tests/attacks/fuzz.py --minutes $(MINUTES)
 
 check: $(READY) ## ruff (docstrings too) and mypy (strict)
 	$(BIN)/ruff check src tests benchmarks examples

@@ -15,6 +15,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -24,6 +25,7 @@ from featherweight.network.file import allowed
 from featherweight.network.file.description import describe, rebuild
 from featherweight.network.file.digest import digest
 from featherweight.network.file.file import FORMAT, _digest
+from featherweight.network.file.table import PACKETS, POINTWISE
 from featherweight.network.load import network_of
 from featherweight.task import call
 from problems import PROBLEMS, Answer, Problem, images, network, rows, tensors_of
@@ -471,6 +473,28 @@ def places(value: Any, at: tuple = ()) -> list[tuple]:
 
 PLACES = {name: places(describe(network(PROBLEMS[name]).snapshot())[0])
           for name in ("gated", "dict_output", "tied", "two_inputs")}
+
+
+def test_the_table_knows_what_capturing_gives():
+    """Every operator of the problems, and of the files of earlier versions, without the caller's word. What the steps
+    give is held by the laws, which save and load it."""
+    called = {allowed.target_name(n.target) for p in PROBLEMS.values() for n in network(p).calls()}
+    for file in Path(__file__).parent.glob("fixtures/*/**/*.fw"):
+        with safe_open(file, "pt") as opened:
+            graph = json.loads(opened.metadata()["graph"])
+        called |= {n["target"] for n in graph["nodes"] if n["op"] == "call"}
+    assert len(called) > 40
+    assert allowed.beyond(called) == []
+
+
+def test_the_table_names_what_there_is_and_the_rule_lets_through():
+    registered = {full.partition(".")[0] for full in torch._C._dispatch_get_all_op_names()}
+    in_place = {f"aten::{name}_" for name in POINTWISE.split()}  # not all of them are
+    assert registered | in_place >= PACKETS
+    for packet in PACKETS & registered:
+        namespace, _, name = packet.partition("::")
+        forms = getattr(getattr(torch.ops, namespace), name)
+        assert not all(allowed.refusal(getattr(forms, overload)) for overload in forms.overloads()), packet
 
 
 @settings(max_examples=400, deadline=None, derandomize=True,

@@ -32,7 +32,7 @@ class Commands(TyperGroup):
         except (FeatherweightError, OSError) as error:
             if ctx.params.get("debug"):
                 raise
-            typer.echo(f"error: {error}", err=True)
+            typer.echo(show.printable(f"error: {error}"), err=True)
             raise typer.Exit(WRONG_INPUT) from error
 
 
@@ -75,7 +75,7 @@ def demo(out: Annotated[Path, typer.Option(help="folder for the results")] = Pat
     first, last = (result.final.before, result.final.after) if result.final else (result.trail[0], result.trail[-1])
     show.out.print(show.comparison(first, last, f"digits, in {result.target}"))
     _say_flags(result.flags)
-    show.out.print(f"report: {out / 'report.html'}", highlight=False, soft_wrap=True)
+    show.line(f"report: {out / 'report.html'}")
 
 
 @app.command()
@@ -95,8 +95,8 @@ def compress(recipe: Annotated[Path, typer.Argument(metavar="RECIPE.toml", help=
         show.out.print(show.comparison(result.trail[0], result.trail[-1], f"{recipe.name}, in {result.target}"))
         last = result.final.after if result.final is not None else result.trail[-1]
         if last.split == "test":
-            show.out.print(f"test split: {last.score_name} {last.score:.2f}", highlight=False)
-        show.out.print(f"report: {Path(out or job.options.out) / 'report.html'}", highlight=False, soft_wrap=True)
+            show.line(f"test split: {last.score_name} {last.score:.2f}")
+        show.line(f"report: {Path(out or job.options.out) / 'report.html'}")
     _say_flags(result.flags)
     if result.flags:
         raise typer.Exit(CHECK_FAILED)
@@ -104,7 +104,7 @@ def compress(recipe: Annotated[Path, typer.Argument(metavar="RECIPE.toml", help=
 
 def _say_flags(flags: tuple[str, ...]) -> None:
     for flag in flags:
-        typer.echo(f"flag: {flag}", err=True)
+        typer.echo(show.printable(f"flag: {flag}"), err=True)
 
 
 @app.command("measure")
@@ -121,7 +121,7 @@ def measure_(model: ModelName, task: TaskName = None, target: Target = "onnxrunt
     else:
         show.out.print(show.measurement(found))
     if found.agreement is not None and not found.agreement.ok:
-        typer.echo(found.agreement.complaint(), err=True)
+        typer.echo(show.printable(found.agreement.complaint()), err=True)
         raise typer.Exit(CHECK_FAILED)
 
 
@@ -150,9 +150,9 @@ def inspect(model: ModelName, task: TaskName = None,
     else:
         show.out.print("no group of channels can be cut", highlight=False)
     for skipped in groups.axes.frozen:
-        show.out.print(f"frozen: {skipped.path}: {skipped.reason}", highlight=False, markup=False)
+        show.line(f"frozen: {skipped.path}: {skipped.reason}")
     for note in network.notes:
-        show.out.print(f"note: {note}", highlight=False, markup=False)
+        show.line(f"note: {note}")
 
 
 @app.command()
@@ -169,7 +169,7 @@ def export(model: ModelName, file: Annotated[Path, typer.Argument(help="file to 
     else:
         typer.echo(f"{file}: {written} bytes; differs from PyTorch by {agreement.max_rel:.1e} of the largest output")
     if not agreement.ok:
-        typer.echo(agreement.complaint(), err=True)
+        typer.echo(show.printable(agreement.complaint()), err=True)
         raise typer.Exit(CHECK_FAILED)
 
 
@@ -184,8 +184,13 @@ def report(out: Annotated[Path, typer.Argument(metavar="OUT_DIR", help="folder t
     if not isinstance(result, dict) or result.get("format") != 1:
         raise FileError(f"{source} is no result of format 1; expected what compress wrote")
     page = source.with_name("report.html")
+    try:
+        text = render(result)
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        raise FileError(f"{source} is damaged: {type(error).__name__}: {str(error)[:200]}; expected what compress "
+                        "wrote") from error
     with written_whole(page) as part:
-        part.write_text(render(result), encoding="utf-8")
+        part.write_text(text, encoding="utf-8")
     typer.echo(page)
 
 
@@ -198,9 +203,12 @@ def pack(network: Annotated[Path, typer.Argument(help=".fw file")],
 
 @app.command()
 def unpack(archive: Annotated[Path, typer.Argument(help=".fwz file")],
-           network: Annotated[Path, typer.Argument(help=".fw file to write")], as_json: AsJson = False) -> None:
+           network: Annotated[Path, typer.Argument(help=".fw file to write")],
+           limit: Annotated[int | None, typer.Option(min=1, help="bytes that the .fw file may have, where the archive "
+                                                                 "claims more than strangers are allowed")] = None,
+           as_json: AsJson = False) -> None:
     """Write the saved network that an archive holds, bit for bit."""
-    codec.unpack(archive, network)
+    codec.unpack(archive, network, limit=limit)
     _say_sizes(archive, network, network.stat().st_size, as_json)
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from rich.table import Table
 
 from featherweight.axes.groups import AxisGroups
+from featherweight.cli.show import row
 from featherweight.errors import RecipeError, did_you_mean
 from featherweight.network import Network
 from featherweight.prune import Curve, axis_groups
@@ -53,7 +54,7 @@ class Grouped:
             spread = " ".join(f"{v:.3g}" for v in np.quantile(scores, (0, 0.5, 1)))
             drawn = [f"{blocks(self.curves[i].changes, top)} {max(self.curves[i].changes):.3g}"] if self.curves else []
             members = ", ".join(f"{m.tensor}[{m.dim}]" for m in group.members)
-            found.add_row(group.name, str(len(group)), spread, *drawn, members)
+            row(found, group.name, str(len(group)), spread, *drawn, members)
         return found
 
 

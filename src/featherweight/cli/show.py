@@ -1,4 +1,8 @@
-"""Tables and progress bars for people; progress goes to stderr, results to stdout."""
+"""Tables and progress bars for people; progress goes to stderr, results to stdout.
+
+Names come from models and files of strangers: whatever is printed goes through ``printable`` or ``row``, which show
+control characters as escapes and take no markup from a text.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +15,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
 from featherweight.measure import LayerFigures, Measurement
 from featherweight.report import units
@@ -19,6 +24,21 @@ out = Console()
 if not out.is_terminal:
     out.width = 140  # into a file or a pipe: wide enough for module paths
 err = Console(stderr=True)
+
+
+def printable(text: object) -> str:
+    """A text as it may be shown: all but printable characters and line breaks as escapes (ESC as \\x1b)."""
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in str(text))
+
+
+def row(table: Table, *cells: str) -> None:
+    """Adds a row to a table, each cell as plain text."""
+    table.add_row(*(Text(printable(cell)) for cell in cells))
+
+
+def line(text: object) -> None:
+    """One line of a result, as plain text."""
+    out.print(Text(printable(text)), soft_wrap=True)
 
 
 def document(value: Any) -> None:
@@ -30,7 +50,8 @@ class Listener:
     """Shows a job's progress: a bar for the whole, one for the training at work, a line for every measurement."""
 
     def __init__(self) -> None:
-        self.bars = Progress(TextColumn("{task.description}"), BarColumn(30), TextColumn("{task.fields[facts]}"),
+        self.bars = Progress(TextColumn("{task.description}", markup=False), BarColumn(30),
+                             TextColumn("{task.fields[facts]}", markup=False),
                              TimeElapsedColumn(), console=err, transient=True,
                              disable=not err.is_terminal)
         self.tasks: dict[str, TaskID] = {}
@@ -45,9 +66,10 @@ class Listener:
 
     def __call__(self, what: str, done: float, total: float, figures: Mapping[str, float]) -> None:
         if what.startswith("measured "):
-            line = f"{what.removeprefix('measured '):<20} {_facts(figures)}"
-            self.bars.console.print(line, highlight=False, soft_wrap=True)
+            said = f"{what.removeprefix('measured '):<20} {_facts(figures)}"
+            self.bars.console.print(Text(printable(said)), soft_wrap=True)
             return
+        what = printable(what)
         whole = what.startswith(("step ", "measure "))
         key = "" if whole else what
         if whole:
@@ -68,12 +90,12 @@ def _facts(figures: Mapping[str, float]) -> str:
             parts.append(f"{word} {units.amount(kind, value)}".strip())
         else:
             parts.append(f"{name} {value:.4g}")
-    return " · ".join(parts)
+    return printable(" · ".join(parts))
 
 
 def comparison(first: Measurement, last: Measurement, title: str) -> Table:
     """Before and after, one row a measure."""
-    table = Table(title=title, title_justify="left", header_style="bold")
+    table = Table(title=Text(printable(title)), title_justify="left", header_style="bold")
     for head in ("", "before", "after", "change"):
         table.add_column(head, justify="left" if head in ("", "change") else "right")
     beside = last.beside.get("original")  # timed in the same rounds as the last
@@ -87,11 +109,11 @@ def comparison(first: Measurement, last: Measurement, title: str) -> Table:
         ("peak memory", "bytes", first.memory_bytes, last.memory_bytes, "smaller", "larger")]
     for name, kind, before, after, better, worse in rows:
         if before is not None or after is not None:
-            table.add_row(name, units.amount(kind, before), units.amount(kind, after),
-                          units.ratio(before, after, better, worse))
+            row(table, name, units.amount(kind, before), units.amount(kind, after),
+                units.ratio(before, after, better, worse))
     if last.score is not None:
-        table.add_row(f"{last.score_name} ({last.split})", units.score(first.score), units.score(last.score),
-                      units.difference(first.score, last.score))
+        row(table, f"{last.score_name} ({last.split})", units.score(first.score), units.score(last.score),
+            units.difference(first.score, last.score))
     return table
 
 
@@ -120,7 +142,7 @@ def measurement(m: Measurement) -> Table:
              f"{m.agreement.max_rel:.1e}, {'within' if m.agreement.ok else 'ABOVE'} {m.agreement.tolerance:.0e}"),
             *(("not counted", name) for name in m.uncounted)):
         if text != units.NONE:
-            table.add_row(name, text)
+            row(table, name, text)
     return table
 
 
@@ -135,6 +157,6 @@ def layers(rows: Sequence[LayerFigures]) -> Table:
     for r in rows:
         weight = "" if r.shape is None else f"{'×'.join(map(str, r.shape))} {r.dtype}"
         operator = r.operator.removeprefix("aten.").partition(".")[0]
-        table.add_row(r.path or "(top)", operator, weight, "×".join(map(str, r.output or ())),
-                      units.number(r.params, scales[0][0]), units.number(r.macs, scales[1][0]))
+        row(table, r.path or "(top)", operator, weight, "×".join(map(str, r.output or ())),
+            units.number(r.params, scales[0][0]), units.number(r.macs, scales[1][0]))
     return table

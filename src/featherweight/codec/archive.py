@@ -13,13 +13,15 @@ count numbers (1 to 2^20) of width 1, 2, 4 or 8 bytes, little-endian. Methods:
     3 planes    numbers turned left by one bit (sign last), then for each byte of them, low first: varint length and
                 that many bytes, raw if as many as numbers, else a stream
     4 palette   one byte k - 1, k numbers, a stream of indices
-    5 sparse    varint length, a stream of 0 and 1 (1: not zero), then method byte and block of what is not zero (not 5)
+    5 sparse    varint length, a stream of 0 (zero), 2 (the sign bit alone: a negative zero) and 1 (anything else), then
+                method byte and block of what is 1 (not 5)
     6 packed    width 1, bytes that hold numbers of b < 8 bits (``numerics.packing``): the byte b, a byte with the bits
                 after the last integer, a stream of the numbers
-The writer takes the shortest for each block; tensors of one width that lie together and are small share a block.
+The writer takes the shortest for each block; small tensors of one width that lie together share a block.
 
 The reader adds up what the blocks claim before it decodes one, refuses a sum that is not the claimed length or passes
-the limit, and holds one block in memory at a time.
+the limit, and holds one block in memory at a time. It decodes no tensor before the header of the .fw file inside says
+that the tensors end where the file ends.
 """
 
 from __future__ import annotations
@@ -42,7 +44,7 @@ MAGIC = b"\x93FWZ\r\n\x1a"
 VERSION = 1
 WHOLE = 420  #: bytes hold integers of any of 1 to 7 bits
 SMALL = 4096  #: numbers; tensors below it share a block with their neighbours
-LIMIT, RATIO = 1 << 30, 1000  #: an archive may claim LIMIT bytes and RATIO times its own length, unless told otherwise
+LIMIT, RATIO = 64 << 20, 256  #: an archive may claim LIMIT bytes and RATIO times its own length, unless told otherwise
 ITEM_BYTES = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "C64": 4,
               "F16": 2, "BF16": 2, "I16": 2, "U16": 2}
 
@@ -75,7 +77,7 @@ def pack(network_path: str | Path, archive_path: str | Path) -> int:
 def unpack(archive_path: str | Path, network_path: str | Path, *, limit: int | None = None) -> int:
     """Writes the ``.fw`` file that an archive holds, whole or not at all, and gives its length in bytes.
 
-    limit: bytes that the file may have; without, 1 GiB + 1000 times the archive's own length. Raises FileError for an
+    limit: bytes that the file may have; without, 64 MiB + 256 times the archive's own length. Raises FileError for an
     archive that is truncated, damaged, of another version, or claims more than the limit.
 
     Example:
@@ -124,10 +126,11 @@ def _sections(data: bytes, path: Path) -> list[tuple[int, int, int, int]]:
         version = str(meta["format"])
         if not version.startswith("featherweight"):
             raise ValueError(f"its format is {version[:80]!r}")
-        packed = {name: int(how[0]) for name, how in json.loads(meta["graph"]).get("packed", {}).items()}
+        packed = {name: _bits(how[0]) for name, how in json.loads(meta["graph"]).get("packed", {}).items()}
         tensors = sorted((*_place(entry), packed.get(name, 8)) for name, entry in header.items())
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
-        raise FileError(f"{path} is no featherweight file ({error}); pack takes what network.save wrote") from error
+        raise FileError(f"{path} is no featherweight file ({str(error)[:200]}); pack takes what network.save "
+                        "wrote") from error
     found, at = [(0, size, 1, 8)], 0
     for start, end, width, bits in tensors:
         if start != at or end < start or (end - start) % width:
@@ -135,7 +138,7 @@ def _sections(data: bytes, path: Path) -> list[tuple[int, int, int, int]]:
         at = end
         last = found[-1]
         alike = len(found) > 1 and last[2:] == (width, bits) == (width, 8)
-        if alike and min(last[1] - last[0], end - start) < SMALL * width:
+        if alike and max(last[1] - last[0], end - start) < SMALL * width:
             found[-1] = (last[0], size + end, width, 8)
         elif end > start:
             found.append((size + start, size + end, width, bits))
@@ -144,10 +147,18 @@ def _sections(data: bytes, path: Path) -> list[tuple[int, int, int, int]]:
     return found
 
 
+def _bits(value: Any) -> int:
+    if type(value) is not int or not 0 < value < 8:
+        raise ValueError(f"packed numbers have {str(value)[:20]} bits")
+    return value
+
+
 def _place(entry: dict[str, Any]) -> tuple[int, int, int]:
     """(start, end, width) of a tensor by its entry in a safetensors header."""
     start, end = entry["data_offsets"]
-    return int(start), int(end), ITEM_BYTES.get(str(entry["dtype"]), 1)
+    if type(start) is not int or type(end) is not int:
+        raise ValueError("its tensors lie nowhere")
+    return start, end, ITEM_BYTES.get(str(entry["dtype"]), 1)
 
 
 def _unpacked(archive: bytes, name: str, limit: int | None) -> Iterator[bytes]:
@@ -162,16 +173,39 @@ def _unpacked(archive: bytes, name: str, limit: int | None) -> Iterator[bytes]:
     allowed = LIMIT + RATIO * len(archive) if limit is None else limit
     if length > allowed:
         raise FileError(f"{name} claims to hold {length} bytes, more than the {allowed} allowed; if you trust it write "
-                        f"unpack(..., limit={length})")
+                        f"unpack(..., limit={length}) or featherweight unpack --limit {length}")
     blocks = list(_blocks(archive, at))
     if sum(count * width for _, count, width, _ in blocks) != length:
         raise FileError(f"{name} is damaged: its blocks do not add up to the {length} bytes it claims")
+    head = bytearray()  # of the file inside, until its header is whole
     for method, count, width, (start, end) in blocks:
         piece = decode(method, archive[start:end], count, width).tobytes()
         digest.update(piece)
+        if len(head) < _header_end(head):
+            head += piece
+            if len(head) >= min(_header_end(head), length):
+                _check_length(head, length, name)
         yield piece
     if digest.digest() != archive[40:72]:
         raise FileError(f"{name} is damaged: what was decoded does not match its checksum")
+
+
+def _header_end(head: bytes | bytearray) -> int:
+    """Where the header of a safetensors file ends, by its first bytes."""
+    return 8 + int.from_bytes(head[:8], "little") if len(head) >= 8 else 8
+
+
+def _check_length(head: bytes | bytearray, length: int, name: str) -> None:
+    """Raises FileError unless the tensors in a safetensors header end at ``length``."""
+    size = _header_end(head)
+    try:
+        header = json.loads(bytes(head[8:size]))
+        header.pop("__metadata__", None)
+        end = size + max((_place(entry)[1] for entry in header.values()), default=0)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise FileError(f"{name} holds no featherweight file ({str(error)[:200]}); expected what pack wrote") from error
+    if end != length:
+        raise FileError(f"{name} claims to hold {length} bytes; the tensors of the file inside end at {end}")
 
 
 def _blocks(archive: bytes, at: int) -> Iterator[tuple[int, int, int, tuple[int, int]]]:

@@ -154,26 +154,30 @@ def _read_palette(payload: bytes, count: int, width: int) -> Numbers:
 
 
 def _sparse(numbers: Numbers) -> bytes | None:
-    """Many zeros: where they are not, then the rest as a block of its own."""
-    mask = numbers != 0
-    rest = numbers[mask]
-    if numbers.itemsize == 1 or not 0 < rest.size < 0.98 * numbers.size:
+    """Many zeros, also negative ones: where what is, then the rest as a block of its own."""
+    if numbers.itemsize == 1:
         return None
-    places = entropy.encode(mask.view(np.uint8))
+    minus = 1 << 8 * numbers.itemsize - 1  # the sign alone
+    places = np.where(numbers == minus, 2, numbers != 0).astype(np.uint8)
+    rest = numbers[places == 1]
+    if not 0 < rest.size < 0.98 * numbers.size:
+        return None
+    coded = entropy.encode(places)
     made = [(len(p), m, p) for m, (write, _) in METHODS.items() if m != SPARSE and (p := write(rest)) is not None]
     _, method, payload = min(made)
-    return varint(len(places)) + places + bytes((method,)) + payload
+    return varint(len(coded)) + coded + bytes((method,)) + payload
 
 
 def _read_sparse(payload: bytes, count: int, width: int) -> Numbers:
     length, at = read_varint(payload, 0)
-    mask = entropy.decode(payload[at:at + length], count)
+    places = entropy.decode(payload[at:at + length], count)
     at += length
     method = payload[at] if at < len(payload) else SPARSE
-    if int(mask.max()) > 1 or method == SPARSE:
+    if int(places.max()) > 2 or method == SPARSE:
         raise FileError("the archive is damaged: a mask of zeros is none")
     numbers = np.zeros(count, _kind(width))
-    numbers[mask == 1] = decode(method, payload[at + 1:], int(mask.sum()), width)
+    numbers[places == 1] = decode(method, payload[at + 1:], int((places == 1).sum()), width)
+    numbers[places == 2] = 1 << 8 * width - 1
     return numbers
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -15,20 +15,23 @@ from featherweight.network.snapshot import Snapshot
 
 
 def load(path: str | Path, into: nn.Module | None = None,
-         types: Mapping[str, type] | None = None) -> Network | Assembly:
+         types: Mapping[str, type] | None = None, operators: Collection[str] = ()) -> Network | Assembly:
     """Reads what ``save`` wrote.
 
     into: for a model saved in parts, a fresh instance of its class; its parts are replaced and its tensors set.
     types: classes (by qualified name) that named outputs are rebuilt as; without, they come back as dicts.
+    operators: names of operators that the graph may call although capturing rarely gives them, such as
+    "aten.diff.default": trust the file's author before you name one. The error of a load without says which.
 
-    Raises FileError for anything that is not such a file: truncated, damaged, of another kind, or hostile.
+    Raises FileError for anything that is not such a file: truncated, damaged, of another kind, or hostile. Every call
+    of the graph is tried by its shapes before any is computed.
 
     Example:
         >>> size = network.save("network.fw")
         >>> torch.equal(fw.load("network.fw")(images), network(images))
         True
     """
-    found = read(path, types)
+    found = read(path, types, operators)
     if isinstance(found, Snapshot):
         if into is not None:
             raise FileError(f"{path} holds a whole network, no class is needed: write fw.load({str(path)!r})")

@@ -201,15 +201,20 @@ class Network(nn.Module):
         Free sizes other than the batch are 64.
         """
         generator = torch.Generator().manual_seed(seed)
+
+        def example(shape: list[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+            value = torch.zeros(shape, dtype=dtype)
+            if dtype.is_floating_point:
+                value = torch.randn(shape, generator=generator).to(dtype)
+            return value.to(device)
+
+        return self.nest(self._examples(batch, example))
+
+    def _examples(self, batch: int, make: Callable[[list[int], torch.dtype, torch.device], Tensor]) -> list[Tensor]:
+        """``make(shape, dtype, device)`` of every input."""
         device = next((t.device for t in self.tensors().values()), torch.device("cpu"))
-        tensors = []
-        for item in self._signature.inputs:
-            shape = [s if s is not None else 64 if axis else batch for axis, s in enumerate(item.shape)]
-            value = torch.zeros(shape, dtype=item.dtype)
-            if item.dtype.is_floating_point:
-                value = torch.randn(shape, generator=generator).to(item.dtype)
-            tensors.append(value.to(device))
-        return self.nest(tensors)
+        return [make([s if s is not None else 64 if axis else batch for axis, s in enumerate(item.shape)],
+                     item.dtype, device) for item in self._signature.inputs]
 
     def nest(self, tensors: list[Tensor]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """``(args, kwargs)`` from the tensor inputs in order."""
@@ -220,9 +225,11 @@ class Network(nn.Module):
 
         Numbers that depend on the batch come as plain ints. A graph of fixed batch ignores ``batch``.
         """
-        args, kwargs = self.example_inputs(batch)
-        leaves = self._signature.leaves(args, kwargs)
         alike = self.fact("alike values", lambda: Alike(self._graph))
+        with alike.mode:
+            examples = self._examples(batch, lambda shape, dtype, at: torch.empty(shape, dtype=dtype, device=at))
+        args, kwargs = self.nest(examples)
+        leaves = self._signature.leaves(args, kwargs)
         return dict(self.fact(("values", batch), lambda: values(self._graph, self.tensor, leaves, alike)))
 
     # ---- copies and files

@@ -13,6 +13,7 @@ from featherweight import deploy, measure
 from featherweight.errors import PlanError, RecipeError
 from featherweight.measure import Measurement
 from featherweight.network import Network, load, trees
+from featherweight.network.file.allowed import beyond, target_name
 from featherweight.network.file.digest import digest
 from featherweight.processes import Processes
 from featherweight.recipe.files import JOB_FORMAT, State, read_json, write_json
@@ -135,7 +136,8 @@ class _Work:
                 network.save(file)
                 (folder / "checkpoint.safetensors").unlink(missing_ok=True)
             self.processes.share(lambda: None)
-        network = load(file, types=named_types(self.original))  # type: ignore[assignment]
+        operators = beyond(target_name(n.target) for n in self.original.calls())
+        network = load(file, types=named_types(self.original), operators=operators)  # type: ignore[assignment]
         plans = self._plans(index, step)
         decided = [Decision.from_dict(d, p) for d, p in zip(read_json(notes), plans.values(), strict=True)]
         return network, decided

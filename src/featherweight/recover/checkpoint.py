@@ -80,7 +80,7 @@ def read(folder: Path, mark: str) -> Checkpoint | None:
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
         given = meta["fingerprint"]
         position, numbers = Position(**json.loads(meta["position"])), json.loads(meta["numbers"])
-    except (safetensors.SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
+    except (safetensors.SafetensorError, KeyError, TypeError, ValueError, OSError, RecursionError) as error:
         warnings.warn(f"the checkpoint {path} cannot be read ({error}); starting from the beginning", stacklevel=2)
         return None
     if given != mark:

@@ -224,8 +224,9 @@ def _footer(result: Row, last: Row) -> str:
     latency = last.get("latency") or {}
     if latency:
         floats = f" (floats in {escape(str(latency['precision']))})" if latency.get("precision") else ""
-        lines.append(f"Latency: median of {escape(str(latency.get('rounds')))} rounds, batch {latency.get('batch')} "
-                     f"on {latency.get('threads')} thread(s) of {escape(str(latency.get('runtime')))}{floats}, "
+        rounds, batch, threads, runtime = (
+            escape(str(latency.get(key))) for key in ("rounds", "batch", "threads", "runtime"))
+        lines.append(f"Latency: median of {rounds} rounds, batch {batch} on {threads} thread(s) of {runtime}{floats}, "
                      "loaded file, data in memory.")
     lines.append("MACs count products of weighted sums and matrix products, per sample; file sizes are those of files "
                  "that were written, loaded and run; 1 kB = 1000 bytes.")

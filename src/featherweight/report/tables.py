@@ -163,7 +163,7 @@ def _weight(row: Row | None) -> str | None:
     if row["shape"] is None:
         return "no weight"
     more = f" +{row['weights'] - 1}" if row["weights"] > 1 else ""
-    return f"{' × '.join(map(str, row['shape']))} {escape(str(row['dtype']))}{more}"
+    return f"{escape(' × '.join(map(str, row['shape'])))} {escape(str(row['dtype']))}{more}"
 
 
 def _arrow(before: str | None, after: str | None, now: Row | None) -> str:

@@ -107,7 +107,7 @@ class Plan(ABC):
         try:
             body = json.loads(text)
             given = body.pop("kind")
-        except (ValueError, KeyError, AttributeError, TypeError) as error:
+        except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
             raise PlanError(f"this is not a plan: {error}; expected the text that Plan.to_json wrote") from error
         kind = ALIASES.get(str(given), str(given))
         if kind not in PLANS:

@@ -15,6 +15,7 @@ from featherweight.network.capture.computed import store_computed_weights
 from featherweight.network.capture.convert import convert
 from featherweight.network.capture.export import Arguments, Attempt, attempts, export, hopeless, slow_attention
 from featherweight.network.capture.products import write_linear
+from featherweight.network.capture.public import make_public
 from featherweight.network.network import Network
 
 
@@ -57,6 +58,7 @@ def capture_whole(model: nn.Module, calls: list[Arguments], expected: Any, toler
             if not keep:
                 store_computed_weights(network)
             write_linear(network)
+            make_public(network)
             if attempt.dynamic and not any(None in i.shape for i in network.signature.inputs):
                 continue  # the model fixes the sizes, and those of this attempt may be doubled
             _agree(network, calls, wanted, tolerance)

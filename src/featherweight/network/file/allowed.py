@@ -1,6 +1,7 @@
-"""Which operators a file may name: those that compute tensors from tensors and touch nothing else.
+"""Which operators a file may name: those of a table, and with the caller's word those of a rule.
 
-The rule, read off each operator's registered schema, not off a list of bad names alone:
+The table (``table.py``) is what capturing and our own steps give. A file that names another operator is read if the
+caller of ``load`` names that operator too, and if the rule, read off the operator's registered schema, lets it through:
 1. it is in one of NAMESPACES and known to torch's dispatcher (TorchScript's own, such as ``aten::save``, are not);
 2. its arguments are tensors, numbers, flags, dtypes, layouts, devices, and texts named in TEXTS (never a file name, a
    storage, a stream or a custom class);
@@ -8,6 +9,7 @@ The rule, read off each operator's registered schema, not off a list of bad name
 4. its name has no leading underscore, except those in PRIVATE;
 5. its name is not in REFUSED and starts and ends with nothing in REFUSED_STARTS and REFUSED_ENDS: kernels that
    trust their arguments blindly, repoint memory, or change a tensor's size behind its views.
+What a network may call when it is captured or saved follows the rule alone.
 
 What stays possible: a graph that asks for more memory or time than there is. Run files of strangers under limits.
 """
@@ -17,11 +19,13 @@ from __future__ import annotations
 import importlib
 import math
 import operator
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import torch
 
 from featherweight.errors import FileError
+from featherweight.network.file.table import PACKETS
 
 importlib.import_module("torch.ao.quantization.fx._decomposed")  # registers quantized_decomposed
 
@@ -93,6 +97,20 @@ def read(name: Any) -> Any:
     if reason := refusal(found):
         raise FileError(f"the graph calls {name[:80]!r}, which a file may not name: {reason}")
     return found
+
+
+def beyond(names: Iterable[str]) -> list[str]:
+    """Those of the operators with these names that are not in the table."""
+    return sorted({n for n in names if n not in FUNCTIONS and "::".join(n.split(".")[:2]) not in PACKETS})
+
+
+def check_table(names: Collection[str], also: Collection[str]) -> None:
+    """Raises FileError for operators that are neither in the table nor in ``also``, with the line to write instead."""
+    if others := [n for n in beyond(names) if n not in also]:
+        named = ", ".join(repr(n[:80]) for n in others[:20])
+        raise FileError(f"the graph calls {named}, which a file may name only with your word: capturing gives no such "
+                        "operators as a rule, and their kernels were not tried with hostile arguments. If you know who "
+                        f"wrote the file, write fw.load(path, operators=[{named}])")
 
 
 def refusal(target: torch._ops.OpOverload) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from torch.fx import Graph, Node
 
 from featherweight.errors import FileError, did_you_mean
 from featherweight.network import trees
-from featherweight.network.file import allowed
+from featherweight.network.file import allowed, arguments, shapes
 from featherweight.network.signature import Input, Signature
 from featherweight.network.snapshot import Snapshot
 
@@ -22,6 +22,8 @@ OPS = {"placeholder": "input", "get_attr": "tensor", "call_function": "call", "o
 KINDS = ("parameter", "frozen", "buffer", "temporary")
 TAGS: dict[str, type] = {"dtype": torch.dtype, "layout": torch.layout, "memory": torch.memory_format,
                          "device": torch.device}
+AXES = 64  #: of an input
+LARGEST = 1 << 40  #: no axis of an input is longer
 DEPTH = 64  #: steps in a tensor's dotted name
 
 
@@ -83,26 +85,40 @@ def _argument(value: Any) -> Any:
 
 # ---- reading
 
-def rebuild(description: Any, tensors: Mapping[str, Tensor], types: Mapping[str, type] | None = None) -> Snapshot:
-    """What ``describe`` described. Every wrong field is a FileError."""
+def rebuild(description: Any, tensors: Mapping[str, Tensor], types: Mapping[str, type] | None = None,
+            operators: Collection[str] = ()) -> Snapshot:
+    """What ``describe`` described. Every wrong field is a FileError, and every call that does not fit what it is given.
+
+    operators: names of operators that may be called although they are not in the table."""
     try:
-        graph = _graph(description["nodes"])
+        graph = _graph(description["nodes"], operators)
         ties = {_text(k): _text(v) for k, v in description["ties"].items()}
         _check_tensors(graph, description["tensors"], ties, tensors)
         kinds = {_tensor_name(k): _kind(k, v) for k, v in description["tensors"].items()}
-        return Snapshot(graph, _signature(description, graph, types), tensors, kinds, ties,
-                        tuple(_tensor_name(path) for path in _list(description.get("order", []))),
-                        {_text(k): _text(v) for k, v in description["patterns"].items()},
-                        tuple(_text(n) for n in description["notes"]))
+        found = Snapshot(graph, _signature(description, graph, types), tensors, kinds, ties,
+                         tuple(_tensor_name(path) for path in _list(description.get("order", []))),
+                         {_text(k): _text(v) for k, v in description["patterns"].items()},
+                         tuple(_text(n) for n in description["notes"]))
+        shapes.check(found)
+        return found
     except FileError:
         raise
     except Exception as error:
         raise FileError(f"the graph is malformed: {type(error).__name__}: {str(error)[:200]}") from error
 
 
-def _graph(items: Any) -> Graph:
+def _operators(items: Any, also: Collection[str]) -> dict[str, Any]:
+    """The operators that a graph calls, by name."""
+    names = [item["target"] for item in items if item["op"] == "call"]
+    found = {name: allowed.read(name) for name in {str(n): n for n in names}.values()}
+    allowed.check_table(found, also)
+    return found
+
+
+def _graph(items: Any, also: Collection[str]) -> Graph:
     graph = Graph()
     nodes: dict[str, Node] = {}
+    operators = _operators(items, also)
     for item in items:
         name, op = item["name"], item["op"]
         if not isinstance(name, str) or not name.isidentifier() or name in nodes:
@@ -114,7 +130,9 @@ def _graph(items: Any) -> Graph:
         elif op == "call":
             args = tuple(_value(a, nodes) for a in _list(item.get("args", [])))
             kwargs = {_text(k): _value(v, nodes) for k, v in item.get("kwargs", {}).items()}
-            node = graph.create_node("call_function", allowed.read(item["target"]), args, kwargs, name=name)
+            target = operators[item["target"]]
+            arguments.check(name, item["target"], target, args, kwargs)
+            node = graph.create_node("call_function", target, args, kwargs, name=name)
             node.meta = {k: item[k] for k in NODE_META if k in item}
             if not all(isinstance(v, NODE_META[k]) for k, v in node.meta.items()):
                 raise FileError(f"the origin of node {name!r} is of a wrong type")
@@ -151,7 +169,8 @@ def _signature(description: Any, graph: Graph, types: Mapping[str, type] | None)
 
 def _input(item: Any) -> Input:
     shape = tuple(None if s is None else _integer(s) for s in _list(item["shape"]))
-    if any(s is not None and s < 0 for s in shape) or not isinstance(item["batched"], bool):
+    fits = len(shape) <= AXES and all(s is None or 0 <= s < LARGEST for s in shape)
+    if not fits or not isinstance(item["batched"], bool):
         raise FileError(f"input {str(item['name'])[:80]!r} has the shape {str(shape)[:80]}")
     limits = tuple(_limit(limit, shape) for limit in _list(item.get("limits", [])))
     return Input(_text(item["name"]), shape, _tagged("dtype", item["dtype"]), item["batched"], limits)
@@ -160,8 +179,9 @@ def _input(item: Any) -> Input:
 def _limit(item: Any, shape: tuple[int | None, ...]) -> tuple[int, int, int | None]:
     axis, least, most = _list(item)
     found = (_integer(axis), _integer(least), None if most is None else _integer(most))
-    if not 0 <= found[0] < len(shape) or shape[found[0]] is not None:
-        raise FileError(f"an input is limited along axis {str(axis)[:20]}, which is not free")
+    fits = 0 <= found[1] < LARGEST and (found[2] is None or found[1] <= found[2] < LARGEST)
+    if not fits or not 0 <= found[0] < len(shape) or shape[found[0]] is not None:
+        raise FileError(f"an input is limited along axis {str(axis)[:20]}, which is not free, or by no sizes")
     return found
 
 

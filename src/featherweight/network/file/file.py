@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -117,20 +117,30 @@ class Parts:
     notes: list[str]
 
 
-def read(path: str | Path, types: Mapping[str, type] | None = None) -> Snapshot | Parts:
-    """What ``save`` or ``save_parts`` wrote; ``types`` as in ``load``. Raises FileError for anything else."""
+def read(path: str | Path, types: Mapping[str, type] | None = None,
+         operators: Collection[str] = ()) -> Snapshot | Parts:
+    """What ``save`` or ``save_parts`` wrote; further arguments as in ``load``. Raises FileError for anything else."""
     kind, description, tensors = _read(Path(path))
     if kind == FORMAT:
-        return rebuild(description, tensors, types)
+        return rebuild(description, tensors, types, operators)
     parts = description.get("parts") if isinstance(description, dict) else None
     if not isinstance(parts, dict) or not isinstance(description.get("notes"), list):
         raise FileError(f"{path} does not list its parts")
-    rebuilt = {}
-    for name, graph in parts.items():
-        own = {k.removeprefix(f"{name}/"): v for k, v in tensors.items() if k.startswith(f"{name}/")}
-        rebuilt[name] = rebuild(graph, own, types)
-    outside = {k.removeprefix("/"): v for k, v in tensors.items() if k.startswith("/")}
-    return Parts(rebuilt, outside, [str(n) for n in description["notes"]])
+    own: dict[str, dict[str, Tensor]] = {name: {} for name in ("", *parts)}
+    for full, tensor in tensors.items():
+        name = _part(full, own)
+        own[name][full[len(name) + 1:]] = tensor
+    rebuilt = {name: rebuild(graph, own[name], types, operators) for name, graph in parts.items()}
+    return Parts(rebuilt, own[""], [str(n) for n in description["notes"]])
+
+
+def _part(full: str, parts: Collection[str]) -> str:
+    """The part that a tensor "part/name" belongs to, "" for one outside ("/name"): the longest name that fits."""
+    at = len(full)
+    while (at := full.rfind("/", 0, at)) >= 0:
+        if full[:at] in parts:
+            return full[:at]
+    raise FileError(f"the tensor {full[:80]!r} belongs to no part of the model")
 
 
 def _read(path: Path) -> tuple[str, Any, dict[str, Tensor]]:
@@ -152,21 +162,44 @@ def _read(path: Path) -> tuple[str, Any, dict[str, Tensor]]:
             if kind not in (FORMAT, ASSEMBLY_FORMAT):
                 raise FileError(f"{path} is of format {str(kind)[:80]!r}; expected {FORMAT!r} (written by "
                                 "network.save)")
+            text = meta.get("graph", "")
+            description = _parsed(path, text)
+            _check_names(path, kind, description, set(file.keys()))
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
     except FileError:
         raise
     except Exception as error:
         raise FileError(f"{path} is damaged or truncated: {error}") from error
-    text = meta.get("graph", "")
     if _digest(text, tensors) != meta.get("sha256"):
         raise FileError(f"{path} is damaged: its bytes do not match its checksum")
-    try:
-        description = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise FileError(f"{path}: its graph is no JSON: {error}") from error
     if isinstance(description, dict) and "packed" in description:
         tensors = packed.unpack(tensors, description["packed"])
     return kind, description, tensors
+
+
+def _parsed(path: Path, text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise FileError(f"{path} is damaged: its graph is no JSON: {error}") from error
+
+
+def _check_names(path: Path, kind: str, description: Any, names: set[str]) -> None:
+    """Raises FileError for tensors that no graph lists, before any of them is read."""
+    graphs = {"": description}
+    if kind == ASSEMBLY_FORMAT:
+        names = {name for name in names if not name.startswith("/")}
+        parts = description.get("parts") if isinstance(description, dict) else None
+        graphs = {f"{part}/": graph for part, graph in parts.items()} if isinstance(parts, dict) else {"": None}
+    listed: set[str] = set()
+    for start, graph in graphs.items():
+        tensors = graph.get("tensors") if isinstance(graph, dict) else None
+        if not isinstance(tensors, dict):
+            return  # no graph: refused as such later
+        listed.update(start + name for name in tensors)
+    if not names <= listed:
+        raise FileError(f"{path} is damaged: the tensors in the file are not those its graph lists: "
+                        f"{min(names - listed)[:80]!r} is not")
 
 
 __all__ = ["Parts", "describe", "lengths", "read", "rebuild", "save", "save_parts", "target_name"]

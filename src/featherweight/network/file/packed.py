@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from featherweight.errors import FileError
@@ -23,6 +24,8 @@ WHOLE = {"int8": torch.int8, "uint8": torch.uint8}
 SMALLEST = 256  #: numbers; for fewer, saying how they are packed takes what is saved
 LISTED = 32  #: as many different numbers are listed at most
 ELEMENTS = 1 << 40  #: no file holds more numbers in one tensor
+AXES = 64  #: nor more axes
+PIECE = 1 << 18  #: numbers that are packed and unpacked at a time, a multiple of 8
 
 
 def pack(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, list[Any]]]:
@@ -32,12 +35,24 @@ def pack(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, li
         found = _bits(tensor)
         if found is not None:
             bits, lowest, step, listed = found
-            numbers = tensor.numpy().astype(np.int16)
-            places = (np.searchsorted(listed, numbers) if listed else (numbers - lowest) // step).astype(np.uint8)
-            written[name] = torch.from_numpy(packing.pack(places, bits))
+            written[name] = torch.from_numpy(_packed(tensor, listed or _run(bits, lowest, step), bits))
             entries[name] = [bits, lowest, step, str(tensor.dtype).removeprefix("torch."), list(tensor.shape),
                              *([listed] if listed else [])]
     return written, entries
+
+
+def _run(bits: int, lowest: int, step: int) -> list[int]:
+    """The numbers that stand for 0, 1, ... in so many bits."""
+    return [lowest + step * place for place in range(1 << bits)]
+
+
+def _packed(tensor: Tensor, numbers: list[int], bits: int) -> NDArray[np.uint8]:
+    """A tensor whose numbers are all among ``numbers``, packed."""
+    place = np.zeros(256, np.uint8)  # of a number, taken modulo 256
+    place[np.array(numbers) % 256] = range(len(numbers))
+    flat = tensor.numpy().reshape(-1).view(np.uint8)
+    pieces = [packing.pack(place[flat[at:at + PIECE]], bits) for at in range(0, flat.size, PIECE)]
+    return np.concatenate(pieces)
 
 
 def _bits(tensor: Tensor) -> tuple[int, int, int, list[int]] | None:
@@ -62,16 +77,31 @@ def unpack(written: Mapping[str, Tensor], entries: Any) -> dict[str, Tensor]:
     tensors = dict(written)
     for name, entry in entries.items():
         bits, lowest, step, dtype, shape, listed = _checked(name, entry, written.get(name))
-        count = math.prod(shape)
-        places = packing.unpack(written[name].numpy(), bits, count).astype(np.int16)
-        if listed and places.max(initial=0) >= len(listed):
-            raise FileError(f"the packed tensor {name[:80]!r} holds places beyond its {len(listed)} numbers")
-        numbers = np.array(listed, np.int16)[places] if listed else places * step + lowest
-        ends = torch.iinfo(dtype)
-        if numbers.min(initial=ends.min) < ends.min or numbers.max(initial=ends.max) > ends.max:
+        numbers, ends = listed or _run(bits, lowest, step), torch.iinfo(dtype)
+        good = [ends.min <= number <= ends.max for number in numbers]
+        usable = good.index(False) if False in good else len(good)
+        out = torch.empty(math.prod(shape), dtype=dtype)
+        last = _unpacked(written[name].numpy(), numbers, bits, out.numpy())
+        if last >= len(numbers):
+            raise FileError(f"the packed tensor {name[:80]!r} holds places beyond its {len(numbers)} numbers")
+        if last >= usable:
             raise FileError(f"the packed tensor {name[:80]!r} holds numbers that are no {dtype}")
-        tensors[name] = torch.from_numpy(numbers).to(dtype).reshape(shape)
+        tensors[name] = out.reshape(shape)
     return tensors
+
+
+def _unpacked(packed: NDArray[np.uint8], numbers: list[int], bits: int, out: NDArray[Any]) -> int:
+    """Writes what ``_packed`` made ``packed`` of into ``out``; gives the last place that occurs in it."""
+    number = np.zeros(256, np.int64)
+    number[:len(numbers)] = numbers
+    table, last = number.astype(out.dtype), 0
+    for at in range(0, out.size, PIECE):
+        piece = out[at:at + PIECE]
+        start = at * bits // 8  # PIECE is a multiple of 8: a piece starts with a byte
+        places = packing.unpack(packed[start:start + packing.packed_length(piece.size, bits)], bits, piece.size)
+        last = max(last, int(places.max()))
+        piece[:] = table[places]
+    return last
 
 
 def _checked(name: str, entry: Any, packed: Tensor | None) -> tuple[int, int, int, torch.dtype, list[int], list[int]]:
@@ -80,16 +110,25 @@ def _checked(name: str, entry: Any, packed: Tensor | None) -> tuple[int, int, in
         raise wrong
     bits, lowest, step, dtype, shape, *more = entry
     listed = more[0] if more else []
-    whole = [bits, lowest, step, *(shape if isinstance(shape, list) else [None])]
-    if not all(type(v) is int for v in whole) or dtype not in WHOLE or not isinstance(shape, list):
+    whole = [bits, lowest, step, *(shape if isinstance(shape, list) else [None])]  # None: no integer
+    if not all(type(v) is int for v in whole) or not isinstance(dtype, str) or dtype not in WHOLE:
         raise wrong
     if not (1 <= bits < 8 and 1 <= step <= 255 and -128 <= lowest <= 255 and all(0 <= s < ELEMENTS for s in shape)):
         raise wrong
-    if more and not (isinstance(listed, list) and listed and all(type(v) is int and -128 <= v <= 255 for v in listed)):
+    if more and not (isinstance(listed, list) and 0 < len(listed) <= 1 << bits and all(
+            type(v) is int and -128 <= v <= 255 for v in listed)):
         raise wrong
-    if math.prod(shape) > ELEMENTS or packed.shape != (packing.packed_length(math.prod(shape), bits),):
+    if not _few(shape) or packed.shape != (packing.packed_length(math.prod(shape), bits),):
         raise wrong
     return bits, lowest, step, WHOLE[dtype], shape, listed
+
+
+def _few(shape: list[int]) -> bool:
+    """Whether a shape has no more axes and numbers than a tensor of a file; no product grows beyond that."""
+    count = 1
+    for size in shape[:AXES]:
+        count = min(count * size, ELEMENTS + 1)
+    return len(shape) <= AXES and count <= ELEMENTS
 
 
 __all__ = ["pack", "unpack"]

@@ -60,7 +60,7 @@ class Alike:
         """The form without data of a tensor; tied ones stay one."""
         key = self._look(tensor) or id(tensor)
         if key not in self.tensors:
-            self._keep(key, self.mode.from_tensor(tensor))
+            self._keep(key, tensor if isinstance(tensor, FakeTensor) else self.mode.from_tensor(tensor))
         return self.tensors[key]
 
     def call(self, target: Any, args: list[Any], kwargs: dict[str, Any]) -> Any:
