@@ -74,8 +74,8 @@ LOSSES: dict[str, FeatureLoss] = {
 class Features:
     """Activations within the student are drawn to those within the teacher, at matched places: a term of the loss.
 
-    loss: "hint" (mean squared difference), "attention" (maps of energy), "similarity" (of samples), "review" (fused from
-        deep to shallow, over several scales), "cwd" (channels as distributions over places), "fgd" (focal and global,
+    loss: "hint" (mean squared difference), "attention" (maps of energy), "similarity" (of samples), "review" (fused
+        from deep to shallow, over several scales), "cwd" (channels as distributions over places), "fgd" (focal and global,
         for detectors), "mgd" (the teacher's map generated from a masked one), "hidden" and "relations" (of tokens).
     weight: factor on the term, which is the mean over the places. end: share of the training, 0..1, after which the
         term is left out.
@@ -245,8 +245,10 @@ def _resized(mask: Tensor | None, like: Tensor) -> Tensor | None:
 
 
 def _fused(pairs: Sequence[tuple[Match, Tensor, Tensor]]) -> list[tuple[Match, Tensor, Tensor]]:
-    """The student's activations, each averaged with what comes after it, enlarged to its size: ReviewKD's fusion (Chen et
-    al. 2021, section 3.2) without its learned attention; where widths differ it begins anew."""
+    """The student's activations, each averaged with what comes after it, enlarged to its size.
+
+    ReviewKD's fusion, Chen et al. 2021, section 3.2, without its learned attention; where widths differ it begins anew.
+    """
     found: list[tuple[Match, Tensor, Tensor]] = []
     later: Tensor | None = None
     for one, given, wanted in reversed(pairs):

@@ -66,8 +66,8 @@ class Logits:
     """The loss ``weight * T^2 * KL(softmax(teacher / T) || softmax(student / T)) + (1 - weight) * task loss``.
 
     temperature: T. weight: share of the teacher, 0..1; 1 needs no targets.
-    teacher: a network, the path of a saved one, a module or a function of the inputs (of any framework object: it may lie
-        on another device), or several as a tuple, whose outputs are averaged; None is the original, before any step.
+    teacher: a network, the path of a saved one, a module (on any device), a function of the inputs, or several of them
+        as a tuple, whose outputs are averaged; None is the original, before any step.
     output: which output, where there are several: a key, a field name or a position; None is the first floating
         tensor. axis: of the classes: 1 for [n, k] and for maps [n, k, h, w], -1 for sequences [n, t, k].
     loss: "kd" as above; "dkd" parts the target class from the others, "dist" compares correlations, "mlkd" adds the

@@ -50,8 +50,8 @@ def counted(where: Where, inputs: Inputs, target: Any) -> Tensor | None:
         return where(inputs, target) > 0
     if not isinstance(inputs, Mapping) or where not in inputs:
         known = map(str, inputs) if isinstance(inputs, Mapping) else ()
-        raise RecipeError(f"mask={where!r} names no input; {did_you_mean(where, known)}; write the key of the inputs, or "
-                          "a function of (inputs, target) that gives the mask")
+        raise RecipeError(f"mask={where!r} names no input; {did_you_mean(where, known)}; write the key of the inputs, "
+                          "or a function of (inputs, target) that gives the mask")
     return torch.as_tensor(inputs[where]) > 0
 
 

@@ -38,8 +38,8 @@ class Teacher:
     def network(self) -> Network:
         """The one member, captured. Raises RecipeError where it is no Network, or one of several."""
         if len(self.members) != 1 or not isinstance(self.members[0], Network):
-            raise RecipeError("activations are matched within one captured teacher, and this is a module, a function or "
-                              "several; write teacher=fw.capture(module, inputs), one for each distill.Features")
+            raise RecipeError("activations are matched within one captured teacher, and this is a module, a function "
+                              "or several; write teacher=fw.capture(module, inputs), one for each distill.Features")
         return self.members[0]
 
     def tap(self, node: str) -> None:
@@ -75,7 +75,7 @@ class Teacher:
         return unflatten([move(leaf, self.device) for leaf in leaves], spec)
 
     def mark(self) -> str:
-        """What its outputs follow from, as SHA-256 (hex). Raises RecipeError for a function, of which nobody can tell."""
+        """SHA-256 (hex) of all that its outputs follow from. Raises RecipeError for a function: nobody can tell."""
         return hashlib.sha256(repr([_mark(member) for member in self.members]).encode()).hexdigest()
 
 

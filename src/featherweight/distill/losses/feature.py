@@ -107,5 +107,5 @@ def focal_global(student: Tensor, teacher: Tensor, inside: Tensor | None = None)
 
 
 def dropped(features: Tensor, keep: Tensor) -> Tensor:
-    """Features [n, c, ...] at the places of ``keep`` (bool, [n, ...]); zero elsewhere. MGD, Yang et al. 2022b, eq. 2."""
+    """Features [n, c, ...] at the places of ``keep`` (bool, [n, ...]), else 0. MGD, Yang et al. 2022b, eq. 2."""
     return torch.where(keep.unsqueeze(1), features, 0.0)

@@ -80,7 +80,7 @@ def correlated(student: Tensor, teacher: Tensor, temperature: float, beta: float
 
 
 def standardized(logits: Tensor, axis: int = 1) -> Tensor:
-    """Logits minus their mean over the classes, divided by their standard deviation (n - 1). Sun et al. 2024, alg. 1."""
+    """Logits minus their mean over the classes, divided by their deviation (over n - 1). Sun et al. 2024, alg. 1."""
     mean, deviation = logits.float().mean(axis, keepdim=True), logits.float().std(axis, keepdim=True)
     return (logits.float() - mean) / (deviation + TINY)
 

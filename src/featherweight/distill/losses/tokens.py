@@ -31,8 +31,8 @@ def attention_maps(student: Tensor, teacher: Tensor, mask: Tensor | None = None)
 def relations(student: Tensor, teacher: Tensor, heads: int = 1, mask: Tensor | None = None) -> Tensor:
     """KL of the tokens' relations ``softmax(x x' / sqrt(d))``, in ``heads`` equal parts of the width, over key tokens.
 
-    student, teacher: [n, t, c] queries, keys or values; widths may differ. Averaged over samples, heads and queries that
-    count; keys that do not count have no share. MiniLMv2, Wang et al. 2021, eqs. 2 and 3.
+    student, teacher: [n, t, c] queries, keys or values; widths may differ. Averaged over samples, heads and queries
+    that count; keys that do not count have no share. MiniLMv2, Wang et al. 2021, eqs. 2 and 3.
     """
     def logs(x: Tensor) -> Tensor:
         parts = x.view(*x.shape[:2], heads, -1).transpose(1, 2)

@@ -1,4 +1,4 @@
-"""Targets without a teacher: label smoothing, the network's own past, auxiliary exits, a bound on a regression's error."""
+"""Targets without a teacher: label smoothing, the network's own past, auxiliary exits; a bound for regression."""
 
 from __future__ import annotations
 
@@ -68,8 +68,8 @@ class OwnPast:
     """Progressive self-distillation: targets mixed with what the network itself gave before, more and more of it.
 
     share: of the past outputs in the target at the end of the training; it rises linearly from 0. It takes the place of
-    the task's loss. The past is a copy of the network, taken anew every ``every`` of the training (the paper: an epoch).
-    Targets are integer classes. PS-KD, Kim et al. 2021, eqs. 6 and 7.
+    the task's loss. The past is a copy of the network, taken anew every ``every`` of the training (an epoch in the
+    paper). Targets are integer classes. PS-KD, Kim et al. 2021, eqs. 6 and 7.
 
     Example:
         >>> step = fw.recover.Train(epochs=2, beside=(fw.distill.OwnPast(0.8, every=0.5),))
@@ -131,8 +131,8 @@ class Exits:
     """Be your own teacher: classifiers at earlier stages learn from targets, and from the network's own output.
 
     taps: "stages", or paths of modules; the last stage is the network's own. weight: on the sum of the exits' losses,
-    ``(1 - share) * cross-entropy + share * T^2 KL`` from the output, plus ``hint`` times the squared difference of their
-    features to the last stage's. The exits are a pooling and a linear layer each (BYOT's have convolutions between);
+    ``(1 - share) * cross-entropy + share * T^2 KL`` from the output, plus ``hint`` times the squared difference of
+    their features to the last stage's. The exits are a pooling and a linear layer each (BYOT's have convolutions between);
     they are trained along and are gone from the result. Zhang et al. 2019, eqs. 1 to 5.
 
     Example:
@@ -193,7 +193,8 @@ class _Exiting(Companion):
             for place, widen, head in zip(self.found, self.widened, self.heads, strict=True):
                 features = linear(self._pooled(place), widen)
                 given = linear(features.relu(), head)
-                total = total + (1 - options.share) * cross_entropy(given, classes) + options.hint * hint(features, last)
+                total = total + (1 - options.share) * cross_entropy(given, classes)
+                total = total + options.hint * hint(features, last)
                 total = total + options.share * divergence(given, logits, options.temperature)
         self._seen.clear()
         return options.weight * total
@@ -243,6 +244,6 @@ class _Bound(Companion):
         wanted = choose(self.teacher.values(inputs)[0], self.options.output)
         shapes = {tuple(given.shape), tuple(wanted.shape), tuple(getattr(target, "shape", ()))}
         if len(shapes) > 1:
-            raise RecipeError(f"distill.Regression was given outputs of shape {list(given.shape)}, {list(wanted.shape)} by "
-                              f"the teacher, and a target of {list(getattr(target, 'shape', ()))}; expected one shape")
+            raise RecipeError(f"distill.Regression was given outputs of shape {list(given.shape)}, by the teacher "
+                              f"{list(wanted.shape)}, and a target of {list(getattr(target, 'shape', ()))}; expected one shape")
         return self.options.weight * bounded(given, wanted, target, self.options.margin)

@@ -16,6 +16,9 @@ from featherweight.steps.options import Numbers, check_numbers
 from featherweight.task import Task
 
 
+TAUGHT = Logits(temperature=1.0, weight=0.5)
+
+
 @dataclass(frozen=True)
 class BornAgain(Fit):
     """Trains ``generations`` networks of the same form from fresh weights, each taught by the one before it.
@@ -31,7 +34,7 @@ class BornAgain(Fit):
 
     train: Any
     generations: int = 1
-    taught: Logits = Logits(temperature=1.0, weight=0.5)
+    taught: Logits = TAUGHT
 
     def check(self) -> None:
         """Raises RecipeError for options that make no sense, those of ``train`` too."""

@@ -24,7 +24,7 @@ Loss = Callable[[Sequence[Tensor], Tensor, float], Tensor]
 
 
 def each_other(logits: Sequence[Tensor], classes: Tensor, temperature: float) -> Tensor:
-    """Every student towards every other: the mean of ``T^2 KL`` over the others, summed. DML, Zhang et al. 2018, eq. 8."""
+    """Every student towards every other: the mean of ``T^2 KL``, summed. DML, Zhang et al. 2018, eq. 8."""
     total = logits[0].new_zeros(())
     for i, own in enumerate(logits):
         others = [divergence(own, other.detach(), temperature) for j, other in enumerate(logits) if j != i]
@@ -41,7 +41,7 @@ def ensemble(logits: Sequence[Tensor], classes: Tensor, temperature: float) -> T
 
 
 def collaborative(logits: Sequence[Tensor], classes: Tensor, temperature: float) -> Tensor:
-    """Every student towards the lowest logits that any has against the target's. KDCL-MinLogit, Guo et al. 2020, eq. 7."""
+    """Every student towards the lowest logits that any has against the target's. KDCL, Guo et al. 2020, eq. 7."""
     index = classes[:, None]
     against = torch.stack([own - own.gather(1, index) for own in logits])
     lowest = against.min(0).values.detach()
@@ -104,8 +104,8 @@ class _Peers(Companion):
         classes, which = targets(target, "Mutual"), self.options.output
         logits = [choose(output, which).float(), *(choose(call(peer, inputs), which).float() for peer in self.peers)]
         if len({own.shape for own in logits}) > 1:
-            raise RecipeError(f"the students of distill.Mutual give outputs of shapes {[list(x.shape) for x in logits]}; "
-                              "the classes must be equal")
+            raise RecipeError("the students of distill.Mutual give outputs of shapes "
+                              f"{[list(x.shape) for x in logits]}; the classes must be equal")
         own = torch.stack([cross_entropy(given, classes) for given in logits[1:]]).sum()
         return own + self.options.weight * LOSSES[self.options.loss](logits, classes, self.options.temperature)
 

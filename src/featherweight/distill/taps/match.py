@@ -65,8 +65,8 @@ def match(student: Network, teacher: Network, taps: str | Sequence[str] | Mappin
           plans: Sequence[Plan] = ()) -> Matches:
     """The activations to compare.
 
-    taps: "stages", "trunk" or "layers" (``places.CHOICES``), found automatically; or paths of modules or nodes, a mapping
-        where the teacher's are named otherwise.
+    taps: "stages", "trunk" or "layers" (``places.CHOICES``), found automatically; or paths of modules or nodes, as a
+        mapping where the teacher's are named otherwise.
     plans: those that made the student of the teacher, in order; they know which channels were kept.
 
     Raises RecipeError for a name that nothing has, and where nothing matches.
@@ -87,7 +87,7 @@ def _with_kept(found: Match, kept: Tensor | None) -> Match:
 
 
 def is_child(student: Network, teacher: Network) -> bool:
-    """Whether the student has the teacher's tensors by name, and the other way, as what was pruned or quantized does."""
+    """Whether both have most tensors by name, as what was pruned or quantized has in common with its parent."""
     own, theirs = set(student.tensors()), set(teacher.tensors())
     return len(own & theirs) >= CHILD * max(len(own), len(theirs))
 
@@ -99,8 +99,8 @@ def _named(student: Network, teacher: Network, taps: str | Sequence[str] | Mappi
     for one, other in given.items():
         a, b = output_node(student, one, "student"), output_node(teacher, other, "teacher")
         if a not in ours or b not in theirs:
-            raise RecipeError(f"{one!r} or {other!r} gives no floating activation of two or more axes; write the path of "
-                              "another module")
+            raise RecipeError(f"{one!r} or {other!r} gives no floating activation of two or more axes; write the path "
+                              "of another module")
         found.append(Match(ours[a], theirs[b]))
     return Matches(tuple(found))
 

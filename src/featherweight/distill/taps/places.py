@@ -54,7 +54,8 @@ def places(network: Network) -> dict[str, Place]:
         if node.op == "placeholder":
             reached.add(node)
         value = values.get(node.name)
-        if node.op != "call_function" or not isinstance(value, Tensor) or not reached.intersection(node.all_input_nodes):
+        live = node.op == "call_function" and bool(reached.intersection(node.all_input_nodes))
+        if not live or not isinstance(value, Tensor):
             continue
         reached.add(node)
         if value.is_floating_point() and value.dim() > 1:
@@ -73,7 +74,7 @@ def channels_axis(network: Network, dims: int) -> int:
 
 
 def trunk(network: Network) -> list[Place]:
-    """Places that every path from the input to the output goes through, in order."""
+    """Places that every path from the input to the output goes through, in order, without the output itself."""
     known, order = places(network), list(network.graph.nodes)
     index = {node: i for i, node in enumerate(order)}
     tensors = [n for n in order if n.op == "placeholder" or n.name in known]
@@ -86,7 +87,7 @@ def trunk(network: Network) -> list[Place]:
         held -= closing.get(i, 0)
         if node in ends and ends[node] > i:
             held += 1
-            if held == 1 and node.name in known:
+            if held == 1 and node.name in known and ends[node] < len(order) - 1:
                 found.append(known[node.name])
     return found
 
