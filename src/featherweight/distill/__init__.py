@@ -6,5 +6,7 @@ from featherweight.distill.relations import Relations
 from featherweight.distill.strategies.alone import Exits, OwnPast, Regression, Smoothing
 from featherweight.distill.strategies.generations import BornAgain
 from featherweight.distill.strategies.online import Mutual
+from featherweight.distill.student import Student, StudentPlan
 
-__all__ = ["BornAgain", "Exits", "Features", "Logits", "Mutual", "OwnPast", "Regression", "Relations", "Smoothing"]
+__all__ = ["BornAgain", "Exits", "Features", "Logits", "Mutual", "OwnPast", "Regression", "Relations", "Smoothing",
+           "Student", "StudentPlan"]

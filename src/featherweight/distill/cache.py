@@ -51,7 +51,10 @@ class OutputCache:
 
     def outputs(self, inputs: Inputs, compute: Tensor | None = None) -> Tensor | None:
         """The outputs [n, ...] of a batch; None where one is not there. ``compute``: what the teacher gave, to keep."""
-        codes = _codes(inputs)
+        with torch.autocast("cpu", enabled=False):
+            return self._outputs(_codes(inputs), compute)
+
+    def _outputs(self, codes: list[bytes], compute: Tensor | None) -> Tensor | None:
         if compute is not None:
             if len(compute) != len(codes):
                 raise RecipeError(f"cache=... keeps one output a sample, and the teacher gave {len(compute)} for "

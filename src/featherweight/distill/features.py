@@ -75,8 +75,9 @@ class Features:
     """Activations within the student are drawn to those within the teacher, at matched places: a term of the loss.
 
     loss: "hint" (mean squared difference), "attention" (maps of energy), "similarity" (of samples), "review" (fused
-        from deep to shallow, over several scales), "cwd" (channels as distributions over places), "fgd" (focal and global,
-        for detectors), "mgd" (the teacher's map generated from a masked one), "hidden" and "relations" (of tokens).
+        from deep to shallow, over several scales), "cwd" (channels as distributions over places), "fgd" (focal and
+        global, for detectors), "mgd" (the teacher's map generated from a masked one), "hidden" and "relations" (of
+        tokens).
     weight: factor on the term, which is the mean over the places. end: share of the training, 0..1, after which the
         term is left out.
     taps: "stages" (the end of every resolution), "trunk" or "layers" (all that one module gives), found automatically;
@@ -116,7 +117,8 @@ class Features:
         """The teacher, taps on both networks and projectors. Raises RecipeError where nothing matches."""
         self.check()
         teacher = started(self.teacher, context.original, device_of(network), "Features")
-        matches = match(network, teacher.network, self.taps, () if self.teacher is not None else context.plans)
+        known = context.plans if self.teacher is None and LOSSES[self.loss].width else ()
+        matches = match(network, teacher.network, self.taps, known)
         return _Hints(self, Tapping(network, teacher, matches), context.seed)
 
 
@@ -198,7 +200,7 @@ class _Hints(Companion):
 
     @property
     def notes(self) -> list[str]:
-        return self.tapping.matches.notes("distill.Features")
+        return self.tapping.matches.notes("distill.Features", self.row.width)
 
     def update(self, progress: float) -> None:
         self.progress = progress

@@ -67,7 +67,7 @@ class Relations:
         """The teacher and taps on both networks. Raises RecipeError where nothing matches."""
         self.check()
         teacher = started(self.teacher, context.original, device_of(network), "Relations")
-        matches = match(network, teacher.network, self.taps, () if self.teacher is not None else context.plans)
+        matches = match(network, teacher.network, self.taps)
         tapping = Tapping(network, teacher, Matches(matches.found[-1:], matches.skipped))
         return (_Contrasting if self.loss == CONTRASTIVE else _Relating)(self, tapping, context.seed)
 
@@ -83,7 +83,7 @@ class _Relating(Companion):
 
     @property
     def notes(self) -> list[str]:
-        return self.tapping.matches.notes("distill.Relations")
+        return self.tapping.matches.notes("distill.Relations", False)
 
     def loss(self, inputs: Inputs, output: Any, target: Any) -> Tensor:
         with torch.autocast(self.tapping.device.type, enabled=False):
@@ -100,7 +100,7 @@ class _Contrasting(Companion):
     def __init__(self, options: Relations, tapping: Tapping, seed: int) -> None:
         self.options, self.tapping, self.processes = options, tapping, Processes()
         [m] = tapping.matches.found
-        device, theirs = tapping.device, m.teacher.width if m.kept is None else len(m.kept)
+        device, theirs = tapping.device, m.teacher.width
         self.ours = projector(options.width, m.student.width, device, seed, "student")
         self.theirs = projector(options.width, theirs, device, seed, "teacher")
         self.bank = normalize(projector(options.bank, options.width, device, seed, "bank").detach(), dim=1)
@@ -108,7 +108,7 @@ class _Contrasting(Companion):
 
     @property
     def notes(self) -> list[str]:
-        return self.tapping.matches.notes("distill.Relations")
+        return self.tapping.matches.notes("distill.Relations", False)
 
     def parameters(self) -> list[Tensor]:
         return [self.ours, self.theirs]

@@ -132,7 +132,7 @@ class Exits:
 
     taps: "stages", or paths of modules; the last stage is the network's own. weight: on the sum of the exits' losses,
     ``(1 - share) * cross-entropy + share * T^2 KL`` from the output, plus ``hint`` times the squared difference of
-    their features to the last stage's. The exits are a pooling and a linear layer each (BYOT's have convolutions between);
+    their features to the last stage's. The exits are a pooling and two linear layers each (BYOT's have convolutions);
     they are trained along and are gone from the result. Zhang et al. 2019, eqs. 1 to 5.
 
     Example:
@@ -242,8 +242,8 @@ class _Bound(Companion):
     def loss(self, inputs: Inputs, output: Any, target: Any) -> Tensor:
         given = choose(output, self.options.output)
         wanted = choose(self.teacher.values(inputs)[0], self.options.output)
-        shapes = {tuple(given.shape), tuple(wanted.shape), tuple(getattr(target, "shape", ()))}
-        if len(shapes) > 1:
+        asked = list(getattr(target, "shape", ()))
+        if not list(given.shape) == list(wanted.shape) == asked:
             raise RecipeError(f"distill.Regression was given outputs of shape {list(given.shape)}, by the teacher "
-                              f"{list(wanted.shape)}, and a target of {list(getattr(target, 'shape', ()))}; expected one shape")
+                              f"{list(wanted.shape)}, and a target of {asked}; expected one shape")
         return self.options.weight * bounded(given, wanted, target, self.options.margin)

@@ -15,7 +15,6 @@ from featherweight.steps import Context, Fit
 from featherweight.steps.options import Numbers, check_numbers
 from featherweight.task import Task
 
-
 TAUGHT = Logits(temperature=1.0, weight=0.5)
 
 

@@ -122,7 +122,8 @@ class _Peers(Companion):
 def fresh(network: Network, seed: int) -> Network:
     """A copy with new weights: matrices normal with variance 2 / inputs (He et al. 2015), norms and biases as at rest.
 
-    Vectors that are no biases are ones (the scales of norms); running statistics are 0 and 1.
+    Vectors that are no biases are ones (the scales of norms); running statistics are 0 and 1. Zeros of the weights in
+    the network's ``patterns`` stay.
     """
     other, generator = network.copy(), torch.Generator().manual_seed(seed)
     done: set[int] = set()
@@ -139,8 +140,9 @@ def fresh(network: Network, seed: int) -> Network:
             value = torch.full(tensor.shape, STATISTICS[leaf])
         else:
             continue
+        zeros = any(known in other.patterns for known in other.tied_names(name))
         with torch.no_grad():
-            tensor.copy_(value)
+            tensor.copy_(torch.where(tensor == 0, 0.0, value.to(tensor.device)) if zeros else value)
     return other
 
 

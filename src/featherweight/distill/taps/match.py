@@ -33,10 +33,11 @@ class Match:
     teacher: Place
     kept: Tensor | None = field(default=None, compare=False)
 
-    def __str__(self) -> str:
+    def said(self, projected: bool) -> str:
+        """For people; projected: whether widths that differ are made equal by a projector."""
         how = f"{len(self.kept)} kept of {self.teacher.width} channels" if self.kept is not None else (
             f"{self.student.width} channels" if self.direct else
-            f"{self.student.width} to {self.teacher.width} channels by a projector")
+            f"{self.student.width} to {self.teacher.width} channels{' by a projector' if projected else ''}")
         return f"{self.student} with {self.teacher} ({how})"
 
     @property
@@ -52,9 +53,9 @@ class Matches:
     found: tuple[Match, ...]
     skipped: tuple[Skipped, ...] = ()
 
-    def notes(self, who: str) -> list[str]:
+    def notes(self, who: str, projected: bool) -> list[str]:
         """For the report: one line for what was matched, one for each reason why the rest was not."""
-        lines = [f"{who} compares {'; '.join(map(str, self.found))}"]
+        lines = [f"{who} compares {'; '.join(m.said(projected) for m in self.found)}"]
         for reason in dict.fromkeys(s.reason for s in self.skipped):
             paths = [s.path for s in self.skipped if s.reason == reason]
             lines.append(f"{who} leaves out {', '.join(paths[:8])}{' ...' if len(paths) > 8 else ''}: {reason}")
