@@ -15,11 +15,11 @@ from torch.fx import Node
 
 import featherweight as fw
 from featherweight import deploy, measure
+from featherweight.axes.blocks import droppable
 from featherweight.axes.groups import axis_groups
 from featherweight.network.edit import readers_of
 from featherweight.network.file.digest import digest
 from featherweight.network.layers import known_by
-from featherweight.prune.depth.blocks import droppable
 from featherweight.steps import PLANS, Context, Fit, Plan, Rewrite
 from featherweight.task import call
 from problems import PROBLEMS, Answer, Problem, network, task, tensors_of
@@ -43,6 +43,8 @@ STEPS: dict[str, Callable[[], Rewrite]] = {
                                                      compensate="least_squares"),
     "prune.Layers": lambda: fw.prune.Layers(count=1, score="norm"),
     "prune.Layers output": lambda: fw.prune.Layers(count=2),
+    "distill.Student": lambda: fw.distill.Student(width=0.6),
+    "distill.Student shallow": lambda: fw.distill.Student(width=0.8, depth=0.5, weights="fresh"),
     "factorize.LowRank": lambda: fw.factorize.LowRank(energy=0.6, min_gain=0.0),
     "share.Codebook": lambda: fw.share.Codebook(bits=3, min_size=64),
     "quantize.Quantize": lambda: fw.quantize.Quantize(),
@@ -65,6 +67,9 @@ FITS: dict[str, Callable[[], Fit]] = {
     "recover.Train": lambda: fw.recover.Train(epochs=1, lr=0.01),
     "recover.Train distilled": lambda: fw.recover.Train(epochs=1, lr=0.01, optimizer="adamw",
                                                         distill=fw.distill.Logits(temperature=2.0)),
+    "recover.Train by features": lambda: fw.recover.Train(epochs=1, lr=0.01, beside=(
+        fw.distill.Features(taps="layers"), fw.distill.Relations("distance", taps="layers"))),
+    "distill.BornAgain": lambda: fw.distill.BornAgain(fw.recover.Train(epochs=1, lr=0.01)),
     "recover.Train with masks": lambda: fw.recover.Train(epochs=1, lr=0.01, during=(fw.prune.Weights(sparsity=0.5),)),
 }
 EXPORTED = ("conv_bn", "residual", "attention", "two_inputs", "dict_output", "grouped")
@@ -262,6 +267,7 @@ def test_what_is_left_alone_is_named(step, problem):
 #: a plan's class -> the names of the weights that it decides on
 DECIDES: dict[type[Plan], Callable[[Any, fw.Network], Iterable[str]]] = {
     fw.prune.ChannelPlan: lambda plan, net: in_groups(plan, net),
+    fw.distill.StudentPlan: lambda plan, net: students(plan, net),
     fw.prune.WeightPlan: lambda plan, net: plan.zeros,
     fw.prune.LayerPlan: lambda plan, net: inside_blocks(plan, net),
     fw.factorize.LowRankPlan: lambda plan, net: [s.weight for s in plan.splits],
@@ -276,6 +282,13 @@ def in_groups(plan: fw.prune.ChannelPlan, net: fw.Network) -> Iterable[str]:
     named = {s.path for s in plan.skipped}
     groups = axis_groups(net, plan.heads).groups
     return [*plan.shapes, *(m.tensor for g in groups if g.name in named for m in g.members)]
+
+
+def students(plan: fw.distill.StudentPlan, net: fw.Network) -> Iterable[str]:
+    """The tensors that are cut, and those of the blocks that are left out."""
+    regions = droppable(net).regions
+    nodes = {name for block in plan.blocks for name in regions[block.name]}
+    return [*plan.shapes, *(str(given.target) for n in net.calls() if n.name in nodes for given in leaves_of(n))]
 
 
 def inside_blocks(plan: fw.prune.LayerPlan, net: fw.Network) -> Iterable[str]:
@@ -298,7 +311,7 @@ def test_every_matrix_is_in_the_plan_or_skipped_by_name(step, problem):
     found = case(step, problem)
     decided = set(DECIDES[type(found.plan)](found.plan, found.before))
     named = {s.path.removesuffix(" (layer)").partition(":")[0] for s in found.plan.skipped}
-    larger = isinstance(found.plan, (fw.prune.ChannelPlan, fw.prune.LayerPlan))
+    larger = isinstance(found.plan, (fw.prune.ChannelPlan, fw.prune.LayerPlan, fw.distill.StudentPlan))
     missing = []
     for name, parameter in found.before.named_parameters():
         known = set(found.before.tied_names(name))

@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import featherweight as fw
+from featherweight.axes.blocks import Block, droppable
 from featherweight.errors import PlanError, RecipeError, TaskError
 from featherweight.measure.macs import macs
 from featherweight.prune import LayerPlan, Layers
-from featherweight.prune.depth.blocks import Block, droppable
 from featherweight.steps import Plan
 from problems import PROBLEMS, Attention, InvertedResidual, ShortcutA, conv, images, network, task, tensors_of, unsettle
 

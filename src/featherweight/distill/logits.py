@@ -2,24 +2,63 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import kl_div, log_softmax
 
-from featherweight.errors import RecipeError, did_you_mean
-from featherweight.network import Network, load
-from featherweight.network.devices import device_of, placed
-from featherweight.network.trees import flatten
+from featherweight.distill.cache import OutputCache
+from featherweight.distill.losses.response import (
+    correlated,
+    decoupled,
+    divergence,
+    multi_level,
+    rows,
+    standardized,
+)
+from featherweight.distill.outputs import Where, choose, counted, targets
+from featherweight.distill.teachers import Teacher, started
+from featherweight.errors import RecipeError
+from featherweight.network import Network
+from featherweight.network.devices import device_of
 from featherweight.steps import Companion, Context
-from featherweight.steps.options import Numbers, check_number, check_numbers
-from featherweight.task import Inputs, Task, call
+from featherweight.steps.options import Numbers, check_known, check_number, check_numbers
+from featherweight.task import Inputs, Task
 
 NUMBERS = {"temperature": Numbers(4.0, above=0), "axis": Numbers(1, whole=True),
            "weight": Numbers(0.9, least=0, most=1, noun="the teacher's share,")}
+
+
+@dataclass(frozen=True)
+class ResponseCase:
+    """What a loss of the table is given: logits of both, the positions that count, the target, T and the axis."""
+
+    student: Tensor
+    teacher: Tensor
+    mask: Tensor | None
+    target: Any
+    temperature: float
+    axis: int
+
+    def rows(self) -> tuple[Tensor, Tensor]:
+        """Both as [positions, classes]."""
+        return rows(self.student, self.axis, self.mask), rows(self.teacher, self.axis, self.mask)
+
+    def classes(self) -> Tensor:
+        """Target classes of the positions that count."""
+        found = targets(self.target, "Logits(loss='dkd')")
+        return found[self.mask] if self.mask is not None else found.reshape(-1)
+
+
+#: name -> loss; the sources stand in ``losses/response.py``
+LOSSES: dict[str, Callable[[ResponseCase], Tensor]] = {
+    "kd": lambda c: divergence(c.student, c.teacher, c.temperature, c.axis, c.mask),
+    "dkd": lambda c: decoupled(*c.rows(), c.classes(), c.temperature),
+    "dist": lambda c: correlated(*c.rows(), c.temperature),
+    "mlkd": lambda c: multi_level(*c.rows(), (c.temperature / 2, c.temperature, 1.5 * c.temperature)),
+}
 
 
 @dataclass(frozen=True)
@@ -27,9 +66,14 @@ class Logits:
     """The loss ``weight * T^2 * KL(softmax(teacher / T) || softmax(student / T)) + (1 - weight) * task loss``.
 
     temperature: T. weight: share of the teacher, 0..1; 1 needs no targets.
-    teacher: a network, or the path of a saved one; None is the original, before any step.
+    teacher: a network, the path of a saved one, a module (on any device), a function of the inputs, or several of them
+        as a tuple, whose outputs are averaged; None is the original, before any step.
     output: which output, where there are several: a key, a field name or a position; None is the first floating
         tensor. axis: of the classes: 1 for [n, k] and for maps [n, k, h, w], -1 for sequences [n, t, k].
+    loss: "kd" as above; "dkd" parts the target class from the others, "dist" compares correlations, "mlkd" adds the
+        relations of samples and of classes. standardize: each sample's logits to mean 0 and deviation 1 first.
+    mask: where it counts: a key of the inputs ("attention_mask"), or a function of (inputs, target) giving a mask.
+    cache: a folder where the teacher's outputs are kept, for data that is not augmented; float16, by content.
 
     The divergence is summed over the classes and averaged over all else. Used as ``recover.Train(distill=Logits())``,
     or beside other companions as ``recover.Train(beside=(Logits(), ...))``: the term is ``weight * T^2 * KL(...)``, and
@@ -42,33 +86,34 @@ class Logits:
 
     temperature: float = 4.0
     weight: float = 0.9
-    teacher: Network | str | None = field(default=None, repr=False)
+    teacher: Any = field(default=None, repr=False)
     output: str | int | None = None
     axis: int = 1
+    loss: str = "kd"
+    standardize: bool = False
+    mask: Where = field(default=None, repr=False)
+    cache: str | None = None
 
     def check(self) -> None:
         """Raises RecipeError for options that make no sense."""
         check_numbers(self, NUMBERS)
+        check_known("Logits", "loss", self.loss, LOSSES)
         if self.output is not None and not isinstance(self.output, str):
             check_number("Logits", "output", self.output, Numbers(0, whole=True, noun="a key, a field or a position"))
 
     def start(self, network: Network, task: Task, context: Context) -> Companion:
         """The teacher in evaluation mode on the network's device. Raises RecipeError where there is no teacher."""
         self.check()
-        teacher: Any = load(self.teacher) if isinstance(self.teacher, str) else self.teacher
-        if teacher is None:
-            teacher = context.original
-        if not isinstance(teacher, Network):
-            raise RecipeError("distill.Logits has no teacher: the context holds no original; write "
-                              "Logits(teacher=network), or run the step by fw.compress, which gives the original")
         device = device_of(network)
-        return _Response(self, placed(teacher, device).eval())
+        teacher = started(self.teacher, context.original, device, "Logits")
+        return _Response(self, teacher, OutputCache(self.cache, teacher) if self.cache is not None else None)
 
 
 @dataclass(frozen=True)
 class _Response(Companion):
     options: Logits
-    teacher: Network
+    teacher: Teacher
+    cache: OutputCache | None
 
     @property
     def task_weight(self) -> float:
@@ -76,41 +121,33 @@ class _Response(Companion):
 
     def loss(self, inputs: Inputs, output: Any, target: Any) -> Tensor:
         options = self.options
-        with torch.no_grad():
-            wanted = choose(call(self.teacher, inputs), options.output)
-        given = choose(output, options.output)
+        given, wanted = choose(output, options.output), self._wanted(inputs)
         if wanted.shape != given.shape:
             raise RecipeError(f"the teacher's output has shape {list(wanted.shape)}, the student's "
                               f"{list(given.shape)}; the classes must be equal; choose another by Logits(output=...)")
-        return options.weight * divergence(given, wanted, options.temperature, options.axis)
+        if options.standardize:
+            given, wanted = standardized(given, options.axis), standardized(wanted, options.axis)
+        case = ResponseCase(given, wanted, counted(options.mask, inputs, target), target, options.temperature,
+                            options.axis)
+        return options.weight * LOSSES[options.loss](case)
+
+    def _wanted(self, inputs: Inputs) -> Tensor:
+        found = self.cache.outputs(inputs) if self.cache is not None else None
+        if found is None:
+            with torch.no_grad():
+                found = choose(self.teacher.values(inputs)[0], self.options.output)
+            if self.cache is not None:
+                found = self.cache.outputs(inputs, found)
+                assert found is not None
+        return found.to(self.teacher.device)
+
+    def finish(self) -> None:
+        if self.cache is not None:
+            self.cache.flush()
+
+    def close(self) -> None:
+        if self.cache is not None:
+            self.cache.flush()
 
 
-def divergence(student: Tensor, teacher: Tensor, temperature: float, axis: int = 1) -> Tensor:
-    """``T^2 * KL(softmax(teacher / T) || softmax(student / T))`` over ``axis``, averaged over the others: scalar."""
-    p = log_softmax(student.float() / temperature, axis)
-    q = log_softmax(teacher.float() / temperature, axis)
-    terms = kl_div(p, q, reduction="none", log_target=True)
-    return terms.sum(axis).mean() * temperature**2
-
-
-def choose(output: Any, which: str | int | None) -> Tensor:
-    """The tensor ``which`` of an output, or its first floating one."""
-    if which is not None:
-        if isinstance(output, Mapping):
-            if which not in output:
-                raise RecipeError(f"the network has no output {which!r}; {did_you_mean(str(which), map(str, output))}")
-            output = output[which]
-        elif isinstance(which, str):
-            if not hasattr(output, which):
-                raise RecipeError(f"the network's output, a {type(output).__name__}, has no field {which!r}; write "
-                                  "Logits(output=0) for the first of several, or None")
-            output = getattr(output, which)
-        else:
-            try:
-                output = output[which]
-            except (IndexError, TypeError) as error:
-                raise RecipeError(f"the network has no output {which}: {error}; write Logits(output=0)") from error
-    for leaf in flatten(output)[0]:
-        if isinstance(leaf, Tensor) and leaf.is_floating_point():
-            return leaf
-    raise RecipeError("the network gives no floating tensor that distill.Logits could match")
+__all__ = ["LOSSES", "Logits", "choose", "divergence"]

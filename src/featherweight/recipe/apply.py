@@ -159,9 +159,17 @@ class _Work:
     def _fit(self, index: int, step: Fit, before: Network) -> tuple[Network, dict[int, Plan]]:
         folder = self.state.step(index)
         context = Context(original=self.original, workdir=folder, seed=seed_from(self.seed, "fit", index),
-                          progress=self.progress)
+                          progress=self.progress, plans=self._made(index))
         after = step.fit(before, self.task, context)
         return after, self._plans(index, step)
+
+    def _made(self, index: int) -> tuple[Plan, ...]:
+        """The plans that led to what step ``index`` works on, as they were applied."""
+        found: list[Plan] = []
+        for number, step in enumerate(self.recipe.steps[:index - 1], 1):
+            own, whose = self._plans(number, step), planners(step)
+            found += [own[place] for place in sorted(own, key=lambda p: int(getattr(whose[p], "stage", 0)))]
+        return tuple(found)
 
     def _plans(self, index: int, step: Step) -> dict[int, Plan]:
         """The plans that step ``index`` made, by the places of their ``planners``."""

@@ -20,7 +20,7 @@ from featherweight.recover.batches import on_device
 from featherweight.recover.companions import Companions, check_joined
 from featherweight.recover.zeros import Zeros, trainable
 from featherweight.seeds import generators_kept
-from featherweight.steps import Beside, Companion, Context
+from featherweight.steps import Beside, Companion, Context, Plan
 from featherweight.steps.companion import is_beside
 from featherweight.task import Inputs, Task
 
@@ -29,7 +29,8 @@ ATTACHED: WeakSet[Network] = WeakSet()
 
 
 def attach(network: Network, task: Task, beside: Sequence[Beside] = (), steps: int = 0,
-           optimizer: Optimizer | None = None, *, original: Network | None = None) -> Attached:
+           optimizer: Optimizer | None = None, *, original: Network | None = None,
+           plans: Sequence[Plan] = ()) -> Attached:
     """Lets rewrites and objectives work beside a training loop of one's own, as ``Train(beside=...)`` does in its.
 
     >>> import torch, featherweight as fw
@@ -56,7 +57,8 @@ def attach(network: Network, task: Task, beside: Sequence[Beside] = (), steps: i
         weight decay; so make schedulers of the learning rate afterwards), and hooks on its ``step`` count the steps,
         add what ``beside`` adds to gradients, and keep the zeros of the weights in ``network.patterns``. A step with a
         closure, as Lightning makes it, is followed too. None where it does not exist yet: ``Attached.follow`` takes it.
-    original: the teacher of ``distill.Logits()``; None is the network as it is now.
+    original: the teacher of ``distill.Logits()``; None is the network as it is now. plans: those that made the network
+        of the original, which know the channels that ``distill.Features`` compares.
 
     Raises RecipeError, before any step, for what cannot work beside a training, or not together.
     """
@@ -72,7 +74,7 @@ def attach(network: Network, task: Task, beside: Sequence[Beside] = (), steps: i
                               "(distill.Logits(), prune.Weights(sparsity=0.8))")
     trainable(network)
     with generators_kept():
-        attached = Attached(network, task, beside, steps, original)
+        attached = Attached(network, task, beside, steps, original, plans)
     try:
         if optimizer is not None:
             attached.follow(optimizer)
@@ -96,12 +98,12 @@ class Attached:
     """
 
     def __init__(self, network: Network, task: Task, beside: Sequence[Beside], steps: int,
-                 original: Network | None) -> None:
+                 original: Network | None, plans: Sequence[Plan] = ()) -> None:
         self.network, self.steps, self.done = network, steps, 0
         #: what the last loss was the sum of, by name: "task", "distill.Logits", ...
         self.terms: dict[str, Tensor] = {}
         self._origin = network.copy()
-        context = Context(original=original if original is not None else self._origin)
+        context = Context(original=original if original is not None else self._origin, plans=tuple(plans))
         device = device_of(network)
         check_joined(beside, network, on_device(task, device), context)
         self._zeros = Zeros(network)

@@ -104,6 +104,7 @@ class Companions:
         plans = {place: dataclasses.replace(plan, tensors={k: t.detach().cpu() for k, t in plan.tensors.items()})
                  for place, plan in plans.items()}
         done, result = joined(plans.values(), take_values(origin.copy(), self.network))
+        result.notes += [note for companion in self.all for note in companion.notes if note not in result.notes]
         return result.eval(), dict(sorted(zip(plans, done, strict=True)))
 
     def close(self) -> None:

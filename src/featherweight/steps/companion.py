@@ -29,6 +29,8 @@ class Context:
     seed: int = 0
     #: called with (what, done, total, figures) as work goes on
     progress: Callable[[str, float, float, Mapping[str, float]], None] = lambda what, done, total, figures: None
+    #: the plans that made the network that is fitted of the original, in order
+    plans: tuple[Plan, ...] = ()
 
 
 #: a context without an original, a folder or a listener
@@ -77,6 +79,11 @@ class Companion:
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Takes up what ``state`` gave."""
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """What the finished network's ``notes`` shall say of this companion's work."""
+        return ()
 
     @property
     def settled(self) -> bool:

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
 
+from featherweight.axes.blocks import droppable
 from featherweight.judge.bench import bypass
 from featherweight.judge.candidates import Candidate, Family, register
 from featherweight.network import Network
-from featherweight.prune.depth.blocks import droppable
 from featherweight.prune.depth.step import LayerPlan
 from featherweight.steps import Stage
 from featherweight.task import Task

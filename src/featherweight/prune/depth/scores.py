@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from featherweight.axes.blocks import Block, Blocks
 from featherweight.judge.bench import bypass
 from featherweight.judge.damage import Judge, damages
 from featherweight.network import Network
 from featherweight.network.edit import weight_name
-from featherweight.prune.depth.blocks import Block, Blocks
 from featherweight.task import Task
 
 

@@ -6,21 +6,17 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import ClassVar
 
-import torch
-
+from featherweight.axes.blocks import KINDS, Block, Blocks, droppable, without
 from featherweight.errors import PlanError, RecipeError, did_you_mean
 from featherweight.measure.macs import macs as count_macs
 from featherweight.network import Network
-from featherweight.network.edit import clear_dead, read_tensors, readers_of
+from featherweight.network.edit import readers_of
 from featherweight.network.layers import around, fits, ignored, known_by, select, unmatched
-from featherweight.prune.depth.blocks import KINDS, Block, Blocks, droppable
 from featherweight.prune.depth.scores import BLOCK_SCORES, RESCORED, BlockCase
 from featherweight.steps import Plan, Rewrite, Skipped, Stage
 from featherweight.steps.options import SEED, Numbers, check_known, check_numbers
 from featherweight.task import Task
 
-aten = torch.ops.aten
-RELUS = (aten.relu.default, aten.relu_.default)
 PER = ("block", "macs")
 NUMBERS = {"count": Numbers(2, least=1, whole=True, none="blocks by name"),
            "batches": Numbers(4, least=1, whole=True), "seed": SEED}
@@ -55,26 +51,6 @@ class LayerPlan(Plan):
     def summary(self) -> str:
         names = ", ".join(b.name for b in self.blocks) or "none"
         return f"drop {len(self.blocks)} of {len(self.scores)} blocks: {names}"
-
-
-def without(network: Network, blocks: tuple[Block, ...]) -> Network:
-    """A copy in which each block's source stands where its output was."""
-    other = network.copy()
-    before = read_tensors(other)
-    nodes = {n.name: n for n in other.graph.nodes}
-    order = {name: i for i, name in enumerate(nodes)}
-    for block in sorted(blocks, key=lambda b: -order[b.output]):
-        output, source = nodes[block.output], nodes[block.source]
-        for user in list(output.users):  # relu(relu(x)) = relu(x)
-            if user.target in RELUS and source.target in RELUS:
-                user.replace_all_uses_with(source)
-                other.graph.erase_node(user)
-        output.replace_all_uses_with(source)
-    for node in other.calls(aten.view.default):  # what comes now may lie otherwise in memory
-        node.target = aten.reshape.default
-    clear_dead(other, before)
-    other.changed()
-    return other
 
 
 @dataclass(frozen=True)

@@ -18,12 +18,13 @@ from torch import Tensor
 from torch.fx import Node
 
 from featherweight.network import Network
-from featherweight.network.edit import CONVOLUTIONS, WEIGHTED, weight_name
+from featherweight.network.edit import CONVOLUTIONS, WEIGHTED, clear_dead, read_tensors, weight_name
 from featherweight.network.operators import has_schema, schema_argument
 from featherweight.steps import Skipped
 
 aten = torch.ops.aten
 KINDS = ("residual", "shortcut", "plain", "layer")
+RELUS = (aten.relu.default, aten.relu_.default)
 ADDS = (aten.add.Tensor, aten.add_.Tensor)
 #: what follows a layer and goes with it, beside point-wise functions of one value
 NORMS = {aten.batch_norm.default, aten.layer_norm.default, aten.group_norm.default, aten.instance_norm.default,
@@ -146,6 +147,26 @@ def droppable(network: Network) -> Blocks:
     found.sort(key=lambda f: order[f[0].output])
     regions = {b.name: frozenset(n.name for n in reach.members(mask)) for b, mask in found}
     return Blocks(tuple(b for b, _ in found), tuple(left), regions)
+
+
+def without(network: Network, blocks: tuple[Block, ...]) -> Network:
+    """A copy in which each block's source stands where its output was."""
+    other = network.copy()
+    before = read_tensors(other)
+    nodes = {n.name: n for n in other.graph.nodes}
+    order = {name: i for i, name in enumerate(nodes)}
+    for block in sorted(blocks, key=lambda b: -order[b.output]):
+        output, source = nodes[block.output], nodes[block.source]
+        for user in list(output.users):  # relu(relu(x)) = relu(x)
+            if user.target in RELUS and source.target in RELUS:
+                user.replace_all_uses_with(source)
+                other.graph.erase_node(user)
+        output.replace_all_uses_with(source)
+    for node in other.calls(aten.view.default):  # what comes now may lie otherwise in memory
+        node.target = aten.reshape.default
+    clear_dead(other, before)
+    other.changed()
+    return other
 
 
 def _addition(reach: Reach, node: Node, sides: Sequence[Node]) -> tuple[str, Node | None, str, int]:

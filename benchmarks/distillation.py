@@ -1,0 +1,188 @@
+"""What a teacher brings: every kind of knowledge and every strategy beside the same training without.
+
+    python benchmarks/distillation.py --checkpoints FOLDER [small] [pruned] [pruned-3x] [costs]
+
+small: a fresh ResNet-8 on a subset of CIFAR-10 (2,560 training images, mirrored at random, 12 epochs, SGD with one
+    cycle to 0.05), taught by the trained ResNet-56 where an arm has a teacher; 3 seeds. The teacher saw all 45,000
+    images. Validation (5,000 images of the training split) chooses the pair of objectives; every row has both scores.
+pruned, pruned-3x: ResNet-20 at 2.1x and 3x fewer MACs after 8 epochs on the whole split, as in beside_torch_pruning.py,
+    taught by the outputs and by the activations of what it was cut from: kept channels compared directly.
+costs: seconds and peak memory of a step of each arm as a ratio to plain training, in interleaved rounds.
+
+Every row goes into benchmarks/results/distillation.json as soon as it is measured; one that is there is not run again.
+A training that was stopped goes on from its checkpoint in out/distillation.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from rows import Rows
+from torch import Tensor
+
+import featherweight as fw
+from featherweight import measure
+from featherweight.distill import (
+    BornAgain,
+    Exits,
+    Features,
+    Logits,
+    Mutual,
+    OwnPast,
+    Relations,
+    Smoothing,
+)
+from featherweight.steps import Context
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE.parent / "examples/cifar10_resnet56"))
+import cifar10  # noqa: E402
+
+FILES = {20: "resnet20-12fca82f.th", 56: "resnet56-4bfd9763.th"}
+SEEDS = (0, 1, 2)
+IMAGES, BATCH, EPOCHS = 2560, 64, 12
+WORK = HERE.parent / "out/distillation"
+CACHE = str(WORK / "outputs")
+KD = Logits(temperature=4.0, weight=0.5, cache=CACHE)
+#: name -> what works beside the training of the small student, the essential arms first
+SMALL: dict[str, tuple[Any, ...]] = {
+    "no teacher": (),
+    "kd": (KD,),
+    "label smoothing": (Smoothing(0.1),),
+    "dist": (dataclasses.replace(KD, loss="dist"),),
+    "kd, standardized": (dataclasses.replace(KD, temperature=2.0, standardize=True),),
+    "dml": (Mutual(),),
+    "born again": (),
+    "byot": (Exits(),),
+    "attention": (Features("attention", weight=5.0),),
+    "similarity": (Features("similarity", weight=1000.0),),
+    "kd and attention": (KD, Features("attention", weight=5.0)),
+    "dkd": (dataclasses.replace(KD, loss="dkd"),),
+    "mlkd": (dataclasses.replace(KD, loss="mlkd"),),
+    "ps-kd": (OwnPast(0.8),),
+    "hint": (Features("hint"),),
+    "kd and similarity": (KD, Features("similarity", weight=1000.0)),
+    "rkd": (Relations("rkd"),),
+    "correlation": (Relations("correlation", weight=10.0),),
+    "crd": (Relations("crd", weight=0.5, bank=1024),),
+    "review": (Features("review"),),
+    "cwd": (Features("cwd"),),
+    "fgd": (Features("fgd", weight=0.1),),
+    "mgd": (Features("mgd"),),
+}
+FIRST = 11  #: arms that get all their seeds before the others
+#: every block's end and the activations before its inner ReLU, where channels were cut
+BLOCKS = tuple(f"layer{stage}.{block}{inner}" for stage in (1, 2, 3) for block in range(3) for inner in (".bn1", ""))
+PRUNED: dict[str, tuple[Any, ...]] = {
+    "logits and features": (Logits(temperature=4.0, weight=0.9), Features("hint", weight=0.2, taps=BLOCKS)),
+}
+
+
+def subset() -> fw.Task:
+    """2,560 images, each mirrored half of the time and not shifted, so that outputs can be cached."""
+    whole, data = cifar10.task(), cifar10.arrays()
+    order = torch.randperm(50_000, generator=torch.Generator().manual_seed(0))
+    used = order[cifar10.VALIDATION:][:IMAGES]
+    images, labels = data["x_train"][used], data["y_train"][used]
+
+    def train() -> Iterator[tuple[Tensor, Tensor]]:
+        for index in torch.randperm(IMAGES).split(BATCH):
+            mirrored = torch.where(torch.rand(len(index), 1, 1, 1) < 0.5, images[index].flip(3), images[index])
+            yield cifar10.normalised(mirrored), labels[index]
+
+    return dataclasses.replace(whole, train=train)
+
+
+class Bench:
+    def __init__(self, checkpoints: Path) -> None:
+        self.checkpoints, self.rows = checkpoints, Rows("distillation.json")
+
+    def original(self, depth: int) -> fw.Network:
+        return cifar10.network(depth, str(self.checkpoints / FILES[depth]))
+
+    def add(self, name: str, make: Callable[[Path], fw.Network], task: fw.Task, **facts: Any) -> None:
+        if name in self.rows:
+            return
+        start, wall = time.process_time(), time.monotonic()
+        network = make(WORK / name.replace(" ", "_").replace(",", ""))
+        assert task.score is not None
+        scores = {split: task.score(network, task.batches(split)) for split in ("validation", "test")}
+        row = {"validation": scores["validation"], "top1": scores["test"], **facts, "macs": measure.macs(network).total,
+               "processor_s": round(time.process_time() - start), "wall_s": round(time.monotonic() - wall),
+               "notes": list(network.notes)[:3]}
+        self.rows.add(name, row)
+        print(f"{name:52s} validation {scores['validation']:6.2f} test {scores['test']:6.2f} {row['wall_s']} s",
+              flush=True)
+
+    def small(self) -> None:
+        task, teacher = subset(), self.original(56)
+        train = fw.recover.Train(epochs=EPOCHS, lr=0.05, schedule="onecycle", autocast="bf16", channels_last=True)
+        for arms in (list(SMALL)[:FIRST], list(SMALL)[FIRST:]):
+            for seed in SEEDS:
+                for arm in arms:
+                    self.add(f"resnet8 {arm}, seed {seed}", lambda folder, a=arm, s=seed: self._taught(
+                        a, s, train, task, teacher, folder), task, arm=arm, seed=seed, epochs=EPOCHS, images=IMAGES)
+
+    def _taught(self, arm: str, seed: int, train: fw.recover.Train, task: fw.Task, teacher: fw.Network,
+                folder: Path) -> fw.Network:
+        torch.manual_seed(seed)
+        student = cifar10.network(8)
+        context = Context(original=teacher, workdir=folder, seed=seed)
+        if arm == "born again":  # the first generation is the arm without a teacher
+            first = train.fit(student, task, Context(workdir=folder / "first", seed=seed))
+            return BornAgain(train).fit(first, task, dataclasses.replace(context, original=None))
+        return dataclasses.replace(train, beside=SMALL[arm]).fit(student, task, context)
+
+    def pruned(self, fewer: float) -> None:
+        task, base = cifar10.task(calibration_images=1024), self.original(20)
+        step = fw.prune.Channels(macs=1 / fewer, score="reconstruction", allocation="sensitivity",
+                                 compensate="least_squares", residual=False)
+        plan = step.plan(base, task)
+        train = fw.recover.Train(epochs=8, lr=0.02, schedule="onecycle", autocast="bf16", channels_last=True)
+        for seed in SEEDS:
+            for arm, beside in PRUNED.items():
+                self.add(f"resnet20 {fewer}x {arm}, seed {seed}",
+                         lambda folder, b=beside, s=seed: dataclasses.replace(train, beside=b).fit(
+                             plan.apply(base), task, Context(original=base, workdir=folder, seed=s, plans=(plan,))),
+                         task, arm=arm, seed=seed, epochs=8, fewer=fewer)
+
+    def costs(self, rounds: int = 3) -> None:
+        """Seconds of 10 steps of each arm, in turn, as the median ratio to plain training in the same round."""
+        task, teacher = subset(), self.original(56)
+        arms = [a for a in SMALL if a != "born again"]
+        seconds: dict[str, list[float]] = {a: [] for a in arms}
+        for _ in range(rounds):
+            for arm in arms:
+                train = fw.recover.Train(epochs=1, batches=10, lr=0.01, channels_last=True, beside=tuple(
+                    dataclasses.replace(b, cache=None) if isinstance(b, Logits) else b for b in SMALL[arm]))
+                start = time.monotonic()
+                train.fit(cifar10.network(8), task, Context(original=teacher))
+                seconds[arm].append(time.monotonic() - start)
+        for arm in arms:
+            ratios = [a / b for a, b in zip(seconds[arm], seconds["no teacher"], strict=True)]
+            self.rows.add(f"costs {arm}", {"time_ratio": statistics.median(ratios), "rounds": rounds})
+            print(f"costs {arm:30s} {statistics.median(ratios):6.2f}", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--checkpoints", type=Path, required=True)
+    parser.add_argument("parts", nargs="*", help="all of them if none is named")
+    given = parser.parse_args()
+    bench = Bench(given.checkpoints)
+    parts: dict[str, Callable[[], None]] = {"small": bench.small, "pruned": lambda: bench.pruned(2.1),
+                                            "pruned-3x": lambda: bench.pruned(3.0), "costs": bench.costs}
+    for part in given.parts or parts:
+        parts[part]()
+
+
+if __name__ == "__main__":
+    main()

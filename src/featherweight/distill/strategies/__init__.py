@@ -1,0 +1,1 @@
+"""Strategies without a teacher beforehand: from the network itself, from peers, from earlier generations."""

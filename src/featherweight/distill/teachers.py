@@ -1,0 +1,140 @@
+"""Teachers: a Network, a saved one, any module or function, or several; run once a batch, whoever asks."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+from weakref import WeakValueDictionary
+
+import torch
+from torch import Tensor, nn
+
+from featherweight.errors import RecipeError
+from featherweight.network import Network, load
+from featherweight.network.devices import placed
+from featherweight.network.file.digest import digest
+from featherweight.network.trees import flatten, unflatten
+from featherweight.task import Inputs, call, move
+
+Key = tuple[Any, ...]
+#: teachers at work, so that several companions run one of them once
+RUNNING: WeakValueDictionary[Key, Teacher] = WeakValueDictionary()
+
+
+class Teacher:
+    """A frozen teacher on a student's device: its outputs for a batch, and the activations that are asked for.
+
+    Several members are an ensemble: floating outputs are averaged. Nothing of it is trained.
+    """
+
+    def __init__(self, members: tuple[Any, ...], device: torch.device, sources: tuple[Any, ...]) -> None:
+        self.members, self.device, self.sources = members, device, sources
+        self._seen: dict[str, Tensor] = {}
+        self._tapped: set[str] = set()
+        self._last: tuple[Key, Any, Any, dict[str, Tensor]] | None = None
+
+    @property
+    def network(self) -> Network:
+        """The one member, captured. Raises RecipeError where it is no Network, or one of several."""
+        if len(self.members) != 1 or not isinstance(self.members[0], Network):
+            raise RecipeError("activations are matched within one captured teacher, and this is a module, a function "
+                              "or several; write teacher=fw.capture(module, inputs), one for each distill.Features")
+        return self.members[0]
+
+    def tap(self, node: str) -> None:
+        """Asks for the activation of a node of ``network``."""
+        if node not in self._tapped:
+            self._tapped.add(node)
+            self.network.add_tap(node, lambda value: self._seen.update({node: value}))
+
+    def values(self, inputs: Inputs) -> tuple[Any, dict[str, Tensor]]:
+        """(output, node's name -> activation) for a batch; once for the same tensors, on the student's device."""
+        key = _versions(inputs)
+        if self._last is None or self._last[0] != key:
+            self._seen = {}
+            with torch.no_grad():
+                outputs = [self._called(member, inputs) for member in self.members]
+            self._last = key, inputs, _mean(outputs), self._seen
+        return self._last[2], self._last[3]
+
+    def _called(self, member: Any, inputs: Inputs) -> Any:
+        if not isinstance(member, nn.Module):
+            return move(call(member, inputs), self.device)
+        training = [m for m in member.modules() if m.training]
+        first = next(iter(member.parameters()), None)
+        for module in training:
+            module.training = False
+        try:
+            output = call(member.eval() if isinstance(member, Network) else member,
+                          inputs if first is None else move(inputs, first.device))
+        finally:
+            for module in training:
+                module.training = True
+        leaves, spec = flatten(output)
+        return unflatten([move(leaf, self.device) for leaf in leaves], spec)
+
+    def mark(self) -> str:
+        """SHA-256 (hex) of all that its outputs follow from. Raises RecipeError for a function: nobody can tell."""
+        return hashlib.sha256(repr([_mark(member) for member in self.members]).encode()).hexdigest()
+
+
+def started(given: Any, original: Network | None, device: torch.device, who: str) -> Teacher:
+    """The teacher that an objective called ``who`` was given, None for the original. Raises RecipeError where there is
+    none, or no teacher can be made of it."""
+    if given is None:
+        given = original
+    if given is None:
+        raise RecipeError(f"distill.{who} has no teacher: the context holds no original; write {who}(teacher=network), "
+                          "or run the step by fw.compress, which gives the original")
+    sources = tuple(given) if isinstance(given, (tuple, list)) else (given,)
+    if not sources or not all(callable(s) or isinstance(s, (str, Path)) for s in sources):
+        raise RecipeError(f"distill.{who} was given teacher={given!r}; expected a Network, the path of a saved one, a "
+                          f"module, a function of the inputs, or a tuple of these: {who}(teacher=network)")
+    key = (str(device), *(_identity(s) for s in sources))
+    found = RUNNING.get(key)
+    if found is None:
+        found = RUNNING[key] = Teacher(tuple(_member(s, device) for s in sources), device, sources)
+    return found
+
+
+def _member(source: Any, device: torch.device) -> Any:
+    made: Any = load(source) if isinstance(source, (str, Path)) else source
+    return placed(made, device).eval() if isinstance(made, Network) else made
+
+
+def _identity(source: Any) -> Key:
+    """Equal as long as the source is the same and no tensor of it was changed."""
+    if isinstance(source, (str, Path)):
+        return str(source), Path(source).stat().st_mtime_ns if Path(source).exists() else 0
+    tensors = source.state_dict(keep_vars=True).values() if isinstance(source, nn.Module) else ()
+    return id(source), *((id(t), t._version) for t in tensors)
+
+
+def _versions(inputs: Any) -> Key:
+    return tuple((id(leaf), leaf._version) if isinstance(leaf, Tensor) else leaf for leaf in flatten(inputs)[0])
+
+
+def _mean(outputs: list[Any]) -> Any:
+    if len(outputs) == 1:
+        return outputs[0]
+    columns = zip(*(flatten(o)[0] for o in outputs), strict=True)
+    leaves = [torch.stack(column).mean(0) if isinstance(column[0], Tensor) and column[0].is_floating_point()
+              else column[0] for column in columns]
+    return unflatten(leaves, flatten(outputs[0])[1])
+
+
+def _mark(member: Any) -> str:
+    if isinstance(member, Network):
+        return digest(member)
+    if not isinstance(member, nn.Module):
+        raise RecipeError("outputs of a teacher that is a function cannot be cached, since nobody can tell when it "
+                          "changes; write teacher=module, or leave cache out")
+    total = hashlib.sha256(repr(member).encode())
+    for name, tensor in member.state_dict().items():
+        total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        total.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return total.hexdigest()
+
+
+__all__ = ["Teacher", "started"]

@@ -1,0 +1,447 @@
+"""Features, relations and strategies at work beside a training: matched, trained along, resumed, gone at the end."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import featherweight as fw
+from featherweight.distill import (
+    BornAgain,
+    Exits,
+    Features,
+    Logits,
+    Mutual,
+    OwnPast,
+    Regression,
+    Relations,
+    Smoothing,
+)
+from featherweight.distill import features as features_file
+from featherweight.distill import relations as relations_file
+from featherweight.distill.cache import OutputCache
+from featherweight.distill.losses import feature, relation
+from featherweight.distill.losses.response import divergence
+from featherweight.distill.strategies import online
+from featherweight.distill.taps.match import kept_channels, match
+from featherweight.distill.taps.places import layers, places, stages, trunk
+from featherweight.distill.teachers import started
+from featherweight.errors import RecipeError
+from featherweight.network.file.digest import digest
+from featherweight.recover import Train, attach
+from featherweight.recover.companions import Companions
+from featherweight.steps import Context
+from problems import CLASSES, PROBLEMS, images, network, task
+
+torch.set_num_threads(1)
+CPU = torch.device("cpu")
+
+
+class Maps(nn.Module):
+    """A small network of two resolutions with its own paths and widths."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.early = nn.Sequential(nn.Conv2d(3, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU())
+        self.late = nn.Sequential(nn.Conv2d(width, 2 * width, 3, 2, padding=1), nn.ReLU())
+        self.out = nn.Linear(2 * width, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.late(self.early(x)).mean((2, 3)))
+
+
+def maps(width: int = 6, seed: int = 0) -> fw.Network:
+    torch.manual_seed(seed)
+    return fw.capture(Maps(width).eval(), images(2))
+
+
+def cut() -> tuple[fw.Network, fw.Network, Any]:
+    parent = network(PROBLEMS["residual"])
+    plan = fw.prune.Channels(macs=0.5).plan(parent, fw.Task())
+    return plan.apply(parent), parent, plan
+
+
+# ---- places and matches
+
+def test_the_trunk_is_what_every_path_goes_through() -> None:
+    """Against cutting each node out: the output is no longer reached from the input."""
+    net = network(PROBLEMS["residual"])
+    order = list(net.graph.nodes)
+    output = order[-1]
+
+    def reached_without(name: str) -> bool:
+        seen = {n for n in order if n.op == "placeholder"}
+        for node in order:
+            if node.name != name and any(u in seen for u in node.all_input_nodes):
+                seen.add(node)
+        return output in seen
+
+    known = places(net)
+    last = output.all_input_nodes[0].name
+    wanted = [n for n in known if n != last and not reached_without(n)]
+    assert [p.node for p in trunk(net)] == wanted
+    assert len(wanted) > 5
+    assert [p.path for p in stages(net)] == ["layer1.1", "layer2.1"]
+
+
+def test_places_know_their_channels() -> None:
+    for problem, path, width, resolution in (("residual", "layer1.0", 8, (8, 8)), ("conv1d", "0", None, None),
+                                             ("attention", None, None, None)):
+        net = network(PROBLEMS[problem])
+        found = layers(net)
+        assert found
+        if path is not None and width is not None:
+            place = next(p for p in found if p.path == path)
+            assert (place.width, place.resolution) == (width, resolution)
+        for place in found:
+            assert place.width in (place.shape[0], place.shape[-1])
+
+
+def test_a_child_is_matched_at_its_parents_paths_and_kept_channels_are_compared() -> None:
+    """Values put in by hand: the parent's activation, with the channels that the plan cuts taken out."""
+    small, parent, plan = cut()
+    found = match(small, parent, "layers", (plan,))
+    assert all(m.student.path == m.teacher.path for m in found.found)
+    assert all(m.direct for m in found.found)
+    fewer = [m for m in found.found if m.kept is not None]
+    assert len(fewer) > 4
+    zeroed = plan.zero(parent)  # computes what the cut network computes, at the parent's widths
+    x = images(3)
+    seen: dict[str, Tensor] = {}
+    ours: dict[str, Tensor] = {}
+    taps = {m.teacher.node: (lambda v, n=m.teacher.node: seen.update({n: v})) for m in fewer}
+    own = {m.student.node: (lambda v, n=m.student.node: ours.update({n: v})) for m in fewer}
+    with torch.no_grad(), zeroed.taps(taps), small.taps(own):  # type: ignore[arg-type]
+        zeroed(x)
+        small(x)
+    for m in fewer:
+        torch.testing.assert_close(ours[m.student.node], seen[m.teacher.node].index_select(m.teacher.axis, m.kept),
+                                   rtol=1e-4, atol=1e-5)
+
+
+def test_two_cuts_one_after_the_other_are_followed() -> None:
+    small, parent, plan = cut()
+    second = fw.prune.Channels(ratio=0.6).plan(small, fw.Task())
+    smaller = second.apply(small)
+    place = next(p for p in layers(parent) if p.path == "layer2.1.conv1")
+    kept = kept_channels(parent, [place], (plan, second))[place.node]
+    assert len(kept) == smaller.tensor("layer2.1.conv1.weight").shape[0]
+    rows = parent.tensor("layer2.1.conv1.weight")[kept].abs().sum((2, 3))
+    left = smaller.tensor("layer2.1.conv1.weight").abs().sum((2, 3))
+    for row, own in zip(rows, left[:, 0], strict=True):
+        assert bool(torch.isclose(row, own, atol=1e-6).any())
+
+
+def test_others_are_matched_by_resolution_and_what_is_not_is_said() -> None:
+    found = match(maps(), network(PROBLEMS["residual"]), "stages")
+    assert [(m.student.path, m.teacher.path) for m in found.found] == [("early.2", "layer1.1"), ("late.1", "layer2.1")]
+    assert [m.direct for m in found.found] == [False, False]
+    deep = match(maps(), network(PROBLEMS["conv_bn"]), "stages")
+    assert any("no activation of this resolution" in s.reason for s in deep.skipped) or len(deep.found) == 2
+    notes = found.notes("distill.Features", True)
+    assert notes[0] == ("distill.Features compares early.2 with layer1.1 (6 to 8 channels by a projector); late.1 with "
+                        "layer2.1 (12 to 16 channels by a projector)")
+    with pytest.raises(RecipeError, match=r"the student has no module 'layer9'"):
+        match(maps(), maps(), {"layer9": "early"})
+
+
+# ---- features and relations
+
+class Killed(Exception):
+    pass
+
+
+FEATURES = list(features_file.LOSSES)
+TERMS: dict[str, Any] = {
+    **{f"features {n}": Features(n) for n in FEATURES},
+    **{f"relations {n}": Relations(n) for n in (*relations_file.LOSSES, "crd")},
+    "label smoothing": Smoothing(), "own past": OwnPast(every=0.3), "exits": Exits(),
+    "dml": Mutual(), "one": Mutual(loss="one", peers=2), "kdcl": Mutual(loss="kdcl"),
+    "dkd": Logits(loss="dkd"), "dist": Logits(loss="dist"), "mlkd": Logits(loss="mlkd"),
+    "standardized": Logits(standardize=True),
+}
+#: of these only the kinds of a companion are killed: each holds what it must keep
+KILLED = ("features hint", "features mgd", "relations crd", "own past", "exits", "one", "dkd")
+
+
+@pytest.mark.parametrize("name", TERMS)
+def test_every_term_trains_a_student_of_another_form(name: str) -> None:
+    """The result has the student's own graph and tensors, no tap, and is another than without the term."""
+    student, teacher = maps(), network(PROBLEMS["residual"])
+    step = Train(epochs=1, lr=0.02, beside=(TERMS[name],))
+    found = step.fit(student, task(PROBLEMS["residual"]), Context(original=teacher))
+    assert {n: t.shape for n, t in found.tensors().items()} == {n: t.shape for n, t in student.tensors().items()}
+    assert not found._taps
+    assert all(bool(torch.isfinite(t).all()) for t in found.tensors().values())
+    plain = Train(epochs=1, lr=0.02).fit(student, task(PROBLEMS["residual"]), Context())
+    assert digest(found) != digest(plain)
+
+
+@pytest.mark.parametrize("name", KILLED)
+def test_a_killed_training_goes_on_alike(name: str, tmp_path: Path) -> None:
+    row, teacher = PROBLEMS["residual"], network(PROBLEMS["residual"])
+    step = Train(epochs=2, lr=0.02, checkpoint_every=0.0, beside=(TERMS[name],))
+
+    def kill(what: str, done: float, total: float, figures: Any) -> None:
+        if done == 4:
+            raise Killed("at step 4")
+
+    with pytest.raises(Killed, match="at step 4"):
+        step.fit(maps(), task(row), Context(original=teacher, workdir=tmp_path, progress=kill))
+    told: list[float] = []
+    resumed = step.fit(maps(), task(row), Context(
+        original=teacher, workdir=tmp_path, progress=lambda what, done, total, figures: told.append(done)))
+    assert told[0] == 4
+    assert digest(resumed) == digest(step.fit(maps(), task(row), Context(original=teacher)))
+
+
+def values(net: fw.Network, path: str, x: Tensor) -> Tensor:
+    seen: list[Tensor] = []
+    node = fw.distill.taps.output_node(net, path)
+    with net.taps({node: seen.append}):  # type: ignore[dict-item]
+        net(x)
+    return seen[-1]
+
+
+def test_terms_are_those_of_the_formulas() -> None:
+    small, parent, plan = cut()
+    x, y = images(4), torch.tensor([0, 1, 2, 3])
+    context = Context(original=parent, plans=(plan,))
+    things = (Features(taps=("layer1.0.conv1",), weight=0.5), Relations("distance", taps=("layer2",), weight=2.0))
+    companions = Companions(things, small, fw.Task(loss=F.cross_entropy), context)
+    terms = companions.terms(x, small(x), y)
+    place = next(p for p in layers(parent) if p.path == "layer1.0.conv1")
+    kept = kept_channels(parent, [place], (plan,))[place.node]
+    wanted = values(parent, "layer1.0.conv1", x).detach()[:, kept]
+    size = wanted.square().mean().sqrt()
+    torch.testing.assert_close(terms["distill.Features"],
+                               0.5 * feature.hint(values(small, "layer1.0.conv1", x) / size, wanted / size))
+    pooled = [values(net, "layer2", x).mean((2, 3)) for net in (small, parent)]
+    torch.testing.assert_close(terms["distill.Relations"], 2 * relation.distance(*pooled))
+    companions.close()
+    assert not small._taps
+
+
+def test_a_features_term_ends_where_it_is_told_to() -> None:
+    student, teacher, x = maps(), network(PROBLEMS["residual"]), images(4)
+    companions = Companions((Features(end=0.5),), student, fw.Task(loss=F.cross_entropy), Context(original=teacher))
+    for progress, there in ((0.2, True), (0.6, False)):
+        companions.update(progress)
+        assert ("distill.Features" in companions.terms(x, student(x), torch.zeros(4, dtype=torch.long))) == there
+
+
+def test_padding_does_not_count() -> None:
+    """Where the mask is false, the student may give whatever it wants."""
+    student, teacher, x = maps(), network(PROBLEMS["residual"]), images(4)
+
+    def mask(inputs: Any, target: Any) -> Tensor:
+        inside = torch.zeros(4, 8, 8)
+        inside[:, :, :4] = 1
+        return inside
+
+    for name in ("hint", "fgd", "cwd"):
+        term = Features(name, taps={"early": "layer1"}, mask=mask).start(student, fw.Task(), Context(original=teacher))
+        student(x)
+        found = term.loss(x, None, None)
+        node = fw.distill.taps.output_node(student, "early")
+        remove = student.add_tap(node, lambda v: torch.cat([v[..., :4], v[..., 4:] + 1], -1))
+        term.close()
+        other = Features(name, taps={"early": "layer1"}, mask=mask).start(student, fw.Task(), Context(original=teacher))
+        assert found is not None
+        student(x)
+        changed = other.loss(x, None, None)
+        other.close()
+        remove()
+        if name == "fgd":
+            assert float(changed) != float(found)  # the background counts less, and counts
+        else:
+            torch.testing.assert_close(found, changed)
+
+
+def test_peers_learn_too_and_from_one_another() -> None:
+    student, x, y = maps(), images(4), torch.tensor([0, 1, 2, 3])
+    peer = maps(seed=5)
+    companion = Mutual(peers=(peer,), temperature=2.0, weight=0.5).start(student, fw.Task(), Context())
+    output = student(x)
+    other = companion.peers[0](x)  # type: ignore[attr-defined]
+    wanted = F.cross_entropy(other, y) + 0.5 * (divergence(output, other, 2.0) + divergence(other, output, 2.0))
+    companion_again = Mutual(peers=(peer,), temperature=2.0, weight=0.5).start(student, fw.Task(), Context())
+    torch.testing.assert_close(companion_again.loss(x, output, y), wanted)
+    assert len(companion.parameters()) == len(list(peer.parameters()))
+    logits = [torch.randn(4, 5) for _ in range(3)]
+    lowest = torch.stack([z - z.gather(1, y[:, None]) for z in logits]).amin(0)
+    torch.testing.assert_close(online.collaborative(logits, y, 1.0), sum(divergence(z, lowest, 1.0) for z in logits))
+
+
+def test_born_again_is_the_training_of_fresh_networks_one_after_another(tmp_path: Path) -> None:
+    net, row = maps(), PROBLEMS["residual"]
+    train = Train(epochs=1, lr=0.05)
+    born = BornAgain(train, generations=2).fit(net, task(row), Context(workdir=tmp_path, seed=3))
+    again = BornAgain(train, generations=2).fit(net, task(row), Context(workdir=tmp_path, seed=3))
+    assert digest(again) == digest(born)
+    assert digest(born) != digest(BornAgain(train).fit(net, task(row), Context(seed=3)))
+    assert not torch.equal(born.tensor("out.weight"), net.tensor("out.weight"))
+    with pytest.raises(RecipeError, match=r"expected a training without a teacher"):
+        fw.Recipe([BornAgain(Train(distill=Logits()))])
+
+
+# ---- teachers
+
+def test_modules_functions_and_several_teach_as_networks_do() -> None:
+    torch.manual_seed(1)
+    models = [Maps(4).eval(), Maps(5).train()]
+    nets = [fw.capture(m, images(2)) for m in (models[0], Maps(5).eval())]
+    student, x = maps(), images(4)
+    output = student(x)
+
+    def term(teacher: Any) -> Tensor:
+        found = Logits(weight=1.0, teacher=teacher).start(student, fw.Task(), Context()).loss(x, output, None)
+        assert found is not None
+        return found
+
+    torch.testing.assert_close(term(nets[0]), term(models[0]))
+    torch.testing.assert_close(term(nets[0]), term(lambda images: models[0](images).detach()))
+    both = (nets[0](x) + nets[1](x)).detach() / 2
+    torch.testing.assert_close(term((nets[0], nets[1])), divergence(output, both, 4.0))
+    before = models[1].early[1].running_mean.clone()
+    term(models[1])
+    assert models[1].training
+    assert models[1].early[1].training
+    assert torch.equal(models[1].early[1].running_mean, before)
+    with pytest.raises(RecipeError, match=r"expected a Network, the path of a saved one"):
+        term(3)
+    with pytest.raises(RecipeError, match=r"write teacher=fw\.capture"):
+        Features(teacher=models[0]).start(student, fw.Task(), Context())
+
+
+def test_one_teacher_runs_once_a_batch_for_all_companions() -> None:
+    student, teacher = maps(), network(PROBLEMS["residual"])
+    counted: list[int] = []
+    things = (Logits(), Features(), Relations("distance"))
+    companions = Companions(things, student, fw.Task(loss=F.cross_entropy), Context(original=teacher))
+    shared = companions.all[0].teacher  # type: ignore[attr-defined]
+    shared.network.add_tap(next(iter(places(shared.network))), lambda v: counted.append(1))
+    for _ in range(3):
+        x = images(4)
+        companions.terms(x, student(x), torch.zeros(4, dtype=torch.long))
+    assert len(counted) == 3
+    x.add_(1)  # the same tensor, other numbers
+    companions.terms(x, student(x), torch.zeros(4, dtype=torch.long))
+    assert len(counted) == 4
+
+
+# ---- cached outputs
+
+def test_outputs_are_cached_by_content(tmp_path: Path) -> None:
+    student, teacher = maps(), network(PROBLEMS["residual"])
+    step = Train(epochs=2, lr=0.02, distill=Logits(cache=str(tmp_path / "outputs")))
+    work, context = task(PROBLEMS["residual"]), Context(original=teacher)
+    cold = step.fit(student, work, context)
+    files = list((tmp_path / "outputs").rglob("*.safetensors"))
+    assert files
+    assert digest(step.fit(student, work, context)) == digest(cold)
+    cache = OutputCache(tmp_path / "outputs", started(teacher, None, CPU, "Logits"))
+    seen = [x for x, _ in work.batches("train")]
+    for x in seen:
+        found = cache.outputs(x)
+        assert found is not None
+        with torch.no_grad():
+            torch.testing.assert_close(found, teacher(x), rtol=2e-3, atol=2e-3)
+    assert cache.hit_rate == 1
+    assert cache.file_bytes == sum(f.stat().st_size for f in files)
+    assert cache.outputs(seen[0] + 1) is None
+    other = OutputCache(tmp_path / "outputs", started(maps(), None, CPU, "Logits"))
+    assert other.outputs(seen[0]) is None
+
+
+def test_torn_and_foreign_files_are_refused_in_words(tmp_path: Path) -> None:
+    teachers = [started(net, None, CPU, "Logits") for net in (maps(), maps(seed=1))]
+    caches = [OutputCache(tmp_path, t) for t in teachers]
+    x = images(4)
+    for cache, teacher in zip(caches, teachers, strict=True):
+        cache.outputs(x, teacher.values(x)[0])
+        cache.flush()
+    [file], [foreign] = (list(c.folder.glob("*.safetensors")) for c in caches)
+    whole = file.read_bytes()
+    file.write_bytes(whole[:len(whole) // 2])
+    with pytest.raises(RecipeError, match=r"cannot be read .*delete this file"):
+        OutputCache(tmp_path, teachers[0])
+    file.write_bytes(foreign.read_bytes())
+    with pytest.raises(RecipeError, match=r"of another teacher .*Logits\(cache=another_folder\)"):
+        OutputCache(tmp_path, teachers[0])
+    with pytest.raises(RecipeError, match="a function cannot be cached"):
+        Logits(teacher=lambda x: x, cache=str(tmp_path)).start(maps(), fw.Task(), Context())
+
+
+# ---- regression, masks, words
+
+def test_a_bounded_regression_and_what_does_not_fit() -> None:
+    net, x, y = maps(), images(4), torch.randn(4, CLASSES)
+    teacher = maps(seed=3)
+    term = Regression(weight=2.0, teacher=teacher).start(net, fw.Task(), Context())
+    own, bound = ((n(x) - y).square().sum(1) for n in (net, teacher))
+    torch.testing.assert_close(term.loss(x, net(x), y), 2 * torch.where(own > bound, own, 0.0).mean())
+    with pytest.raises(RecipeError, match="expected one shape"):
+        term.loss(x, net(x), torch.randn(4))
+    with pytest.raises(RecipeError, match="needs integer target classes"):
+        Smoothing().start(net, fw.Task(), Context()).loss(x, net(x), None)
+
+
+def test_a_sequences_padding_is_named_by_an_input() -> None:
+    logits, wanted = torch.randn(2, 6, 5), torch.randn(2, 6, 5)
+    inputs = {"ids": torch.zeros(2, 6), "attention_mask": torch.tensor([[1, 1, 1, 0, 0, 0], [1] * 6])}
+    options = Logits(weight=1.0, axis=-1, mask="attention_mask", teacher=lambda ids, attention_mask: wanted)
+    mask = inputs["attention_mask"].bool()
+    found = options.start(maps(), fw.Task(), Context()).loss(inputs, logits, None)
+    torch.testing.assert_close(found, divergence(logits[mask], wanted[mask], 4.0))
+    other = dataclasses.replace(options, mask="attention").start(maps(), fw.Task(), Context())
+    with pytest.raises(RecipeError, match="did you mean 'attention_mask'"):
+        other.loss(inputs, logits, None)
+
+
+@pytest.mark.parametrize(("thing", "message"), [
+    (Features("hints"), "did you mean 'hint'"), (Features(weight=0), "weight=0"), (Relations("crds"), "did you mean"),
+    (Mutual(loss="dmls"), "did you mean 'dml'"), (Mutual(peers=0), "peers=0"), (Exits(share=2), "share=2"),
+    (OwnPast(every=0), "every=0"), (Smoothing(1.5), "share=1.5"), (Regression(margin=-1), "margin=-1"),
+    (Logits(loss="dks"), "did you mean 'dkd'"), (Mutual(peers=("a",)), "how many copies, or networks"),
+])
+def test_wrong_options_are_refused_when_the_recipe_is_made(thing: Any, message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        fw.Recipe([Train(beside=(thing,))])
+
+
+def test_a_recipe_knows_what_was_kept(tmp_path: Path) -> None:
+    """Cut, then taught by the activations of the original: by one word, and the channels are compared directly."""
+    net, work = network(PROBLEMS["residual"]), task(PROBLEMS["residual"])
+    recipe = fw.Recipe([fw.prune.Channels(macs=0.5), Train(lr=0.01, beside=(Logits(), Features(taps="layers")))])
+    assert fw.Recipe.from_toml(recipe.to_toml()) == recipe
+    done = fw.compress(net, work, recipe, seconds=0.0)
+    [note] = [n for n in done.notes if n.startswith("distill.Features compares")]
+    assert "kept of" in note
+    assert "projector" not in note
+
+
+# ---- in a loop of one's own
+
+def test_attach_does_what_train_does() -> None:
+    small, parent, plan = cut()
+    work = task(PROBLEMS["residual"])
+    things = (Logits(weight=0.5), Features(taps="layers", weight=0.1))
+    wanted = Train(epochs=1, lr=0.05, schedule="constant", weight_decay=0.0, beside=things).fit(
+        small, work, Context(original=parent, plans=(plan,)))
+    net = small.copy().train()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.05, momentum=0.9)
+    batches = list(work.batches("train"))
+    attached = attach(net, work, things, steps=len(batches), optimizer=optimizer, original=parent, plans=(plan,))
+    for x, y in batches:
+        optimizer.zero_grad()
+        attached.loss(x, net(x), y).backward()
+        optimizer.step()
+    assert attached.terms.keys() == {"task", "distill.Logits", "distill.Features"}
+    assert digest(attached.finish()) == digest(wanted)
