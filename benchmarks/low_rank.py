@@ -33,7 +33,6 @@ sys.path.insert(0, str(HERE.parent / "examples/cifar10_resnet56"))
 import cifar10  # noqa: E402
 
 POINTS = (0.83, 0.7)  #: parameters that remain
-TRAINED = 0.4
 EPOCHS = 15
 WORK = HERE.parent / "out/low_rank"
 Make = Callable[[], fw.Network]
@@ -90,18 +89,12 @@ class Bench:
             self.add(f"{name} Channels at its MACs", lambda r=row: self.channels(r["macs"] / r["macs_before"]))
 
     def trained(self, epochs: int = EPOCHS) -> None:
-        train = fw.recover.Train(epochs=epochs, lr=0.05, schedule="onecycle", distill=fw.distill.Logits(temperature=4.0))
-        starts: dict[str, Make] = {
-            "LowRank": lambda: self.low_rank(params=TRAINED, form="auto", data=True),
-            "LowRank macs": lambda: self.low_rank(macs=0.45, form="auto", data=True)}
-        for name, start in starts.items():
-            full = f"resnet20 {name}, {epochs} epochs"
-
-            def make(start: Make = start, full: str = full) -> fw.Network:
-                folder = WORK / full.replace(" ", "_").replace(",", "")
-                return train.fit(start(), self.task, Context(original=self.base, workdir=folder))
-
-            self.add(full, make, epochs=epochs)
+        train = fw.recover.Train(epochs=epochs, lr=0.05, schedule="onecycle", autocast="bf16", channels_last=True,
+                                 distill=fw.distill.Logits(temperature=4.0))
+        name = f"resnet20 params=0.4, macs=0.45 auto, data, {epochs} epochs"
+        folder = WORK / name.replace(" ", "_").replace(",", "")
+        self.add(name, lambda: train.fit(self.low_rank(params=0.4, macs=0.45, form="auto", data=True), self.task,
+                                         Context(original=self.base, workdir=folder)), epochs=epochs)
 
 
 def main() -> None:

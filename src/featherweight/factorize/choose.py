@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -18,7 +18,7 @@ from featherweight.factorize.times import LinkTimes
 from featherweight.judge.bench import Form
 from featherweight.judge.damage import Judge, damages
 from featherweight.network import Network
-from featherweight.numerics.budget import choose, reachable
+from featherweight.numerics.budget import choose_jointly, reachable
 from featherweight.numerics.chains import side_by_side
 from featherweight.numerics.forms import FORMS, Ranks
 from featherweight.steps import Skipped
@@ -35,11 +35,10 @@ ERROR = "error"
 
 @dataclass(frozen=True)
 class Goal:
-    """What is to remain: ``share`` of ``budget``. choice: a key of ``CHOICES``. round_to: ranks are multiples of this.
+    """What is to remain: the share of each budget. choice: a key of ``CHOICES``. round_to: ranks are multiples of this.
     how, batches: by which damage, on how much data. data: errors are those of the outputs. target: for a latency."""
 
-    budget: str
-    share: float
+    shares: Mapping[str, float]
     choice: str
     round_to: int
     how: str
@@ -50,57 +49,63 @@ class Goal:
 
 @dataclass(frozen=True)
 class Offer:
-    """One form of one layer, its squared error over the square of the whole, and what it costs. grams: by which the
+    """One form of one layer, its squared error over the square of the whole, and what it costs of each budget. grams: by which the
     factors are chosen, one a group; None: by the weights alone."""
 
     layer: Factorable
     form: str
     ranks: Ranks
     error: float
-    cost: float
+    costs: tuple[float, ...]
     grams: tuple[Tensor, ...] | None
 
 
 def chosen(goal: Goal, network: Network, task: Task, layers: Sequence[Factorable]) -> tuple[list[Split], list[Skipped]]:
     """The splits within the budget, and what is left whole and why."""
-    price, total = _price(goal, network)
+    prices = [_price(goal, name, network) for name in goal.shares]
     grams = _grams(goal, network, task, layers) if goal.data else {}
-    offers = [_offers(goal, layer, grams.get(layer.layer.weight), price) for layer in layers]
+    offers = [_offers(goal, layer, grams.get(layer.layer.weight), [price for price, _ in prices]) for layer in layers]
     weights = _sensitivities(goal, network, task, offers)
     harm = [[0.0, *(o.error * weight for o in mine)] for mine, weight in zip(offers, weights, strict=True)]
-    costs = [[price(layer, None), *(o.cost for o in mine)] for layer, mine in zip(layers, offers, strict=True)]
-    rest = total - sum(row[0] for row in costs)
-    budget = goal.share * total - rest
-    met = reachable([costs], [budget])[0]
-    picks = choose(harm, costs, met).picks if layers else ()
+    costs = [[[price(layer, None), *(o.costs[n] for o in mine)] for layer, mine in zip(layers, offers, strict=True)]
+             for n, (price, _) in enumerate(prices)]
+    rests = [total - sum(row[0] for row in table) for (_, total), table in zip(prices, costs, strict=True)]
+    budgets = [share * total - rest for share, (_, total), rest in zip(goal.shares.values(), prices, rests, strict=True)]
+    met = reachable(costs, budgets)
+    picks = choose_jointly(harm, costs, met).picks if layers else ()
+    asked = ", ".join(f"{name}={share}" for name, share in goal.shares.items())
     skipped = [Skipped(layer.layer.weight, "no form of it is smaller" if not mine else
-                       f"kept whole: {goal.budget}={goal.share} is met at less damage by the others")
+                       f"kept whole: {asked} is met at less damage by the others")
                for layer, mine, pick in zip(layers, offers, picks, strict=True) if not pick]
-    if met > budget + 1e-9 * total:
-        skipped.append(Skipped("", f"{goal.budget}={goal.share} cannot be reached: {(met + rest) / total:.3f} remain, "
-                                   "the least that these forms allow; write form=\"auto\", or ignore less"))
+    for (name, share), (_, total), rest, given, least in zip(goal.shares.items(), prices, rests, budgets, met,
+                                                             strict=True):
+        if least > given + 1e-9 * total:
+            skipped.append(Skipped("", f"{name}={share} cannot be reached: {(least + rest) / total:.3f} remain, the least "
+                                       'that these forms allow; write form="auto", or ignore less'))
     taken = [mine[pick - 1] for mine, pick in zip(offers, picks, strict=True) if pick]
     return [Split(o.layer.layer.weight, tuple(network.tensor(o.layer.layer.weight).shape), o.ranks, o.form, o.error)
             for o in taken], skipped
 
 
 # ---- what is offered
-def _offers(goal: Goal, layer: Factorable, grams: tuple[Tensor, ...] | None, price: Price) -> list[Offer]:
-    """The forms of a layer that save what the budget is of and let no other count grow."""
+def _offers(goal: Goal, layer: Factorable, grams: tuple[Tensor, ...] | None,
+            prices: Sequence[Price]) -> list[Offer]:
+    """The forms of a layer that cost less of a budget, and let no count grow."""
     found: dict[tuple[str, Ranks], Offer] = {}
     for form in layer.forms(goal.choice):
         names = None if FORMS[form].most is not None else spectra(layer, form, grams)
         over = layer.growth(form, fixed(layer, form, 1), goal.data) - _bytes(layer, form, fixed(layer, form, 1))
         for ranks in _ladder(goal, layer, form, names):
-            cost, count = price(layer, (form, ranks)), layer.cost(form, ranks, goal.data)
+            count = layer.cost(form, ranks, goal.data)
             small = count.params < layer.whole.params and count.macs <= layer.whole.macs
-            if (form, ranks) in found or not small or cost >= price(layer, None):
+            if (form, ranks) in found or not small or _bytes(layer, form, ranks) + over >= 0:
                 continue
-            if _bytes(layer, form, ranks) + over >= 0:
+            costs = tuple(price(layer, (form, ranks)) for price in prices)
+            if all(cost >= price(layer, None) for cost, price in zip(costs, prices, strict=True)):
                 continue
             exact = names is not None and FORMS[form].exact and (grams is None or form == "svd")
             error = _lost(names[0], ranks[0]) if exact and names is not None else layer.error(form, ranks, grams)
-            found[form, ranks] = Offer(layer, form, ranks, error, cost, grams)
+            found[form, ranks] = Offer(layer, form, ranks, error, costs, grams)
     return list(found.values())
 
 
@@ -128,14 +133,14 @@ def _lost(values: Tensor, rank: int) -> float:
 Price = Callable[[Factorable, tuple[str, Ranks] | None], float]
 
 
-def _price(goal: Goal, network: Network) -> tuple[Price, float]:
-    """What a layer costs of the budget, and what the network costs of it."""
-    if goal.budget == "latency":
+def _price(goal: Goal, budget: str, network: Network) -> tuple[Price, float]:
+    """What a layer costs of a budget, and what the network costs of it."""
+    if budget == "latency":
         times = LinkTimes.of(network, goal.target or "onnxruntime")
         return times.seconds, times.total()
-    if goal.budget == "macs":
+    if budget == "macs":
         return lambda layer, at: float(_counted(goal, layer, at).macs), float(measure.macs(network).total)
-    if goal.budget == "params":
+    if budget == "params":
         return lambda layer, at: float(_counted(goal, layer, at).params), float(measure.params(network))
     tensors = {id(t): t for t in network.tensors().values()}.values()
     return (lambda layer, at: float(_counted(goal, layer, at).params * layer.kernels[0].element_size()),

@@ -50,7 +50,8 @@ class LowRank(Rewrite):
     rank: the rule: "energy"; "evbmf", what stands out of noise (Nakajima et al. 2013); "stable", |W|_F^2 / |W|_2^2.
     error: instead, the largest |W' - W| / |W| (Frobenius norms), the error itself rather than a bound of it.
     ranks: instead, the rank by module path or weight's name (on every axis that has one); other layers stay.
-    Or for all layers together, of least total damage, as a fraction 0..1 that is to remain of the whole network's:
+    Or for all layers together, of least total damage, as a fraction 0..1 that is to remain of the whole network's; one or
+    several, which hold together:
     macs, params, bytes: counted. latency: the sum of all convolution and linear calls, each measured alone in the runtime
         ``target`` (None: the one that is compressed for).
     how: damage for these: "output", "loss", "score" or "hessian" (``fw.sensitivity``), measured once a layer on
@@ -104,7 +105,8 @@ class LowRank(Rewrite):
         check_known("LowRank", "form", self.form, CHOICES)
         check_known("LowRank", "rank", self.rank, (ENERGY_RULE, *RULES))
         check_known("LowRank", "how", self.how, (*MEASURES, ERROR))
-        given = [n for n in ("ranks", "error", *BUDGETS) if getattr(self, n) is not None]
+        budgets = " and ".join(n for n in BUDGETS if getattr(self, n) is not None)
+        given = [n for n in ("ranks", "error") if getattr(self, n) is not None] + [budgets] * bool(budgets)
         given += [f"rank={self.rank!r}"] if self.rank != ENERGY_RULE else []
         if len(given) > 1:
             raise RecipeError(f"LowRank was given {' and '.join(given)}; expected one of them: write "
@@ -136,11 +138,10 @@ class LowRank(Rewrite):
         return LowRankPlan(splits=tuple(splits), skipped=tuple(skipped), grows=tuple(sorted(grows)), tensors=tensors)
 
     def _goal(self) -> Goal | None:
-        budget = next((name for name in BUDGETS if getattr(self, name) is not None), None)
-        if budget is None:
+        shares = {name: getattr(self, name) for name in BUDGETS if getattr(self, name) is not None}
+        if not shares:
             return None
-        return Goal(budget, getattr(self, budget), self.form, self.round_to, self.how, self.batches, self.data,
-                    self.target)
+        return Goal(shares, self.form, self.round_to, self.how, self.batches, self.data, self.target)
 
     def _each(self, layers: Sequence[Factorable]) -> tuple[list[Split], list[Skipped], set[str]]:
         """The splits of the layers by the rule, each by itself; those that stay; the measures that grow."""
