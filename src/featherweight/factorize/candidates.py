@@ -50,7 +50,8 @@ class Energies(Family):
             for split in replace(self.step, energy=energy).plan(network, task).splits:
                 if layer is None or split.weight == layer:
                     found.setdefault(split.weight, []).append(
-                        Candidate(split.weight, self.name, energy, Form({split.weight: partial(split_weight, split, calls[split.weight])}),
+                        Candidate(split.weight, self.name, energy,
+                                  Form({split.weight: partial(split_weight, split, calls[split.weight])}),
                                   partial(LowRankPlan, (split,))))
         return tuple(c for mine in found.values() for c in mine)
 

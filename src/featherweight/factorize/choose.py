@@ -1,4 +1,4 @@
-"""The ranks of all layers together: least total damage under a budget of MACs, parameters, bytes or measured latency."""
+"""The ranks of all layers together: least total damage under budgets of MACs, parameters, bytes, measured latency."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from featherweight import measure
 from featherweight.calibrate.moments import second_moments
-from featherweight.factorize.layers import Cost, Factorable
+from featherweight.factorize.layers import Factorable, LayerCost
 from featherweight.factorize.plan import Split
 from featherweight.factorize.ranks import by_energy, by_rule, fixed, spectra
 from featherweight.factorize.surgery import weight_of
@@ -19,8 +19,8 @@ from featherweight.judge.bench import Form
 from featherweight.judge.damage import Judge, damages
 from featherweight.network import Network
 from featherweight.numerics.budget import choose_jointly, reachable
-from featherweight.numerics.chains import side_by_side
-from featherweight.numerics.forms import FORMS, Ranks
+from featherweight.numerics.factors.chains import side_by_side
+from featherweight.numerics.factors.forms import FORMS, Ranks
 from featherweight.steps import Skipped
 from featherweight.task import Task
 
@@ -28,6 +28,8 @@ from featherweight.task import Task
 BUDGETS = ("macs", "params", "bytes", "latency")
 #: energies at which the ranks of the forms are offered; shares of the output channels for CP, which has no spectrum
 LADDER = (0.3, 0.4, 0.5, 0.6, 0.7, 0.75, 0.8, 0.84, 0.88, 0.91, 0.94, 0.96, 0.975, 0.985, 0.993)
+#: every how many of them are offered where each must be timed
+TIMED = 3
 CP_SHARES = (0.5, 1.0, 1.5, 2.0)
 #: "error": the squared errors, summed as they are; else a name of ``judge.damage.MEASURES``
 ERROR = "error"
@@ -49,8 +51,8 @@ class Goal:
 
 @dataclass(frozen=True)
 class Offer:
-    """One form of one layer, its squared error over the square of the whole, and what it costs of each budget. grams: by which the
-    factors are chosen, one a group; None: by the weights alone."""
+    """One form of one layer, its squared error over the square of the whole, and what it costs of each budget. grams:
+    by which the factors are chosen, one a group; None: by the weights alone."""
 
     layer: Factorable
     form: str
@@ -70,7 +72,8 @@ def chosen(goal: Goal, network: Network, task: Task, layers: Sequence[Factorable
     costs = [[[price(layer, None), *(o.costs[n] for o in mine)] for layer, mine in zip(layers, offers, strict=True)]
              for n, (price, _) in enumerate(prices)]
     rests = [total - sum(row[0] for row in table) for (_, total), table in zip(prices, costs, strict=True)]
-    budgets = [share * total - rest for share, (_, total), rest in zip(goal.shares.values(), prices, rests, strict=True)]
+    shares = goal.shares.values()
+    budgets = [share * total - rest for share, (_, total), rest in zip(shares, prices, rests, strict=True)]
     met = reachable(costs, budgets)
     picks = choose_jointly(harm, costs, met).picks if layers else ()
     asked = ", ".join(f"{name}={share}" for name, share in goal.shares.items())
@@ -80,8 +83,8 @@ def chosen(goal: Goal, network: Network, task: Task, layers: Sequence[Factorable
     for (name, share), (_, total), rest, given, least in zip(goal.shares.items(), prices, rests, budgets, met,
                                                              strict=True):
         if least > given + 1e-9 * total:
-            skipped.append(Skipped("", f"{name}={share} cannot be reached: {(least + rest) / total:.3f} remain, the least "
-                                       'that these forms allow; write form="auto", or ignore less'))
+            skipped.append(Skipped("", f"{name}={share} cannot be reached: {(least + rest) / total:.3f} remain, the "
+                                       'least that these forms allow; write form="auto", or ignore less'))
     taken = [mine[pick - 1] for mine, pick in zip(offers, picks, strict=True) if pick]
     return [Split(o.layer.layer.weight, tuple(network.tensor(o.layer.layer.weight).shape), o.ranks, o.form, o.error)
             for o in taken], skipped
@@ -115,7 +118,7 @@ def _ladder(goal: Goal, layer: Factorable, form: str, values: Sequence[Tensor] |
     full = FORMS[form].full(layer.shape)
     return [tuple(min(most, max(goal.round_to, round(r / goal.round_to) * goal.round_to))
                   for r, most in zip(by_rule(layer, form, by_energy(energy), values), full, strict=True))
-            for energy in LADDER]
+            for energy in LADDER[::TIMED if "latency" in goal.shares else 1]]
 
 
 def _bytes(layer: Factorable, form: str, ranks: Ranks) -> int:
@@ -147,7 +150,7 @@ def _price(goal: Goal, budget: str, network: Network) -> tuple[Price, float]:
             float(sum(t.numel() * t.element_size() for t in tensors)))
 
 
-def _counted(goal: Goal, layer: Factorable, at: tuple[str, Ranks] | None) -> Cost:
+def _counted(goal: Goal, layer: Factorable, at: tuple[str, Ranks] | None) -> LayerCost:
     return layer.whole if at is None else layer.cost(*at, goal.data)
 
 

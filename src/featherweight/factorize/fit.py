@@ -1,8 +1,8 @@
 """Factors that look at data: layer after layer, each fit to what the whole network gave, on what the compressed gives.
 
-Zhang et al. 2016, "Accelerating very deep convolutional networks", section 3.2 (asymmetric reconstruction: the inputs of
-the compressed network, the outputs of the whole one); Wang et al. 2025, "SVD-LLM" (the root of the second moments as
-the whitening whose singular values are the errors).
+Zhang et al. 2016, "Accelerating very deep convolutional networks", section 3.2 (asymmetric reconstruction: the inputs
+of the compressed network, the outputs of the whole one); Wang et al. 2025, "SVD-LLM" (the root of the second moments
+as the whitening whose singular values are the errors).
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ from featherweight.factorize.surgery import AXES, stem, weight_of
 from featherweight.network import Network
 from featherweight.network.edit import bias_name
 from featherweight.network.matrices import as_matrix
-from featherweight.numerics.chains import Link, composed, refit_last, side_by_side
-from featherweight.numerics.forms import FORMS
+from featherweight.network.program import Tap
+from featherweight.numerics.factors.chains import Link, composed, refit_last, side_by_side
+from featherweight.numerics.factors.forms import FORMS
 from featherweight.numerics.least_squares import Moments, refit
 from featherweight.steps import Skipped
 from featherweight.task import Task
@@ -38,11 +39,13 @@ def fitted(network: Network, task: Task, layers: Sequence[Factorable],
     done without data and why."""
     shifts: dict[str, Tensor] = {}
     known = {layer.layer.weight: layer for layer in layers}
-    taps = {call.name: partial(_shifted, shifts, call.name, AXES.get(call.target, 0))
+    taps: dict[str, Tap] = {call.name: partial(_shifted, shifts, call.name, AXES.get(call.target, 0))
             for s in splits for call in known[s.weight].layer.calls}
     pair = Pair.of(network.copy().eval(), task.batches("calibration"), taps=taps)
     said = pair.admit()
-    found, tensors, skipped = [], {}, [Skipped("", said)] if said else []
+    found: list[Split] = []
+    tensors: dict[str, Tensor] = {}
+    skipped = [Skipped("", said)] if said else []
     for split in sorted(splits, key=lambda s: pair.whole.order.number[known[s.weight].layer.calls[0].name]):
         layer = known[split.weight]
         if layer.adjoint:

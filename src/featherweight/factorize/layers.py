@@ -17,8 +17,8 @@ from featherweight.network import Network
 from featherweight.network.edit import TRANSPOSED, bias_name, clear_dead, read_tensors, readers_of
 from featherweight.network.layers import Layer, not_finite, select
 from featherweight.network.operators import schema_argument
-from featherweight.numerics.chains import Link, composed
-from featherweight.numerics.forms import FORMS, PARTS, Ranks, Shape
+from featherweight.numerics.factors.chains import Link, composed
+from featherweight.numerics.factors.forms import FORMS, PARTS, Ranks, Shape
 from featherweight.steps import Skipped
 
 #: what ``LowRank(form=...)`` may be -> the forms that are tried, the cheapest that keeps to the rule being taken
@@ -32,7 +32,7 @@ NAMES = ("reduce", "core", "core1", "core2", "core3", "expand")
 
 
 @dataclass(frozen=True)
-class Cost:
+class LayerCost:
     """What a layer costs: parameters and multiply-accumulates for one sample, biases left out."""
 
     params: int
@@ -75,7 +75,7 @@ class Factorable:
         return outputs_of(self.layer, self.network) if without else 0
 
     @cached_property
-    def whole(self) -> Cost:
+    def whole(self) -> LayerCost:
         call = self.layer.calls[0]
         return self._cost([("core", (self.shape[0] * groups_of(call), *self.shape[1:]), groups_of(call))])
 
@@ -85,14 +85,14 @@ class Factorable:
         fits = [n for n in found if not n.startswith("grouped") or self.shape[1] % int(n.removeprefix("grouped")) == 0]
         return list(dict.fromkeys(fits)) or ["svd"]
 
-    def cost(self, form: str, ranks: Ranks, data: bool = False) -> Cost:
+    def cost(self, form: str, ranks: Ranks, data: bool = False) -> LayerCost:
         """What the layer costs in this form. data: it was fit to data, which may have added a bias."""
         found = self._cost(sizes_of(self.layer.calls[0], self.shape, form, ranks))
-        return Cost(found.params + self.new_bias, found.macs) if data else found
+        return LayerCost(found.params + self.new_bias, found.macs) if data else found
 
-    def _cost(self, sizes: list[Any]) -> Cost:
+    def _cost(self, sizes: list[Any]) -> LayerCost:
         macs = sum(Places.of(call, self.values).macs(sizes, self.adjoint) for call in self.layer.calls)
-        return Cost(sum(math.prod(shape) for _, shape, _ in sizes), macs)
+        return LayerCost(sum(math.prod(shape) for _, shape, _ in sizes), macs)
 
     def error(self, form: str, ranks: Ranks, grams: tuple[Tensor, ...] | None = None) -> float:
         """The squared error of this form over the square of the whole: of the weights, or with ``grams`` (one a group)
@@ -111,7 +111,8 @@ class Factorable:
         links = [Link(name, torch.zeros(shape, dtype=self.kernels[0].dtype), groups)
                  for name, shape, groups in sizes_of(self.layer.calls[0], self.shape, form, ranks)]
         inside = next(layer for layer in select(network).layers if self.layer.weight in layer.names)
-        replace(network, inside, links, self.kernels[0].new_zeros(outputs_of(self.layer, self.network)) if bias else None)
+        zeros = self.kernels[0].new_zeros(outputs_of(self.layer, self.network))
+        replace(network, inside, links, zeros if bias else None)
         clear_dead(network, read)
         return network
 
@@ -150,8 +151,7 @@ def factorable(network: Network, ignore: tuple[str, ...]) -> tuple[list[Factorab
 
 def _refusal(network: Network, layer: Layer, modules: Collection[str]) -> str:
     """Why this layer cannot be factorized, whatever its ranks; "" if it can."""
-    name, call = layer.weight, layer.calls[0]
-    weight = network.tensor(name)
+    name, weight = layer.weight, network.tensor(layer.weight)
     others = sorted({str(n.target) for n in readers_of(network, name)} - {str(c.target) for c in layer.calls})
     if others:
         return f"its weight is also read by {', '.join(others)}"

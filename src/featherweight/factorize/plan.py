@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torch import Tensor
-
 from featherweight.errors import PlanError, did_you_mean
-from featherweight.factorize.surgery import groups_of, kernels, links_of, replace, sizes_of, stem
+from featherweight.factorize.surgery import kernels, links_of, replace, sizes_of, stem
 from featherweight.network import Network
-from featherweight.network.edit import CONVOLUTIONS, clear_dead, out_axis, read_tensors
+from featherweight.network.edit import clear_dead, read_tensors
 from featherweight.network.layers import Layer, select
-from featherweight.numerics.chains import Link
-from featherweight.numerics.forms import FORMS, pointwise
+from featherweight.numerics.factors.chains import Link
+from featherweight.numerics.factors.forms import FORMS, pointwise
 from featherweight.steps import Plan
 
 
@@ -32,7 +30,7 @@ class Split:
 
     @property
     def name(self) -> str:
-        """The form by its name in ``numerics.forms.FORMS``: a 1x1 kernel or a matrix has one rank, whatever it says."""
+        """The form by its name in ``FORMS``: a 1x1 kernel or a matrix has one rank, whatever it says."""
         return "svd" if self.form == "tucker2" and len(self.ranks) == 1 else self.form
 
 

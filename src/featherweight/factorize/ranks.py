@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from featherweight.factorize.layers import Factorable
-from featherweight.numerics.forms import FORMS, Ranks
+from featherweight.numerics.factors.forms import FORMS, Ranks
+from featherweight.numerics.factors.vbmf import evbmf_rank, stable_rank
 from featherweight.numerics.lowrank import rank_by_energy
-from featherweight.numerics.vbmf import evbmf_rank, stable_rank
 
 #: (singular values, the shape of the matrix that they are of) -> the rank
 Rule = Callable[[Tensor, Sequence[int]], int]
@@ -51,7 +51,7 @@ def fixed(layer: Factorable, form: str, rank: int) -> Ranks:
 
 
 def by_error(layer: Factorable, form: str, error: float) -> Ranks:
-    """The ranks at which |W' - W| is just within ``error`` times |W|, Frobenius norms: the error itself, not a bound."""
+    """The ranks at which |W' - W| is just within ``error`` |W|, Frobenius norms: the error itself, not a bound."""
     square = error ** 2
     if FORMS[form].most is not None:
         return _tried(layer, form, square)

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+from torch import Tensor
+
 from featherweight import deploy
 from featherweight.errors import RecipeError, did_you_mean
 from featherweight.factorize.choose import BUDGETS, ERROR, Goal, chosen
@@ -15,7 +17,7 @@ from featherweight.factorize.plan import LowRankPlan, Split
 from featherweight.factorize.ranks import RULES, by_energy, by_error, by_rule, fixed
 from featherweight.judge.damage import MEASURES
 from featherweight.network import Network
-from featherweight.numerics.forms import FORMS, Ranks
+from featherweight.numerics.factors.forms import FORMS, Ranks
 from featherweight.steps import Rewrite, Skipped, Stage
 from featherweight.steps.options import (
     COUNT,
@@ -38,11 +40,12 @@ ENERGY_RULE = "energy"
 class LowRank(Rewrite):
     """Splits layers into thinner ones: plain convolutions and linear layers, one after another.
 
-    form: which. "svd", singular value decomposition: k x k to few channels, 1 x 1 (Denton et al. 2014). "spatial": k x 1,
-        1 x k (Jaderberg et al. 2014). "tucker2": 1 x 1, k x k, 1 x 1 (Kim et al. 2016); a factor of full rank stays in
-        the core. "cp": 1 x 1, one filter a channel, 1 x 1, its norm bounded (Phan et al. 2020). "tt", tensor train: 1 x 1,
-        k x 1, 1 x k, 1 x 1. "grouped": "svd" of parts of the input channels (ALDS: Liebenwein et al. 2021). "auto": for
-        each layer the best of them but "cp" and "tt". Linear layers and 1 x 1 convolutions have one form, "svd".
+    form: which. "svd", singular value decomposition: k x k to few channels, 1 x 1 (Denton et al. 2014). "spatial":
+        k x 1, 1 x k (Jaderberg et al. 2014). "tucker2": 1 x 1, k x k, 1 x 1 (Kim et al. 2016); a factor of full rank
+        stays in the core. "cp": 1 x 1, one filter a channel, 1 x 1, its norm bounded (Phan et al. 2020). "tt", tensor
+        train: 1 x 1, k x 1, 1 x k, 1 x 1. "grouped": "svd" of parts of the input channels (ALDS: Liebenwein et al.
+        2021). "auto": for each layer the best of them but "cp" and "tt". Linear layers and 1 x 1 convolutions have one
+        form, "svd".
 
     How far; for each layer by itself:
     energy: part of the sum of squared singular values that the rank keeps, for a kernel on each channel axis;
@@ -50,10 +53,10 @@ class LowRank(Rewrite):
     rank: the rule: "energy"; "evbmf", what stands out of noise (Nakajima et al. 2013); "stable", |W|_F^2 / |W|_2^2.
     error: instead, the largest |W' - W| / |W| (Frobenius norms), the error itself rather than a bound of it.
     ranks: instead, the rank by module path or weight's name (on every axis that has one); other layers stay.
-    Or for all layers together, of least total damage, as a fraction 0..1 that is to remain of the whole network's; one or
-    several, which hold together:
-    macs, params, bytes: counted. latency: the sum of all convolution and linear calls, each measured alone in the runtime
-        ``target`` (None: the one that is compressed for).
+    Or for all layers together, of least total damage, as a fraction 0..1 that is to remain of the whole network's; one
+    or several, which hold together:
+    macs, params, bytes: counted. latency: the sum of all convolution and linear calls, each measured alone in the
+        runtime ``target`` (None: the one that is compressed for).
     how: damage for these: "output", "loss", "score" or "hessian" (``fw.sensitivity``), measured once a layer on
         ``batches`` of calibration data (None: all) and scaled by the squared error; or "error", these errors alone.
     round_to: ranks are multiples of this, where there is a budget.
@@ -64,7 +67,7 @@ class LowRank(Rewrite):
         chosen by itself. Never larger, unless ``min_gain`` is negative; then the plan says what grows.
     ignore: patterns of layers to leave alone (``network/layers``).
 
-    Raises RecipeError for options that make no sense. A budget that cannot be met is approached, which ``skipped`` says.
+    Raises RecipeError for options that make no sense. A budget that cannot be met is approached, as ``skipped`` says.
 
     Example:
         >>> wide = fw.capture(nn.Sequential(nn.Linear(64, 64), nn.ReLU()), torch.zeros(2, 64))
@@ -131,7 +134,7 @@ class LowRank(Rewrite):
         known = [layer.layer.path for layer in layers]
         skipped += [Skipped(path, f"a rank was given, but there is no such layer; {did_you_mean(path, known)}")
                     for path in self.ranks or {} if not any(path in names for names in seen)]
-        tensors = {}
+        tensors: dict[str, Tensor] = {}
         if self.data and splits:
             splits, tensors, said = fitted(network, task, layers, splits)
             skipped += said
@@ -145,7 +148,9 @@ class LowRank(Rewrite):
 
     def _each(self, layers: Sequence[Factorable]) -> tuple[list[Split], list[Skipped], set[str]]:
         """The splits of the layers by the rule, each by itself; those that stay; the measures that grow."""
-        splits, skipped, grows = [], [], set()
+        splits: list[Split] = []
+        skipped: list[Skipped] = []
+        grows: set[str] = set()
         for layer in layers:
             given = next((r for path, r in (self.ranks or {}).items() if path in layer.layer.known), None)
             if self.ranks is not None and given is None:

@@ -20,8 +20,8 @@ from featherweight.network.edit import CONVOLUTIONS, TRANSPOSED, bias_name, inse
 from featherweight.network.layers import Layer
 from featherweight.network.matrices import outputs_first
 from featherweight.network.operators import schema_argument
-from featherweight.numerics.chains import Link, composed, of_groups, side_by_side
-from featherweight.numerics.forms import FORMS, Ranks, Shape, Size, pointwise
+from featherweight.numerics.factors.chains import Link, composed, of_groups, side_by_side
+from featherweight.numerics.factors.forms import FORMS, Ranks, Shape, Size, pointwise
 
 aten = torch.ops.aten
 #: axes of space -> the call of a link that works along none of them
@@ -90,7 +90,7 @@ class Places:
     @classmethod
     def of(cls, call: Node, values: Mapping[str, Any]) -> Places:
         """Of a call among the ``values`` of one sample."""
-        given, made = values[call.args[0].name], values[call.name]  # type: ignore[union-attr]
+        given, made = values[str(call.args[0])], values[call.name]
         if call.target not in CONVOLUTIONS:
             return cls((), (), made.numel() // made.shape[-1])
         axes = AXES[call.target]

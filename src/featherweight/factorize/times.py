@@ -10,7 +10,7 @@ from featherweight.judge.figures import cache_folder
 from featherweight.judge.layer_times import TimedLayer, Times, time_all
 from featherweight.judge.widths import timed_layers
 from featherweight.network import Network
-from featherweight.numerics.forms import Ranks
+from featherweight.numerics.factors.forms import Ranks
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Chains: a convolution kernel as several smaller ones, called one after another.
 
 A kernel is [o, i, *k]; a matrix is a kernel without axes of space. No two links of a chain may both be longer than 1
-along one axis of space, so that the kernel of the whole chain is the product of theirs, summed over the channels between.
+along one axis of space: the kernel of the whole chain is then the product of theirs, summed over the channels between.
 """
 
 from __future__ import annotations

@@ -11,7 +11,6 @@ from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from torch import Tensor
 
 Floats = npt.NDArray[np.float64]

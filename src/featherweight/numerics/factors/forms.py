@@ -1,4 +1,4 @@
-"""The forms that a kernel [o, i, *k] may take as a chain of smaller ones: spectra that say the ranks, sizes, factors."""
+"""The forms that a kernel [o, i, *k] may take as a chain of smaller ones: spectra for the ranks, sizes, factors."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from featherweight.numerics import lowrank
-from featherweight.numerics.chains import Link
-from featherweight.numerics.cp import cp
+from featherweight.numerics.factors.chains import Link
+from featherweight.numerics.factors.cp import cp
 from featherweight.numerics.least_squares import factor
 
 Ranks = tuple[int, ...]
