@@ -46,6 +46,8 @@ STEPS: dict[str, Callable[[], Rewrite]] = {
     "distill.Student": lambda: fw.distill.Student(width=0.6),
     "distill.Student shallow": lambda: fw.distill.Student(width=0.8, depth=0.5, weights="fresh"),
     "factorize.LowRank": lambda: fw.factorize.LowRank(energy=0.6, min_gain=0.0),
+    "factorize.LowRank budget": lambda: fw.factorize.LowRank(params=0.8, form="auto", data=True),
+    "factorize.LowRank spatial": lambda: fw.factorize.LowRank(error=0.6, form="spatial", min_gain=0.0, data=True),
     "share.Codebook": lambda: fw.share.Codebook(bits=3, min_size=64),
     "quantize.Quantize": lambda: fw.quantize.Quantize(),
     "quantize.Quantize weights": lambda: fw.quantize.Quantize(activations=None, weight_ranges="mse"),

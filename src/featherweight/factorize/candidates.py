@@ -8,12 +8,15 @@ from functools import partial
 from typing import ClassVar
 
 from torch import Tensor
+from torch.fx import Node
 
-from featherweight.factorize.steps import LowRank, LowRankPlan, Split
-from featherweight.factorize.surgery import multiplied, parts
+from featherweight.factorize.plan import LowRankPlan, Split
+from featherweight.factorize.steps import LowRank
+from featherweight.factorize.surgery import links_of, weight_of
 from featherweight.judge.bench import Form
 from featherweight.judge.candidates import Candidate, Family, register
 from featherweight.network import Network
+from featherweight.network.layers import select
 from featherweight.steps import Plan, Stage
 from featherweight.task import Task
 
@@ -42,11 +45,13 @@ class Energies(Family):
 
     def candidates(self, network: Network, task: Task, layer: str | None = None) -> tuple[Candidate, ...]:
         found: dict[str, list[Candidate]] = {}
+        calls = {one.weight: one.calls[0] for one in select(network).layers}
         for energy in self.options:
             for split in replace(self.step, energy=energy).plan(network, task).splits:
                 if layer is None or split.weight == layer:
                     found.setdefault(split.weight, []).append(
-                        Candidate(split.weight, self.name, energy, Form({split.weight: partial(split_weight, split)}),
+                        Candidate(split.weight, self.name, energy,
+                                  Form({split.weight: partial(split_weight, split, calls[split.weight])}),
                                   partial(LowRankPlan, (split,))))
         return tuple(c for mine in found.values() for c in mine)
 
@@ -54,9 +59,9 @@ class Energies(Family):
         return (LowRankPlan(tuple(s for p in plans if isinstance(p, LowRankPlan) for s in p.splits)),)
 
 
-def split_weight(split: Split, weight: Tensor) -> Tensor:
-    """The product of the layers that the weight is split into."""
-    return multiplied(parts(weight, split.ranks)).reshape(weight.shape).to(weight.dtype)
+def split_weight(split: Split, call: Node, weight: Tensor) -> Tensor:
+    """The product of the layers that the weight, which ``call`` reads, is split into."""
+    return weight_of(call, links_of(call, weight, split.name, split.ranks), weight.shape).to(weight.dtype)
 
 
 register(Energies())

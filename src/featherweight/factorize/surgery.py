@@ -1,8 +1,14 @@
-"""What a factorized layer is in the graph: two or three calls in the place of one."""
+"""What a factorized layer is in the graph: a chain of calls in the place of each of its calls.
+
+A transposed convolution is the adjoint of the convolution whose kernel it stores: its chain is that kernel's, called
+backwards, every link transposed.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,96 +16,53 @@ from torch import Tensor, nn
 from torch.fx import Node
 
 from featherweight.network import Network
-from featherweight.network.edit import bias_name, insert_call, readers_of, tensor_node, weight_name
+from featherweight.network.edit import CONVOLUTIONS, TRANSPOSED, bias_name, insert_call, readers_of, tensor_node
+from featherweight.network.layers import Layer
 from featherweight.network.matrices import outputs_first
 from featherweight.network.operators import schema_argument
-from featherweight.numerics import lowrank
+from featherweight.numerics.factors.chains import Link, composed, of_groups, side_by_side
+from featherweight.numerics.factors.forms import FORMS, Ranks, Shape, Size, pointwise
 
 aten = torch.ops.aten
-#: convolutions that can be split -> their axes of space; linear has none
-SPLIT: dict[Any, int] = {
-    aten.linear.default: 0,
-    aten.conv1d.default: 1, aten.conv2d.default: 2, aten.conv3d.default: 3,
-    aten.conv1d.padding: 1, aten.conv2d.padding: 2, aten.conv3d.padding: 3,
-}
-WHOLE = {1: aten.conv1d.default, 2: aten.conv2d.default, 3: aten.conv3d.default}
-Ranks = tuple[int, ...]
-#: (weight, ranks) -> the factors by name
-Factors = Callable[[Tensor, Ranks], dict[str, Tensor]]
+#: axes of space -> the call of a link that works along none of them
+PLAIN = {0: aten.linear.default, 1: aten.conv1d.default, 2: aten.conv2d.default, 3: aten.conv3d.default}
+TURNED = {1: aten.conv_transpose1d.default, 2: aten.conv_transpose2d.input, 3: aten.conv_transpose3d.input}
+#: options of a convolution that have a number for each axis of space, and what leaves an axis alone
+ALONG = {"stride": 1, "padding": 0, "output_padding": 0, "dilation": 1}
 
 
-def pointwise(weight: Tensor) -> bool:
-    """Whether the kernel is 1x1 (or a matrix): one rank rather than two."""
-    return weight[0, 0].numel() == 1
+def groups_of(call: Node) -> int:
+    """The groups of a call: 1 of a linear one."""
+    return int(schema_argument(call, "groups")) if call.target in CONVOLUTIONS else 1
 
 
-def parts(weight: Tensor, ranks: Ranks) -> dict[str, Tensor]:
-    """The factors by name, in the order they are called: reduce, core, expand.
-
-    One rank r: reduce [r, i], expand [o, r] (with the kernel's trailing ones). Two ranks (p, q) for o and i: reduce
-    [q, i], core [p, q, h, w], expand [o, p]; a factor of full rank is multiplied into the core, unless both are.
-    """
-    o, i = weight.shape[:2]
-    ones = [1] * (weight.dim() - 2)
-    if len(ranks) == 1:
-        a, b = lowrank.split(weight.reshape(o, i), ranks[0])
-        return {"reduce": a.reshape(*a.shape, *ones), "expand": b.reshape(*b.shape, *ones)}
-    p, q = ranks
-    a, core, b = lowrank.tucker2(weight, p, q)
-    found = {"reduce": a.reshape(*a.shape, *ones), "core": core, "expand": b.reshape(*b.shape, *ones)}
-    for name in left_out(weight, ranks):
-        full = torch.einsum("op,p...->o...", b, core) if name == "expand" else torch.einsum("pq...,qi->pi...", core, a)
-        found["core"] = full.contiguous()
-        del found[name]
-    return found
+def kernels(call: Node, weight: Tensor) -> list[Tensor]:
+    """The kernel [o, i, *k] of each group of a call; of a transposed convolution that of its adjoint, as stored."""
+    if call.target in CONVOLUTIONS:
+        return list(weight.chunk(groups_of(call)))
+    return [outputs_first(call, weight)]
 
 
-def blank(weight: Tensor, ranks: Ranks) -> dict[str, Tensor]:
-    """Zeros in the shapes of the factors that ``parts`` gives, for questions of size."""
-    (o, i), ones = weight.shape[:2], [1] * (weight.dim() - 2)
-    p, q = ranks[0], ranks[-1]
-    sizes = {"reduce": [q, i, *ones], "core": [p, q, *weight.shape[2:]], "expand": [o, p, *ones]}
-    missing = ("core",) if len(ranks) == 1 else left_out(weight, ranks)
-    return {name: weight.new_zeros(size) for name, size in sizes.items() if name not in missing}
+def weight_of(call: Node, links: Sequence[Link], shape: torch.Size) -> Tensor:
+    """The weight of ``shape`` that a chain stands for."""
+    found = torch.cat([composed(chain) for chain in of_groups(links, groups_of(call))])
+    return (found.transpose(0, 1) if call.target not in CONVOLUTIONS and found.shape != shape else found).reshape(shape)
 
 
-def multiplied(factors: Mapping[str, Tensor]) -> Tensor:
-    """The weight that ``parts`` made these factors of, as far as their ranks give it: [o, i] or [o, i, h, w]."""
-    reduce, expand = (factors[n].flatten(1) if n in factors else None for n in ("reduce", "expand"))
-    if "core" not in factors:
-        assert reduce is not None
-        assert expand is not None
-        return expand @ reduce
-    found = factors["core"]
-    if reduce is not None:
-        found = torch.einsum("pq...,qi->pi...", found, reduce)
-    return found if expand is None else torch.einsum("op,p...->o...", expand, found)
+def links_of(call: Node, weight: Tensor, form: str, ranks: Ranks) -> list[Link]:
+    """The chain of a layer in this form, every group at the same ranks."""
+    return side_by_side([FORMS[form].links(kernel, ranks) for kernel in kernels(call, weight.detach())])
 
 
-def left_out(weight: Tensor, ranks: Ranks) -> tuple[str, ...]:
-    """Which of "reduce" and "expand" is not needed: its rank is full and the other's is not."""
-    if len(ranks) == 1 or (ranks[0] == weight.shape[0]) == (ranks[1] == weight.shape[1]):
-        return ()
-    return ("expand",) if ranks[0] == weight.shape[0] else ("reduce",)
+def sizes_of(call: Node, shape: Shape, form: str, ranks: Ranks) -> list[Size]:
+    """Name, shape and groups of each link of the chain of a layer whose kernel has this shape in each group."""
+    groups = groups_of(call)
+    return [(name, (own[0] * groups, *own[1:]), g * groups) for name, own, g in FORMS[form].sizes(shape, ranks)]
 
 
-def cost(weight: Tensor, ranks: Ranks | None, places_in: int, places_out: int) -> tuple[int, int, int]:
-    """(params, MACs, calls) of the layer, split at ``ranks`` or whole (None), the bias left out.
-
-    places: positions in space (and time, and sample) of its input and output.
-    """
-    o, i = weight.shape[:2]
-    if ranks is None:
-        return weight.numel(), weight.numel() * places_out, 1
-    if len(ranks) == 1:
-        size = ranks[0] * (o + i)
-        return size, size * places_out, 2
-    p, q = ranks
-    without = left_out(weight, ranks)
-    first = 0 if "reduce" in without else q * i
-    last = 0 if "expand" in without else o * p
-    core = p * q * weight[0, 0].numel()
-    return first + core + last, first * places_in + (core + last) * places_out, 3 - len(without)
+def form_for(form: str, shape: Shape) -> str:
+    """The form that a kernel can have: that of a 1x1 kernel, or of a matrix, is the singular value decomposition."""
+    return "svd" if pointwise(shape) else form
 
 
 def stem(name: str) -> str:
@@ -107,39 +70,106 @@ def stem(name: str) -> str:
     return name.removesuffix("weight") if name.endswith("weight") else f"{name}_"
 
 
-def replace(network: Network, call: Node, ranks: Ranks, make: Factors = parts) -> None:
-    """Puts the factors' calls in the place of ``call``; the bias goes with the last, stride and padding with the core
-    (with the first where there is none: the rest then sees fewer places)."""
-    name = str(weight_name(call))
-    weight = network.tensor(name)
-    trains = isinstance(weight, nn.Parameter) and weight.requires_grad
-    factors = make(outputs_first(call, weight.detach()), ranks)
-    bias = _bias(network, call, f"{stem(name)}{list(factors)[-1]}.bias")
-    spatial = "core" if "core" in factors else "reduce"
+# ---- which link works along which axis of space
+def owners(sizes: Sequence[Size]) -> list[int]:
+    """For each axis of space the number of the link that works along it, with the layer's stride and padding: the one
+    that is longer than 1 there; where none is, the core, or the first link."""
+    main = next((n for n, (name, _, _) in enumerate(sizes) if name.startswith("core")), 0)
+    axes = len(sizes[0][1]) - 2
+    return [next((n for n, (_, shape, _) in enumerate(sizes) if shape[2 + d] > 1), main) for d in range(axes)]
+
+
+@dataclass(frozen=True)
+class Places:
+    """Positions in space of a call's input and output, and how often all of them occur (samples, tokens)."""
+
+    before: tuple[int, ...]
+    after: tuple[int, ...]
+    times: int
+
+    @classmethod
+    def of(cls, call: Node, values: Mapping[str, Any]) -> Places:
+        """Of a call among the ``values`` of one sample."""
+        given, made = values[str(call.args[0])], values[call.name]
+        if call.target not in CONVOLUTIONS:
+            return cls((), (), made.numel() // made.shape[-1])
+        axes = AXES[call.target]
+        return cls(tuple(given.shape[-axes:]), tuple(made.shape[-axes:]), 1)
+
+    def macs(self, sizes: Sequence[Size], adjoint: bool) -> int:
+        """Multiply-accumulates of a chain between them."""
+        found, here, owner = 0, list(self.before), owners(sizes)
+        for n, (_, shape, _) in reversed(list(enumerate(sizes))) if adjoint else enumerate(sizes):
+            there = [self.after[d] if owner[d] == n else size for d, size in enumerate(here)]
+            found += math.prod(shape) * math.prod(here if adjoint else there) * self.times
+            here = there
+        return found
+
+
+AXES = {target: axes for axes in (1, 2, 3) for target in CONVOLUTIONS if f"{axes}d" in str(target)}
+
+
+# ---- the graph
+def replace(network: Network, layer: Layer, links: Sequence[Link], bias: Tensor | None = None) -> None:
+    """Puts a chain in the place of each call of a layer; stride and padding go with the links that work along the axes,
+    the bias with the last call.
+
+    bias: a new one [o], None keeps what the calls have.
+    """
+    weight, calls = network.tensor(layer.weight), layer.calls
+    stored, trains = isinstance(weight, nn.Parameter), isinstance(weight, nn.Parameter) and weight.requires_grad
+    for link in links:
+        value = nn.Parameter(link.weight, requires_grad=trains) if stored else link.weight
+        network.add_tensor(f"{stem(layer.weight)}{link.name}.weight", value.to(weight.device), buffer=not stored)
+    for call in calls:
+        order = list(reversed(links)) if call.target in TRANSPOSED else list(links)
+        name = f"{stem(layer.weight)}{order[-1].name}.bias"
+        _chain(network, layer.weight, call, order, _bias(network, call, name, bias, trains))
+
+
+def _chain(network: Network, weight: str, call: Node, order: Sequence[Link], bias: Any) -> None:
+    sizes = [(link.name, tuple(link.weight.shape), link.groups) for link in order]
+    adjoint = call.target in TRANSPOSED
+    owner = owners(list(reversed(sizes)) if adjoint else sizes)
+    owner = [len(order) - 1 - n for n in owner] if adjoint else owner
     value: Any = call.args[0]
-    for part, factor in factors.items():
-        own = f"{stem(name)}{part}.weight"
-        stored = nn.Parameter(factor, requires_grad=trains) if isinstance(weight, nn.Parameter) else factor
-        network.add_tensor(own, stored, buffer=not isinstance(weight, nn.Parameter))
-        args: tuple[Any, ...] = (value, tensor_node(network, own, call), bias if part == list(factors)[-1] else None)
-        if call.target is aten.linear.default:
-            target: Any = call.target
-        elif part == spatial:
-            target = call.target
-            args += tuple(schema_argument(call, a) for a in ("stride", "padding", "dilation", "groups"))
-        else:
-            target = WHOLE[SPLIT[call.target]]
-        value = insert_call(network, target, args, before=call, like=call)
+    for n, link in enumerate(order):
+        own = tensor_node(network, f"{stem(weight)}{link.name}.weight", call)
+        last = bias if n == len(order) - 1 else None
+        target, more = _options(call, [d for d, mine in enumerate(owner) if mine == n], link.groups)
+        value = insert_call(network, target, (value, own, last, *more), before=call, like=call)
     call.replace_all_uses_with(value)
     network.graph.erase_node(call)
 
 
-def _bias(network: Network, call: Node, new: str) -> Any:
-    """The node of the layer's bias, stored under ``new`` where no other call reads it."""
-    node = schema_argument(call, "bias")
+def _options(call: Node, mine: Sequence[int], groups: int) -> tuple[Any, tuple[Any, ...]]:
+    """The operator of a link that works along the axes of space ``mine``, and its arguments after the bias."""
+    axes = AXES.get(call.target, 0)
+    plain = (TURNED if call.target in TRANSPOSED else PLAIN)[axes]
+    if not mine and groups == 1:
+        return plain, ()
+    target = call.target if mine else plain
+    names = [a.name for a in target._schema.arguments[3:]]  # type: ignore[union-attr]
+    found: dict[str, Any] = {"groups": groups}
+    for name in (n for n in names if n in ALONG):
+        given = schema_argument(call, name) if mine else ALONG[name]
+        whole = isinstance(given, str) or len(mine) == axes
+        spread = [given] * axes if isinstance(given, (int, str)) else list(given) * (axes // len(given))
+        found[name] = given if whole else [spread[d] if d in mine else ALONG[name] for d in range(axes)]
+    return target, tuple(found[name] if isinstance(found[name], (int, str)) else list(found[name]) for name in names)
+
+
+def _bias(network: Network, call: Node, new: str, value: Tensor | None, trains: bool) -> Any:
+    """The node of the layer's bias, stored under ``new`` where it is a new one or no other call reads it."""
     old = bias_name(call)
-    if old is None or len(readers_of(network, old)) != 1 or len(network.tied_names(old)) != 1:
-        return node
-    value = network.tensor(old)
-    network.add_tensor(new, value, buffer=not isinstance(value, nn.Parameter))
+    alone = old is not None and len(readers_of(network, old)) == 1 and len(network.tied_names(old)) == 1
+    if value is None and not alone:
+        return schema_argument(call, "bias")
+    if value is None:
+        assert old is not None
+        kept = network.tensor(old)
+    else:
+        kept = nn.Parameter(value, requires_grad=trains)
+    if new not in network.tensors():
+        network.add_tensor(new, kept, buffer=not isinstance(kept, nn.Parameter))
     return tensor_node(network, new, call)

@@ -88,7 +88,7 @@ class LatencyTable:
         """
         file = Times(Path(path) if path is not None else cache_folder() / "latency.json", target, threads,
                      timer or time_all)
-        layers, skipped = _layers(network)
+        layers, skipped = timed_layers(network)
         free = _free(axes)
         timings: dict[str, Timing] = {}
         for node, layer in layers.items():
@@ -123,7 +123,7 @@ def _free(axes: AxisGroups) -> npt.NDArray[np.bool_]:
     return found
 
 
-def _layers(network: Network) -> tuple[dict[str, TimedLayer], list[Skipped]]:
+def timed_layers(network: Network) -> tuple[dict[str, TimedLayer], list[Skipped]]:
     """Node -> the layer that it computes; and calls that are none."""
     values, selected = network.values(1), select(network)
     found, left = {}, list(selected.skipped)

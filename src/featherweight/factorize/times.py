@@ -1,0 +1,47 @@
+"""Measured seconds of layers and of the chains that they may become, from the shared table of layer latencies."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from featherweight.factorize.layers import Factorable
+from featherweight.judge.costs import alone
+from featherweight.judge.figures import cache_folder
+from featherweight.judge.layer_times import TimedLayer, Times, time_all
+from featherweight.judge.widths import timed_layers
+from featherweight.network import Network
+from featherweight.numerics.factors.forms import Ranks
+
+
+@dataclass(frozen=True)
+class LinkTimes:
+    """Seconds of calls in a runtime, each call alone at batch one; what a runtime gains by fusing is not in them.
+
+    every: all convolution and linear calls of the network that could be timed.
+    """
+
+    every: tuple[TimedLayer, ...]
+    times: Times
+    known: dict[tuple[str, str, Ranks], float] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, network: Network, target: str, threads: int = 1) -> LinkTimes:
+        """Of a network in ``target``; figures are kept in latency.json in $FEATHERWEIGHT_CACHE, else in
+        ~/.cache/featherweight."""
+        layers, _ = timed_layers(network)
+        return cls(tuple(layers.values()), Times(cache_folder() / "latency.json", target, threads, time_all))
+
+    def total(self) -> float:
+        """Seconds of all calls."""
+        return sum(self.times.times(self.every))
+
+    def seconds(self, layer: Factorable, at: tuple[str, Ranks] | None) -> float:
+        """Seconds of a layer's calls, whole (None) or as chains."""
+        key = (layer.layer.weight, *(at or ("", ())))
+        if key not in self.known:
+            network = alone(layer.network, layer.layer.weight) if at is None else layer.split(*at)
+            self.known[key] = sum(self.times.times(list(timed_layers(network)[0].values())))
+        return self.known[key]
+
+
+__all__ = ["LinkTimes"]

@@ -1,0 +1,1 @@
+"""Kernels as chains of smaller ones: forms, decompositions, ranks."""
