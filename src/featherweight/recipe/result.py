@@ -15,9 +15,9 @@ from featherweight.errors import RecipeError
 from featherweight.measure import LayerFigures, Measurement
 from featherweight.network import Network
 from featherweight.recipe import toml
-from featherweight.recipe.files import copy_file, write_json, write_text
 from featherweight.recipe.kinds import line
 from featherweight.recipe.recipe import Recipe
+from featherweight.recipe.writing import copy_file, write_json, write_text
 from featherweight.report import render
 from featherweight.steps import Plan, Skipped
 from featherweight.steps.kinds import kind_of
