@@ -19,6 +19,7 @@ from featherweight.cli.models import job_of, network_named, task_named
 from featherweight.errors import FeatherweightError, FileError
 from featherweight.files import written_whole
 from featherweight.report import render
+from featherweight.report.shape import check_shape
 
 CHECK_FAILED, WRONG_INPUT = 1, 2
 
@@ -179,10 +180,12 @@ def report(out: Annotated[Path, typer.Argument(metavar="OUT_DIR", help="folder t
     source = out / "result.json" if out.is_dir() else out
     try:
         result = json.loads(source.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except OSError as error:
+        raise FileError(f"there is no {source} ({error.strerror}); name the folder that compress wrote, e.g. "
+                        "featherweight report out") from error
+    except (ValueError, RecursionError) as error:
         raise FileError(f"{source} is no JSON: {error}; expected what compress wrote") from error
-    if not isinstance(result, dict) or result.get("format") != 1:
-        raise FileError(f"{source} is no result of format 1; expected what compress wrote")
+    check_shape(result, str(source))
     page = source.with_name("report.html")
     with written_whole(page) as part:
         part.write_text(render(result), encoding="utf-8")

@@ -13,7 +13,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from rich.table import Table
 
 from featherweight.measure import LayerFigures, Measurement
-from featherweight.report import units
+from featherweight.report import tables, units
 
 out = Console()
 if not out.is_terminal:
@@ -76,27 +76,13 @@ def comparison(first: Measurement, last: Measurement, title: str) -> Table:
     table = Table(title=title, title_justify="left", header_style="bold")
     for head in ("", "before", "after", "change"):
         table.add_column(head, justify="left" if head in ("", "change") else "right")
-    beside = last.beside.get("original")  # timed in the same rounds as the last
-    before_s = beside.median_s if beside is not None else _median(first)
-    rows: list[tuple[str, str, float | None, float | None, str, str]] = [
-        ("deployed file", "bytes", first.file_bytes, last.file_bytes, "smaller", "larger"),
-        ("archive", "bytes", first.archive_bytes, last.archive_bytes, "smaller", "larger"),
-        ("latency, batch 1", "seconds", before_s, _median(last), "faster", "slower"),
-        ("MACs", "count", first.macs, last.macs, "fewer", "more"),
-        ("parameters", "count", first.params, last.params, "fewer", "more"),
-        ("peak memory", "bytes", first.memory_bytes, last.memory_bytes, "smaller", "larger")]
-    for name, kind, before, after, better, worse in rows:
+    for name, kind, before, after, change in tables.changes(first.to_dict(), last.to_dict()):
         if before is not None or after is not None:
-            table.add_row(name, units.amount(kind, before), units.amount(kind, after),
-                          units.ratio(before, after, better, worse))
+            table.add_row(name, units.amount(kind, before), units.amount(kind, after), change)
     if last.score is not None:
         table.add_row(f"{last.score_name} ({last.split})", units.score(first.score), units.score(last.score),
                       units.difference(first.score, last.score))
     return table
-
-
-def _median(m: Measurement) -> float | None:
-    return m.latency.median_s if m.latency is not None else None
 
 
 def measurement(m: Measurement) -> Table:

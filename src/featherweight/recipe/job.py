@@ -19,7 +19,7 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -117,10 +117,11 @@ class Job:
         """TOML text that ``from_toml`` reads back."""
         return self.preface() + self.recipe.to_toml()
 
-    def preface(self) -> str:
-        """The tables ahead of the steps."""
+    def preface(self, out: str | None = None) -> str:
+        """The tables ahead of the steps; ``out`` is named instead of the options' own."""
+        options = self.options if out is None else replace(self.options, out=out)
         rows = ""
-        for name, table in (("model", self.model), ("task", self.task), ("compress", self.options)):
+        for name, table in (("model", self.model), ("task", self.task), ("compress", options)):
             given = {f: v for f, v in vars(table).items() if v is not None and v != {}}
             rows += f"[{name}]\n{toml.write(given)}\n"
         return rows
@@ -137,11 +138,13 @@ class Job:
         return as_network(made, task, str(self.model.file or self.model.factory)), task
 
     def run(self, progress: Progress | None = None, resume: bool = True, out: str | Path | None = None) -> Result:
-        """Does the job; ``out`` overrides the file's."""
+        """Does the job; ``out`` overrides the file's. The recipe that it leaves names another folder, ``out`` +
+        "-again", so that running it computes all anew and can be compared."""
         network, task = self.prepare()
         given = self.options
-        return compress(network, task, self.recipe, given.target, out or given.out, given.threads, given.seed, progress,
-                        resume, seconds=given.seconds, memory=given.memory, preface=self.preface())
+        folder = Path(out or given.out)
+        return compress(network, task, self.recipe, given.target, folder, given.threads, given.seed, progress, resume,
+                        seconds=given.seconds, memory=given.memory, preface=self.preface(f"{folder.as_posix()}-again"))
 
 
 def as_network(made: Any, task: Task, name: str) -> Network:

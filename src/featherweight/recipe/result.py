@@ -95,9 +95,10 @@ class Result:
 
     @property
     def recipe_toml(self) -> str:
-        """The recipe as TOML, or as Python (each line a comment) where TOML cannot hold it."""
+        """The recipe as TOML with every option written out, or as Python (each line a comment) where TOML cannot hold
+        it."""
         try:
-            return self.preface + self.recipe.to_toml()
+            return self.preface + self.recipe.to_toml(complete=True)
         except RecipeError as error:
             return self.preface + "".join(f"# {row}\n" for row in [str(error), *str(self.recipe).splitlines()])
 
