@@ -1,15 +1,13 @@
-"""Tables and progress bars for people; progress goes to stderr, results to stdout."""
+"""Tables for people; progress goes to stderr, results to stdout."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from types import TracebackType
+from collections.abc import Sequence
 from typing import Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from featherweight.measure import LayerFigures, Measurement
@@ -24,51 +22,6 @@ err = Console(stderr=True)
 def document(value: Any) -> None:
     """One JSON document on stdout."""
     typer.echo(json.dumps(value, indent=1))
-
-
-class Listener:
-    """Shows a job's progress: a bar for the whole, one for the training at work, a line for every measurement."""
-
-    def __init__(self) -> None:
-        self.bars = Progress(TextColumn("{task.description}"), BarColumn(30), TextColumn("{task.fields[facts]}"),
-                             TimeElapsedColumn(), console=err, transient=True,
-                             disable=not err.is_terminal)
-        self.tasks: dict[str, TaskID] = {}
-
-    def __enter__(self) -> Listener:
-        self.bars.start()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None,
-                 trace: TracebackType | None) -> None:
-        self.bars.stop()
-
-    def __call__(self, what: str, done: float, total: float, figures: Mapping[str, float]) -> None:
-        if what.startswith("measured "):
-            line = f"{what.removeprefix('measured '):<20} {_facts(figures)}"
-            self.bars.console.print(line, highlight=False, soft_wrap=True)
-            return
-        whole = what.startswith(("step ", "measure "))
-        key = "" if whole else what
-        if whole:
-            for name in [n for n in self.tasks if n]:
-                self.bars.remove_task(self.tasks.pop(name))
-        if key not in self.tasks:
-            self.tasks[key] = self.bars.add_task(what, total=total or None, facts="")
-        self.bars.update(self.tasks[key], description=what, completed=done, total=total or None, facts=_facts(figures))
-
-
-def _facts(figures: Mapping[str, float]) -> str:
-    kinds = {"file_bytes": ("bytes", "file"), "latency_s": ("seconds", ""), "params": ("count", "params"),
-             "macs": ("count", "MACs")}
-    parts = []
-    for name, value in figures.items():
-        if name in kinds:
-            kind, word = kinds[name]
-            parts.append(f"{word} {units.amount(kind, value)}".strip())
-        else:
-            parts.append(f"{name} {value:.4g}")
-    return " · ".join(parts)
 
 
 def comparison(first: Measurement, last: Measurement, title: str) -> Table:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 import shutil
 import time
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -63,17 +63,11 @@ def compress(network: Network, task: Task, recipe: Recipe | Iterable[Step], targ
         ['original', 'quantize.Quantize']
         >>> smaller = fw.load("out/network.fw")
     """
-    if not isinstance(network, Network):
-        parts = f" one of its parts: assembly.parts[{next(iter(network.parts))!r}]" if hasattr(network, "parts") else \
-            " fw.capture(model, example_inputs) first"
-        raise RecipeError(f"compress takes a Network, not a {type(network).__name__}; compress{parts}")
     ready = recipe if isinstance(recipe, Recipe) else Recipe(recipe)
-    for option, given in (("threads", threads), ("seed", seed), ("seconds", seconds)):
-        check_number("compress", option, given, NUMBERS[option])
-    deploy.target(target)
+    _check_given(network, target, threads=threads, seed=seed, seconds=seconds)
     processes = Processes()
     folder = Path(out) / "state" if out is not None else processes.folder()
-    try:
+    with _stops_told(folder, out is None and processes.first):
         check_place(folder, network, target, len(ready.steps))
         check_finite(network, "the network to be compressed")
         begun = {split: first_batches(task, split, seed) for split in EARLY if task.has(split)}
@@ -90,11 +84,35 @@ def compress(network: Network, task: Task, recipe: Recipe | Iterable[Step], targ
             if out is not None and processes.first:
                 result.save(out, work.gauge.deployed(len(ready.steps)))  # what ships is the file that was measured
         return result
+
+
+def _check_given(network: Any, target: str, **options: Any) -> None:
+    """Raises RecipeError for arguments of ``compress`` that make no sense, ExportError for an unknown target."""
+    if not isinstance(network, Network):
+        parts = f" one of its parts: assembly.parts[{next(iter(network.parts))!r}]" if hasattr(network, "parts") else \
+            " fw.capture(model, example_inputs) first"
+        raise RecipeError(f"compress takes a Network, not a {type(network).__name__}; compress{parts}")
+    for option, given in options.items():
+        check_number("compress", option, given, NUMBERS[option])
+    deploy.target(target)
+
+
+@contextmanager
+def _stops_told(folder: Path, removed: bool) -> Iterator[None]:
+    """Where files cannot be written, or Ctrl-C came, it is said how to go on; ``removed``: the folder goes at the end.
+    """
+    try:
+        yield
     except (OSError, SafetensorError) as error:
         raise FileError(f"the job could not write or read its files in {folder.parent}: {error}; what was finished is "
                         "kept: make room, or give rights, and call it again to go on") from error
+    except KeyboardInterrupt as stop:
+        if not removed:
+            stop.add_note(f"what was finished is kept in {folder.parent}: call compress with the same arguments to go "
+                          "on")
+        raise
     finally:
-        if out is None and processes.first:
+        if removed:
             shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -197,7 +215,7 @@ class _Work:
     def _fit(self, index: int, step: Fit, before: Network) -> tuple[Network, dict[int, Plan]]:
         folder = self.state.step(index)
         context = Context(original=self.original, workdir=folder, seed=seed_from(self.seed, "fit", index),
-                          progress=self.progress)
+                          progress=self._by_epoch(getattr(step, "epochs", None)))
         after = step.fit(before, self.task, context)
         return after, self._plans(index, step)
 
@@ -230,6 +248,17 @@ class _Work:
         last = len(self.recipe.steps)
         self._tell("measure on the test split", last, {})
         return self.processes.share(lambda: scores_on_test(self.gauge, self.original, network, last))
+
+    def _by_epoch(self, epochs: int | None) -> Progress:
+        """The listener, told of a training's epoch, from 1, too."""
+        if not epochs:
+            return self.progress
+
+        def tell(what: str, done: float, total: float, facts: Mapping[str, float]) -> None:
+            epoch = min(epochs, 1 + int(max(done - 1, 0) * epochs // max(total, 1)))
+            self.progress(what, done, total, {**facts, "epoch": epoch})
+
+        return tell
 
     def _tell(self, what: str, done: float, facts: Mapping[str, float]) -> None:
         if self.processes.first:

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from featherweight import deploy
-from featherweight.errors import RecipeError
+from featherweight.errors import FeatherweightError, RecipeError
 from featherweight.network import Assembly, Network, capture, load
 from featherweight.recipe import toml
 from featherweight.recipe.apply import Progress, compress
@@ -201,3 +201,7 @@ def call_factory(name: str, arguments: Mapping[str, Any], folder: str, where: st
         return found(**arguments)
     except TypeError as error:
         raise RecipeError(f"{where} factory {name!r} called with {dict(arguments)}: {error}") from error
+    except FeatherweightError:
+        raise
+    except Exception as error:
+        raise RecipeError(f"your function {name!r} raised {type(error).__name__}: {error}") from error
