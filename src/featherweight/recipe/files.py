@@ -71,9 +71,11 @@ class State:
             write_json(who, Holder(process=os.getpid(), machine=platform.node()).model_dump())
             yield
         finally:
-            for file in (who, name):
-                file.unlink(missing_ok=True)
-            lock.release()
+            try:
+                for file in (who, name):
+                    file.unlink(missing_ok=True)
+            finally:
+                lock.release()
 
     def claim(self, mark: Mapping[str, Any], resume: bool,
               again: Callable[[str], Any] = lambda split: None) -> tuple[str, ...]:

@@ -20,8 +20,9 @@ from featherweight.network.devices import device_of
 from featherweight.seeds import generators_kept
 from featherweight.task import Batch, Pass, Predict, Task, call, described, move, told
 
-#: copies of a network's file that a step may leave: the network, the deployed file, a checkpoint with its optimizer
-COPIES = 5
+#: files as large as the network that a step leaves (the network, the deployed file), and that a job needs beside
+#: (a checkpoint with its optimizer, what is shipped)
+STEP, BESIDE = 2, 6
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ def check_place(folder: Path, network: Network, target: str, steps: int) -> None
                           f"pip install 'featherweight[{target}]'")
     near = next(place for place in (folder, *folder.absolute().parents) if place.exists())
     free = shutil.disk_usage(near).free
-    wanted = (steps + 1) * COPIES * sum(t.nbytes for t in network.tensors().values())
+    wanted = ((steps + 1) * STEP + BESIDE) * sum(t.nbytes for t in network.tensors().values())
     if wanted > free:
         raise RecipeError(f"a job of {steps} steps on this network may need {wanted / 1e9:.3g} GB in {folder}, where "
                           f"{free / 1e9:.3g} GB are free; write another out=...")
