@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from featherweight.errors import TaskError
+from featherweight.errors import FeatherweightError, TaskError
 
 Inputs = Tensor | tuple[Any, ...] | Mapping[str, Any]
 Batch = tuple[Inputs, Any]
@@ -64,6 +65,21 @@ def move(value: Any, device: torch.device | str) -> Any:
     return value
 
 
+class Pass(Iterator[Batch]):
+    """One pass over a split, which knows its name and which batch it gave last, from 0; -1 before the first."""
+
+    def __init__(self, split: str, batches: Iterator[Batch]) -> None:
+        self.split, self.number, self.batches = split, -1, batches
+
+    def __next__(self) -> Batch:
+        batch = next(self.batches)
+        self.number += 1
+        return batch
+
+    def __str__(self) -> str:
+        return f"the {self.split} split" + (f", batch {self.number}" if self.number >= 0 else "")
+
+
 @dataclass(frozen=True)
 class Task:
     """Data and judgement. The four splits are kept apart by who may read them.
@@ -101,9 +117,10 @@ class Task:
         Raises TaskError for a split that was not given, cannot be gone through, gives no pairs or inputs that are NaN,
         or raises an error itself.
         """
-        for index, batch in enumerate(_told(self.start(split), split)):
-            if limit is not None and index >= limit:
-                return
+        return Pass(split, self._checked(split, limit))
+
+    def _checked(self, split: str, limit: int | None) -> Iterator[Batch]:
+        for index, batch in enumerate(itertools.islice(_told(self.start(split), split), limit)):
             if not (isinstance(batch, (tuple, list)) and len(batch) == 2):
                 raise TaskError(
                     f"the {split} split gave {type(batch).__name__}; expected pairs (inputs, target), "
@@ -143,6 +160,63 @@ class Task:
                 raise TaskError(f"this needs the task's {name} and none was given; write Task({name}=..., ...)")
 
 
+@dataclass(frozen=True)
+class ToldLoss:
+    """The user's loss; an error in it says whose it is, and what it was given."""
+
+    given: Callable[[Any, Any], Tensor]
+
+    def __call__(self, output: Any, target: Any) -> Tensor:
+        try:
+            return self.given(output, target)
+        except FeatherweightError:
+            raise
+        except Exception as error:
+            raise TaskError(f"your loss raised {type(error).__name__}: {error} (for an output {described(output)} and "
+                            f"a target {described(target)})") from error
+
+
+@dataclass(frozen=True)
+class ToldScore:
+    """The user's score as a number; an error in it says whose it is, and at which batch of which split."""
+
+    given: Callable[[Predict, Iterable[Batch]], float]
+
+    def __call__(self, predict: Predict, batches: Iterable[Batch]) -> float:
+        on = f" on {batches}" if isinstance(batches, Pass) else ""
+        try:
+            found = self.given(predict, batches)
+        except FeatherweightError:
+            raise
+        except Exception as error:
+            on = f" on {batches}" if isinstance(batches, Pass) else ""
+            raise TaskError(f"your score function raised {type(error).__name__}: {error}{on}") from error
+        try:
+            if isinstance(found, str):
+                raise TypeError
+            return float(found)
+        except (TypeError, ValueError) as error:
+            raise TaskError(f"your score function gave {described(found)}{on}; expected a number, higher is better: "
+                            "score(predict, batches) -> float") from error
+
+
+def told(task: Task) -> Task:
+    """The same task, with a loss and a score whose errors say whose they are."""
+    loss, score = task.loss, task.score
+    return replace(task, loss=loss if loss is None or isinstance(loss, ToldLoss) else ToldLoss(loss),
+                   score=score if score is None or isinstance(score, ToldScore) else ToldScore(score))
+
+
+def described(value: Any) -> str:
+    """What a value is, shortly: "float32[16, 3]" for a tensor, else its type, with the value where that is plain."""
+    if isinstance(value, Tensor):
+        return f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)}"
+    if value is None:
+        return "None"
+    plain = isinstance(value, (bool, int, float, str))
+    return f"{value!r} ({type(value).__name__})" if plain else f"of type {type(value).__name__}"
+
+
 def _told(batches: Iterable[Any], split: str) -> Iterator[Any]:
     """The same batches; an error in making them says whose it is, and at which batch."""
     number = 0
@@ -177,3 +251,6 @@ def _has_nan(inputs: Any) -> bool:
         return inputs.is_floating_point() and bool(inputs.isnan().any())
     items = inputs.values() if isinstance(inputs, Mapping) else inputs if isinstance(inputs, (tuple, list)) else ()
     return any(map(_has_nan, items))
+
+
+__all__ = ["Task", "batch_size", "call", "move"]

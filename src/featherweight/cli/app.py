@@ -1,13 +1,16 @@
 """``featherweight``: the same words as in Python and TOML.
 
 Exit codes: 0 all is well; 1 a check failed (a step made something worse without saying so, a file differs from
-PyTorch); 2 the command line, a file or a recipe is wrong. Results go to stdout, progress and messages to stderr.
+PyTorch); 2 the command line, a file or a recipe is wrong; 130 and 143 it was stopped (Ctrl-C, SIGTERM). Results go to
+stdout, progress and messages to stderr.
 """
 
 from __future__ import annotations
 
 import json
+import signal
 from pathlib import Path
+from types import FrameType
 from typing import Annotated, Any
 
 import typer
@@ -15,12 +18,21 @@ from typer.core import TyperGroup
 
 from featherweight import __version__, codec, deploy, measure
 from featherweight.cli import show
+from featherweight.cli.flags import in_flags
 from featherweight.cli.models import job_of, network_named, task_named
+from featherweight.cli.progress import Listener
 from featherweight.errors import FeatherweightError, FileError
 from featherweight.files import written_whole
 from featherweight.report import render
+from featherweight.report.shape import check_shape
 
 CHECK_FAILED, WRONG_INPUT = 1, 2
+#: added to the number of the signal that ended it
+STOPPED = 128
+
+
+class Stopped(BaseException):
+    """SIGTERM came."""
 
 
 class Commands(TyperGroup):
@@ -32,8 +44,12 @@ class Commands(TyperGroup):
         except (FeatherweightError, OSError) as error:
             if ctx.params.get("debug"):
                 raise
-            typer.echo(show.printable(f"error: {error}"), err=True)
+            typer.echo(show.printable(f"error: {in_flags(str(error))}"), err=True)
             raise typer.Exit(WRONG_INPUT) from error
+        except (KeyboardInterrupt, Stopped) as stop:
+            typer.echo("stopped; what a compression had finished is kept: give the same command again to go on, or "
+                       "--no-resume with it to start over", err=True)
+            raise typer.Exit(STOPPED + (signal.SIGTERM if isinstance(stop, Stopped) else signal.SIGINT)) from stop
 
 
 app = typer.Typer(cls=Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
@@ -67,7 +83,7 @@ def demo(out: Annotated[Path, typer.Option(help="folder for the results")] = Pat
     """Train a small network on scikit-learn's digits, compress it, measure it, write a report."""
     from featherweight.demo.job import run
 
-    with show.Listener() as listener:
+    with Listener(show.err) as listener:
         result = run(out, quick, listener)
     if as_json:
         show.document(result.to_dict())
@@ -87,7 +103,7 @@ def compress(recipe: Annotated[Path, typer.Argument(metavar="RECIPE.toml", help=
              as_json: AsJson = False) -> None:
     """Do the job of a recipe: every step applied and measured, the results written. Exit code 1 if flagged."""
     job = job_of(recipe, set_ or [])
-    with show.Listener() as listener:
+    with Listener(show.err) as listener:
         result = job.run(progress=listener, resume=resume, out=out)
     if as_json:
         show.document(result.to_dict())
@@ -113,6 +129,7 @@ def measure_(model: ModelName, task: TaskName = None, target: Target = "onnxrunt
              memory: Annotated[bool, typer.Option("--memory", help="peak memory too, in a process of its own")] = False,
              as_json: AsJson = False) -> None:
     """Export a network, run the file, and say what it costs and how good it is."""
+    deploy.target(target)
     data = task_named(task)
     network = network_named(model, data)
     found = measure.measure(network, data, target, split, model, threads=threads, archive=True, memory=memory)
@@ -159,7 +176,8 @@ def inspect(model: ModelName, task: TaskName = None,
 def export(model: ModelName, file: Annotated[Path, typer.Argument(help="file to write")],
            target: Target = "onnxruntime", as_json: AsJson = False) -> None:
     """Write a network as a runtime's file, run it, and compare it with PyTorch."""
-    network, runtime = network_named(model, task_named(None)), deploy.target(target)
+    runtime = deploy.target(target)
+    network = network_named(model, task_named(None))
     written = runtime.export(network, file)
     runner = runtime.load(file, like=network.signature)
     agreement = deploy.verify(network, runner, *network.example_inputs(batch=2))
@@ -179,10 +197,12 @@ def report(out: Annotated[Path, typer.Argument(metavar="OUT_DIR", help="folder t
     source = out / "result.json" if out.is_dir() else out
     try:
         result = json.loads(source.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except OSError as error:
+        raise FileError(f"there is no {source} ({error.strerror}); name the folder that compress wrote, e.g. "
+                        "featherweight report out") from error
+    except (ValueError, RecursionError) as error:
         raise FileError(f"{source} is no JSON: {error}; expected what compress wrote") from error
-    if not isinstance(result, dict) or result.get("format") != 1:
-        raise FileError(f"{source} is no result of format 1; expected what compress wrote")
+    check_shape(result, str(source))
     page = source.with_name("report.html")
     try:
         text = render(result)
@@ -222,4 +242,9 @@ def _say_sizes(source: Path, written: Path, size: int, as_json: bool) -> None:
 
 def main() -> None:
     """Runs the command line; the entry point of ``featherweight``."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise Stopped
+
+    signal.signal(signal.SIGTERM, stop)
     app()

@@ -7,6 +7,7 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+from featherweight import deploy
 from featherweight.errors import FileError, RecipeError
 from featherweight.network import Network, load
 from featherweight.recipe import Job, toml
@@ -29,6 +30,10 @@ def network_named(name: str, task: Task) -> Network:
     if ":" not in name or Path(name).is_file():
         if name.endswith(".fwz"):
             raise FileError(f"{name} is an archive; write featherweight unpack {name} {name[:-1]} first")
+        suffixes = [target.suffix for target in deploy.TARGETS.values() if Path(name).suffix == target.suffix]
+        if suffixes:
+            raise FileError(f"{name} is a deployed file, which holds no network; name the network that it was made of, "
+                            "e.g. network.fw beside it")
         model: Any = load(name)
     else:
         model = call_factory(name, {}, ".", "the model's")

@@ -1,4 +1,4 @@
-"""Tables and progress bars for people; progress goes to stderr, results to stdout.
+"""Tables for people.
 
 Names come from models and files of strangers: whatever is printed goes through ``printable`` or ``row``, which show
 control characters as escapes and take no markup from a text.
@@ -7,18 +7,16 @@ control characters as escapes and take no markup from a text.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from types import TracebackType
+from collections.abc import Sequence
 from typing import Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
 from featherweight.measure import LayerFigures, Measurement
-from featherweight.report import units
+from featherweight.report import tables, units
 
 out = Console()
 if not out.is_terminal:
@@ -46,79 +44,18 @@ def document(value: Any) -> None:
     typer.echo(json.dumps(value, indent=1))
 
 
-class Listener:
-    """Shows a job's progress: a bar for the whole, one for the training at work, a line for every measurement."""
-
-    def __init__(self) -> None:
-        self.bars = Progress(TextColumn("{task.description}", markup=False), BarColumn(30),
-                             TextColumn("{task.fields[facts]}", markup=False),
-                             TimeElapsedColumn(), console=err, transient=True,
-                             disable=not err.is_terminal)
-        self.tasks: dict[str, TaskID] = {}
-
-    def __enter__(self) -> Listener:
-        self.bars.start()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None,
-                 trace: TracebackType | None) -> None:
-        self.bars.stop()
-
-    def __call__(self, what: str, done: float, total: float, figures: Mapping[str, float]) -> None:
-        if what.startswith("measured "):
-            said = f"{what.removeprefix('measured '):<20} {_facts(figures)}"
-            self.bars.console.print(Text(printable(said)), soft_wrap=True)
-            return
-        what = printable(what)
-        whole = what.startswith(("step ", "measure "))
-        key = "" if whole else what
-        if whole:
-            for name in [n for n in self.tasks if n]:
-                self.bars.remove_task(self.tasks.pop(name))
-        if key not in self.tasks:
-            self.tasks[key] = self.bars.add_task(what, total=total or None, facts="")
-        self.bars.update(self.tasks[key], description=what, completed=done, total=total or None, facts=_facts(figures))
-
-
-def _facts(figures: Mapping[str, float]) -> str:
-    kinds = {"file_bytes": ("bytes", "file"), "latency_s": ("seconds", ""), "params": ("count", "params"),
-             "macs": ("count", "MACs")}
-    parts = []
-    for name, value in figures.items():
-        if name in kinds:
-            kind, word = kinds[name]
-            parts.append(f"{word} {units.amount(kind, value)}".strip())
-        else:
-            parts.append(f"{name} {value:.4g}")
-    return printable(" · ".join(parts))
-
-
 def comparison(first: Measurement, last: Measurement, title: str) -> Table:
     """Before and after, one row a measure."""
     table = Table(title=Text(printable(title)), title_justify="left", header_style="bold")
     for head in ("", "before", "after", "change"):
         table.add_column(head, justify="left" if head in ("", "change") else "right")
-    beside = last.beside.get("original")  # timed in the same rounds as the last
-    before_s = beside.median_s if beside is not None else _median(first)
-    rows: list[tuple[str, str, float | None, float | None, str, str]] = [
-        ("deployed file", "bytes", first.file_bytes, last.file_bytes, "smaller", "larger"),
-        ("archive", "bytes", first.archive_bytes, last.archive_bytes, "smaller", "larger"),
-        ("latency, batch 1", "seconds", before_s, _median(last), "faster", "slower"),
-        ("MACs", "count", first.macs, last.macs, "fewer", "more"),
-        ("parameters", "count", first.params, last.params, "fewer", "more"),
-        ("peak memory", "bytes", first.memory_bytes, last.memory_bytes, "smaller", "larger")]
-    for name, kind, before, after, better, worse in rows:
+    for name, kind, before, after, change in tables.changes(first.to_dict(), last.to_dict()):
         if before is not None or after is not None:
-            row(table, name, units.amount(kind, before), units.amount(kind, after),
-                units.ratio(before, after, better, worse))
+            row(table, name, units.amount(kind, before), units.amount(kind, after), change)
     if last.score is not None:
         row(table, f"{last.score_name} ({last.split})", units.score(first.score), units.score(last.score),
             units.difference(first.score, last.score))
     return table
-
-
-def _median(m: Measurement) -> float | None:
-    return m.latency.median_s if m.latency is not None else None
 
 
 def measurement(m: Measurement) -> Table:

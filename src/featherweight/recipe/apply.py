@@ -5,29 +5,38 @@ from __future__ import annotations
 import dataclasses
 import shutil
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from featherweight import deploy, measure
-from featherweight.errors import PlanError, RecipeError
+from featherweight.errors import FileError, PlanError, RecipeError
 from featherweight.measure import Measurement
 from featherweight.network import Network, load, trees
 from featherweight.network.file.allowed import beyond, target_name
 from featherweight.network.file.digest import digest
 from featherweight.processes import Processes
-from featherweight.recipe.files import JOB_FORMAT, State, read_json, write_json
+from featherweight.recipe.ends import final, scores_on_test
+from featherweight.recipe.files import State, seal, unsealed
 from featherweight.recipe.flags import flags_of, slower
+from featherweight.recipe.gauge import Gauge
+from featherweight.recipe.mark import EARLY, first_batches, job_mark, split_mark
 from featherweight.recipe.recipe import Recipe, aimed, planners
-from featherweight.recipe.result import Decision, Final, Result
+from featherweight.recipe.result import Decision, Result
+from featherweight.recipe.trial import check_finite, check_place, tried
+from featherweight.recipe.writing import OVER
 from featherweight.seeds import generators_kept, seed_all, seed_from
 from featherweight.steps import Context, Fit, Plan, Rewrite, Step
-from featherweight.steps.fingerprint import canonical
 from featherweight.steps.kinds import kind_of
+from featherweight.steps.options import SEED, Numbers, check_number
 from featherweight.task import Task
 
 #: called with (what, done, total, figures) as work goes on
 Progress = Callable[[str, float, float, Mapping[str, float]], None]
+NUMBERS = {"threads": Numbers(1, least=1, whole=True), "seed": SEED, "seconds": Numbers(1.0, least=0)}
 
 
 def compress(network: Network, task: Task, recipe: Recipe | Iterable[Step], target: str = "onnxruntime",
@@ -55,26 +64,56 @@ def compress(network: Network, task: Task, recipe: Recipe | Iterable[Step], targ
         ['original', 'quantize.Quantize']
         >>> smaller = fw.load("out/network.fw")
     """
+    ready = recipe if isinstance(recipe, Recipe) else Recipe(recipe)
+    _check_given(network, target, threads=threads, seed=seed, seconds=seconds)
+    processes = Processes()
+    folder = Path(out) / "state" if out is not None else processes.folder()
+    with _stops_told(folder, out is None and processes.first):
+        check_place(folder, network, target, len(ready.steps))
+        check_finite(network, "the network to be compressed")
+        begun = {split: first_batches(task, split, seed) for split in EARLY if task.has(split)}
+        known = tried(network, task, begun)
+        mark = job_mark(network, task, ready.steps, target, begun, seed=seed, threads=threads, seconds=seconds,
+                        memory=memory)
+        state = State(folder)
+        with state.held() if processes.first else nullcontext():
+            unsteady = processes.share(lambda: state.claim(
+                mark, resume, lambda split: split_mark(first_batches(task, split, seed)) if split in EARLY else None))
+            work = _Work(network, known, ready, target, state, processes, threads, seed,
+                         progress or (lambda what, done, total, figures: None), seconds, memory, preface, unsteady)
+            result = work.run()
+            if out is not None and processes.first:
+                result.save(out, work.gauge.deployed(len(ready.steps)))  # what ships is the file that was measured
+        return result
+
+
+def _check_given(network: Any, target: str, **options: Any) -> None:
+    """Raises RecipeError for arguments of ``compress`` that make no sense, ExportError for an unknown target."""
     if not isinstance(network, Network):
         parts = f" one of its parts: assembly.parts[{next(iter(network.parts))!r}]" if hasattr(network, "parts") else \
             " fw.capture(model, example_inputs) first"
         raise RecipeError(f"compress takes a Network, not a {type(network).__name__}; compress{parts}")
-    ready = recipe if isinstance(recipe, Recipe) else Recipe(recipe)
+    for option, given in options.items():
+        check_number("compress", option, given, NUMBERS[option])
     deploy.target(target)
-    processes = Processes()
-    folder = Path(out) / "state" if out is not None else processes.folder()
-    mark = {"format": JOB_FORMAT, "recipe": canonical(ready.steps), "network": digest(network),
-            "target": target, "seed": seed, "threads": threads}
+
+
+@contextmanager
+def _stops_told(folder: Path, removed: bool) -> Iterator[None]:
+    """Where files cannot be written, or Ctrl-C came, it is said how to go on; ``removed``: the folder goes at the end.
+    """
     try:
-        processes.share(lambda: State(folder).claim(mark, resume))
-        work = _Work(network, task, ready, target, State(folder), processes, threads, seed,
-                     progress or (lambda what, done, total, figures: None), seconds, memory, preface)
-        result = work.run()
-        if out is not None and processes.first:
-            result.save(out, work.deployed(len(ready.steps)))  # what ships is the very file that was measured
-        return result
+        yield
+    except (OSError, SafetensorError) as error:
+        raise FileError(f"the job could not write or read its files in {folder.parent}: {error}; what was finished is "
+                        "kept: make room, or give rights, and call it again to go on") from error
+    except KeyboardInterrupt as stop:
+        if not removed:
+            stop.add_note(f"what was finished is kept in {folder.parent}: call compress with the same arguments to go "
+                          "on")
+        raise
     finally:
-        if out is None and processes.first:
+        if removed:
             shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -94,34 +133,50 @@ class _Work:
     seconds: float
     memory: bool
     preface: str
+    unsteady: tuple[str, ...]
+
+    @property
+    def gauge(self) -> Gauge:
+        return Gauge(self.task, deploy.target(self.target), self.state, self.threads, self.seed, self.seconds,
+                     self.memory, self._tell)
 
     def run(self) -> Result:
-        steps, share = self.recipe.steps, self.processes.share
-        done = share(lambda: self.state.done(len(steps) + 1))
-        network, trail = self.original, [self._measurement(0, self.original, None, done)]
-        decisions: list[Decision] = []
-        flags: list[str] = []
-        for index, step in enumerate(steps, 1):
+        network, trail = self.original, [self._measurement(0, self.original, None)]
+        decisions: list[list[Decision]] = []
+        same: list[bool] = []
+        for index, step in enumerate(self.recipe.steps, 1):
             before = network
             network, decided = self._step(index, step, before)
-            decisions += decided
-            trail.append(self._measurement(index, network, step, done))
-            flags += flags_of(index, step, decided, trail[-2], trail[-1], digest(before) == digest(network))
-        final = self._final(network)
-        if len(steps) > 1:
-            last = final.after if final is not None else trail[-1]
-            flags += slower("the whole recipe", last.beside.get("original"), last)
+            check_finite(network, f"after step {index} ({kind_of(step)})")
+            decisions.append(decided)
+            same.append(digest(before) == digest(network))
+            trail.append(self._measurement(index, network, step))
+        scores = self._on_test(network)
+        trail, notes = self._timed(trail, network)
         return Result(
-            network=network, trail=tuple(trail), recipe=self.recipe, target=self.target, plans=tuple(decisions),
-            final=final, flags=tuple(flags), notes=tuple(network.notes),
+            network=network, trail=tuple(trail), recipe=self.recipe, target=self.target,
+            plans=tuple(d for decided in decisions for d in decided), final=final(trail, scores),
+            flags=tuple(self._flags(trail, decisions, same)), notes=(*network.notes, *notes, *self._unsteady()),
             layers_before=measure.layers(self.original), layers_after=measure.layers(network), preface=self.preface)
+
+    def _flags(self, trail: list[Measurement], decisions: list[list[Decision]], same: list[bool]) -> list[str]:
+        flags: list[str] = []
+        for index, step in enumerate(self.recipe.steps, 1):
+            flags += flags_of(index, step, decisions[index - 1], trail[index - 1], trail[index], same[index - 1])
+        if len(trail) > 2:
+            flags += slower("the whole recipe", "original", None, trail[-1])
+        return flags
+
+    def _unsteady(self) -> list[str]:
+        return [f"the {split} split gives other first batches at every pass: that it is the one that the job began "
+                "with could not be checked" for split in self.unsteady]
 
     # ---- one step
     def _step(self, index: int, step: Step, before: Network) -> tuple[Network, list[Decision]]:
         """The network after step ``index``, from its file if that stands already."""
-        folder = self.state.folder / f"step_{index}"
+        folder = self.state.place(index)
         file, notes = folder / "network.fw", folder / "decisions.json"
-        if not self.processes.share(file.exists):
+        if not self.processes.share(notes.exists):
             self._tell(f"step {index}: {kind_of(step)}", index - 1, {})
             began = time.monotonic()
             do = self._fit if isinstance(step, Fit) else self._rewrite
@@ -132,15 +187,18 @@ class _Work:
                 decided = [Decision(index, kind_of(whose[place]), p.summary(), p.skipped, p.grows, seconds,
                                     tuple(dataclasses.asdict(c) for c in getattr(p, "sensitivity", ())), p)
                            for place, p in plans.items()]
-                write_json(notes, [d.to_dict() for d in decided])
                 network.save(file)
+                seal(notes, [d.to_dict() for d in decided], [file, *self._plan_files(index, step).values()])
                 (folder / "checkpoint.safetensors").unlink(missing_ok=True)
             self.processes.share(lambda: None)
+        stored: list[dict[str, Any]]
+        stored, changed = unsealed(notes, list[dict[str, Any]])
+        if changed:
+            raise FileError(f"{folder / changed[0]} is not the file that was written; {OVER}")
         operators = beyond(target_name(n.target) for n in self.original.calls())
         network = load(file, types=named_types(self.original), operators=operators)  # type: ignore[assignment]
         plans = self._plans(index, step)
-        decided = [Decision.from_dict(d, p) for d, p in zip(read_json(notes), plans.values(), strict=True)]
-        return network, decided
+        return network, [Decision.from_dict(d, p) for d, p in zip(stored, plans.values(), strict=True)]
 
     def _rewrite(self, index: int, step: Rewrite, before: Network) -> tuple[Network, dict[int, Plan]]:
         """Decides (or takes up what was decided before a kill), then does. In the first process only."""
@@ -159,7 +217,7 @@ class _Work:
     def _fit(self, index: int, step: Fit, before: Network) -> tuple[Network, dict[int, Plan]]:
         folder = self.state.step(index)
         context = Context(original=self.original, workdir=folder, seed=seed_from(self.seed, "fit", index),
-                          progress=self.progress, plans=self._made(index))
+                          progress=self._by_epoch(getattr(step, "epochs", None)), plans=self._made(index))
         after = step.fit(before, self.task, context)
         return after, self._plans(index, step)
 
@@ -171,76 +229,50 @@ class _Work:
             found += [own[place] for place in sorted(own, key=lambda p: int(getattr(whose[p], "stage", 0)))]
         return tuple(found)
 
-    def _plans(self, index: int, step: Step) -> dict[int, Plan]:
-        """The plans that step ``index`` made, by the places of their ``planners``."""
-        folder = self.state.folder / f"step_{index}"
+    def _plan_files(self, index: int, step: Step) -> dict[int, Path]:
+        """The plans that step ``index`` left, by the places of their ``planners``."""
+        folder = self.state.place(index)
         names = ["plan.safetensors"] if isinstance(step, Rewrite) else [
             f"during_{i}.plan" for i in range(len(planners(step)))]
-        return {i: Plan.load(folder / name) for i, name in enumerate(names) if (folder / name).exists()}
+        return {i: folder / name for i, name in enumerate(names) if (folder / name).exists()}
+
+    def _plans(self, index: int, step: Step) -> dict[int, Plan]:
+        return {i: Plan.load(file) for i, file in self._plan_files(index, step).items()}
 
     # ---- figures
-    def deployed(self, index: int) -> Path:
-        """The exported file of step ``index``."""
-        return self.state.folder / f"step_{index}" / f"model{deploy.target(self.target).suffix}"
-
-    def _measurement(self, index: int, network: Network, step: Step | None, done: int) -> Measurement:
-        file = self.state.folder / f"step_{index}" / "measurement.json"
-        if index < done:
-            return Measurement.from_dict(read_json(file))
+    def _measurement(self, index: int, network: Network, step: Step | None) -> Measurement:
         name = "original" if step is None else kind_of(step)
-        self._tell(f"measure {name}", index, {})
+        return Measurement.from_dict(self.processes.share(lambda: self.gauge.taken(index, network, name).to_dict()))
 
-        def take() -> dict[str, Any]:
-            split = "validation" if self.task.has("validation") else "calibration"
-            earlier = {"original": self.deployed(0)} if index else {}
-            if index > 1:
-                earlier["before"] = self.deployed(index - 1)
-            found = self._measure(network, split, name, self.state.step(index), earlier)
-            write_json(file, found.to_dict())
-            return found.to_dict()
+    def _timed(self, trail: list[Measurement], network: Network) -> tuple[list[Measurement], list[str]]:
+        def plain() -> tuple[list[dict[str, Any]], list[str]]:
+            rows, notes = self.gauge.timed(trail, network)
+            return [row.to_dict() for row in rows], notes
 
-        found = Measurement.from_dict(self.processes.share(take))
-        self._tell(f"measured {name}", index, figures(found))
-        return found
+        rows, notes = self.processes.share(plain)
+        return [Measurement.from_dict(row) for row in rows], notes
 
-    def _measure(self, network: Network, split: str, name: str, folder: Path,
-                 beside: Mapping[str, Path]) -> Measurement:
-        with generators_kept():
-            seed_all(seed_from(self.seed, "measure", split))
-            return measure.measure(network, self.task, self.target, split, name, folder, self.threads,
-                                   {k: file for k, file in beside.items() if file.exists()}, archive=True,
-                                   memory=self.memory, seconds=self.seconds)
-
-    def _final(self, network: Network) -> Final | None:
+    def _on_test(self, network: Network) -> list[float | None] | None:
         if not self.task.has("test"):
             return None
-        file = self.state.folder / "final.json"
+        last = len(self.recipe.steps)
+        self._tell("measure on the test split", last, {})
+        return self.processes.share(lambda: scores_on_test(self.gauge, self.original, network, last))
 
-        def take() -> list[dict[str, Any]]:
-            if not file.exists():
-                before = self._measure(self.original, "test", "original", self.state.folder / "final_before", {})
-                after = self._measure(network, "test", "compressed", self.state.folder / "final_after",
-                                      {"original": self.deployed(0)})
-                write_json(file, [before.to_dict(), after.to_dict()])
-            return list(read_json(file))
+    def _by_epoch(self, epochs: int | None) -> Progress:
+        """The listener, told of a training's epoch, from 1, too."""
+        if not epochs:
+            return self.progress
 
-        self._tell("measure on the test split", len(self.recipe.steps), {})
-        before, after = (Measurement.from_dict(m) for m in self.processes.share(take))
-        return Final(before, after)
+        def tell(what: str, done: float, total: float, facts: Mapping[str, float]) -> None:
+            epoch = min(epochs, 1 + int(max(done - 1, 0) * epochs // max(total, 1)))
+            self.progress(what, done, total, {**facts, "epoch": epoch})
 
-    def _tell(self, what: str, done: int, facts: Mapping[str, float]) -> None:
+        return tell
+
+    def _tell(self, what: str, done: float, facts: Mapping[str, float]) -> None:
         if self.processes.first:
-            self.progress(what, done, len(self.recipe.steps), facts)
-
-
-def figures(found: Measurement) -> dict[str, float]:
-    """What a listener is told of a measurement."""
-    told: dict[str, float] = {"params": found.params, "macs": found.macs, "file_bytes": found.file_bytes}
-    if found.latency is not None:
-        told["latency_s"] = found.latency.median_s
-    if found.score is not None:
-        told[found.score_name] = found.score
-    return told
+            self.progress(what, done, 1.0 if what == "latencies" else len(self.recipe.steps), facts)
 
 
 def check_growth(index: int, step: Rewrite, plan: Plan, before: Network, after: Network) -> None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from featherweight.measure import Latency, Measurement
 from featherweight.recipe.recipe import rewrites
 from featherweight.recipe.result import Decision
+from featherweight.report import units
 from featherweight.steps import Step
 from featherweight.steps.kinds import kind_of
 
-#: a median and a lower quartile this much larger are called slower (disturbances move the upper quartile)
+#: without paired ratios, a median and a lower quartile this much larger are called slower (disturbances move the upper
+#: quartile)
 SLOWER = 1.05
 
 
@@ -25,7 +27,7 @@ def flags_of(index: int, step: Step, decided: list[Decision], before: Measuremen
     if same:
         return [f"{name} changed nothing"]
     if rewrites(step) and "latency" not in said:
-        found += slower(name, after.beside.get("before") or after.beside.get("original") or before.latency, after)
+        found += slower(name, "before" if "before" in after.beside else "original", before.latency, after)
     if "bytes" not in said and after.file_bytes > before.file_bytes:
         found.append(f"{name} made the deployed file larger: {before.file_bytes} -> {after.file_bytes} bytes")
     if "macs" not in said and after.macs > before.macs:
@@ -35,10 +37,14 @@ def flags_of(index: int, step: Step, decided: list[Decision], before: Measuremen
     return found
 
 
-def slower(name: str, old: Latency | None, after: Measurement) -> list[str]:
-    """A sentence if ``after`` is slower than ``old`` beyond SLOWER."""
-    new = after.latency
-    if old is None or new is None or new.median_s <= SLOWER * old.median_s or new.q1_s <= SLOWER * old.q1_s:
+def slower(name: str, other: str, old: Latency | None, after: Measurement) -> list[str]:
+    """A sentence if ``after`` is slower than ``other`` beside it, beyond doubt; than ``old`` where none is beside."""
+    new, ratio = after.latency, after.ratios.get(other)
+    old = after.beside.get(other, old)
+    if old is None or new is None:
         return []
-    return [f"{name} made it slower: {old.median_s * 1e3:.3f} ms -> {new.median_s * 1e3:.3f} ms (medians in "
-            f"{new.runtime}, {new.threads} thread(s), batch {new.batch})"]
+    doubtless = ratio.verdict == "slower" if ratio is not None else (
+        new.median_s > SLOWER * old.median_s and new.q1_s > SLOWER * old.q1_s)
+    scale, unit = units.unit("seconds", [old.median_s])
+    return [f"{name} made it slower: {units.number(old.median_s, scale)} {unit} -> {units.number(new.median_s, scale)} "
+            f"{unit} (medians in {new.runtime}, {new.threads} thread(s), batch {new.batch})"] if doubtless else []

@@ -19,7 +19,7 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from featherweight import deploy
-from featherweight.errors import RecipeError
+from featherweight.errors import FeatherweightError, RecipeError
 from featherweight.network import Assembly, Network, capture, load
 from featherweight.recipe import toml
 from featherweight.recipe.apply import Progress, compress
@@ -117,10 +117,11 @@ class Job:
         """TOML text that ``from_toml`` reads back."""
         return self.preface() + self.recipe.to_toml()
 
-    def preface(self) -> str:
-        """The tables ahead of the steps."""
+    def preface(self, out: str | None = None) -> str:
+        """The tables ahead of the steps; ``out`` is named instead of the options' own."""
+        options = self.options if out is None else replace(self.options, out=out)
         rows = ""
-        for name, table in (("model", self.model), ("task", self.task), ("compress", self.options)):
+        for name, table in (("model", self.model), ("task", self.task), ("compress", options)):
             given = {f: v for f, v in vars(table).items() if v is not None and v != {}}
             rows += f"[{name}]\n{toml.write(given)}\n"
         return rows
@@ -137,11 +138,13 @@ class Job:
         return as_network(made, task, str(self.model.file or self.model.factory)), task
 
     def run(self, progress: Progress | None = None, resume: bool = True, out: str | Path | None = None) -> Result:
-        """Does the job; ``out`` overrides the file's."""
+        """Does the job; ``out`` overrides the file's. The recipe that it leaves names another folder, ``out`` +
+        "-again", so that running it computes all anew and can be compared."""
         network, task = self.prepare()
         given = self.options
-        return compress(network, task, self.recipe, given.target, out or given.out, given.threads, given.seed, progress,
-                        resume, seconds=given.seconds, memory=given.memory, preface=self.preface())
+        folder = Path(out or given.out)
+        return compress(network, task, self.recipe, given.target, folder, given.threads, given.seed, progress, resume,
+                        seconds=given.seconds, memory=given.memory, preface=self.preface(f"{folder.as_posix()}-again"))
 
 
 def as_network(made: Any, task: Task, name: str) -> Network:
@@ -198,3 +201,7 @@ def call_factory(name: str, arguments: Mapping[str, Any], folder: str, where: st
         return found(**arguments)
     except TypeError as error:
         raise RecipeError(f"{where} factory {name!r} called with {dict(arguments)}: {error}") from error
+    except FeatherweightError:
+        raise
+    except Exception as error:
+        raise RecipeError(f"your function {name!r} raised {type(error).__name__}: {error}") from error

@@ -49,9 +49,12 @@ class Recipe:
         """The recipe in a TOML file (Path, or a string ending in ".toml") or text: its ``[[steps]]`` tables."""
         return cls(build(table, f"step {i}") for i, table in enumerate(toml.parse(source).get("steps", []), 1))
 
-    def to_toml(self) -> str:
-        """TOML text that ``from_toml`` reads back as an equal recipe."""
-        return "\n".join("[[steps]]\n" + toml.write(toml.describe(step)) for step in self.steps)
+    def to_toml(self, complete: bool = False) -> str:
+        """TOML text that ``from_toml`` reads back as an equal recipe.
+
+        complete: options at their defaults are written too, so that it means the same where defaults are others.
+        """
+        return "\n".join("[[steps]]\n" + toml.write(toml.describe(step, complete)) for step in self.steps)
 
     def __str__(self) -> str:
         return text(self.steps)

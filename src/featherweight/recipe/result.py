@@ -15,9 +15,9 @@ from featherweight.errors import RecipeError
 from featherweight.measure import LayerFigures, Measurement
 from featherweight.network import Network
 from featherweight.recipe import toml
-from featherweight.recipe.files import copy_file, write_json, write_text
 from featherweight.recipe.kinds import line
 from featherweight.recipe.recipe import Recipe
+from featherweight.recipe.writing import copy_file, write_json, write_text
 from featherweight.report import render
 from featherweight.steps import Plan, Skipped
 from featherweight.steps.kinds import kind_of
@@ -95,9 +95,10 @@ class Result:
 
     @property
     def recipe_toml(self) -> str:
-        """The recipe as TOML, or as Python (each line a comment) where TOML cannot hold it."""
+        """The recipe as TOML with every option written out, or as Python (each line a comment) where TOML cannot hold
+        it."""
         try:
-            return self.preface + self.recipe.to_toml()
+            return self.preface + self.recipe.to_toml(complete=True)
         except RecipeError as error:
             return self.preface + "".join(f"# {row}\n" for row in [str(error), *str(self.recipe).splitlines()])
 

@@ -45,8 +45,8 @@ def is_path(source: str | Path) -> bool:
     return isinstance(source, Path) or ("\n" not in source and source.endswith(".toml"))
 
 
-def describe(step: Any) -> dict[str, Any]:
-    """``{"kind": ..., option: ...}`` of a step: JSON-able, options at their defaults left out.
+def describe(step: Any, complete: bool = False) -> dict[str, Any]:
+    """``{"kind": ..., option: ...}`` of a step: JSON-able, options at their defaults left out unless ``complete``.
 
     Raises RecipeError for what a text cannot hold: steps of one's own that are not registered, networks, functions.
     """
@@ -54,18 +54,19 @@ def describe(step: Any) -> dict[str, Any]:
     if kind not in kinds():
         raise RecipeError(f"{type(step).__name__} is no registered kind; write fw.recipe.register('mine."
                           f"{type(step).__name__}', {type(step).__name__}) first")
-    return {"kind": kind, **{key: _plain(value, f"{kind}: {key}") for key, value in options(step).items()}}
+    given = options(step, complete)
+    return {"kind": kind, **{key: _plain(value, f"{kind}: {key}", complete) for key, value in given.items()}}
 
 
-def _plain(value: Any, where: str) -> Any:
+def _plain(value: Any, where: str, complete: bool) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         if type(value) in kinds().values():
-            return describe(value)
-        return {key: _plain(item, where) for key, item in options(value).items()}
+            return describe(value, complete)
+        return {key: _plain(item, where, complete) for key, item in options(value, complete).items()}
     if isinstance(value, Mapping):
-        return {str(key): _plain(item, where) for key, item in value.items()}
+        return {str(key): _plain(item, where, complete) for key, item in value.items()}
     if isinstance(value, (tuple, list)):
-        return [_plain(item, where) for item in value]
+        return [_plain(item, where, complete) for item in value]
     if value is None:
         return "none"
     if isinstance(value, (bool, int, float, str)):

@@ -62,8 +62,8 @@ def _section(title: str, body: str) -> str:
 
 def _headline(first: Row, last: Row) -> str:
     size = units.ratio(first.get("file_bytes"), last.get("file_bytes"))
-    speed = units.ratio(tables.latency_s(first), tables.latency_s(last), "faster", "slower")
-    known = [t for t in (size, speed) if t and t != "unchanged"]
+    speed = tables.speed(first, last)
+    known = [t for t in (size, speed) if t and t not in ("unchanged", units.SAME)]
     return ", ".join(known) if known else "nothing became smaller or faster"
 
 
@@ -97,17 +97,11 @@ def _flags(result: Row) -> str:
 def _tiles(first: Row, last: Row) -> str:
     """Before and after, one tile a measure; measures that are missing on either side are left out."""
     tiles = []
-    for title, kind, before, after, better, worse in (
-            ("deployed file", "bytes", first.get("file_bytes"), last.get("file_bytes"), "smaller", "larger"),
-            ("archive", "bytes", first.get("archive_bytes"), last.get("archive_bytes"), "smaller", "larger"),
-            ("latency", "seconds", tables.latency_s(first), tables.latency_s(last), "faster", "slower"),
-            ("MACs", "count", first.get("macs"), last.get("macs"), "fewer", "more"),
-            ("parameters", "count", first.get("params"), last.get("params"), "fewer", "more"),
-            ("peak memory", "bytes", first.get("memory_bytes"), last.get("memory_bytes"), "smaller", "larger")):
+    for title, kind, before, after, change in tables.changes(first, last):
         if after is not None:
             was = units.amount(kind, before) if before is not None else ""
             grew = before is not None and after > before * 1.005
-            tiles.append(_tile(title, units.amount(kind, after), was, units.ratio(before, after, better, worse), grew))
+            tiles.append(_tile(title, units.amount(kind, after), was, change, grew))
     if last.get("score") is not None:
         before = first.get("score")
         tiles.append(_tile(f"{last.get('score_name')}, {last.get('split')}", units.score(last["score"]),

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
+from featherweight.measure import Ratio
 from featherweight.report import units
 
 Row = Mapping[str, Any]
@@ -41,6 +42,38 @@ def latency_s(m: Row, key: str = "median_s") -> float | None:
     """A figure of a measurement's latency in seconds; None where none was measured."""
     found = (m.get("latency") or {}).get(key)
     return None if found is None else float(found)
+
+
+def verdict(first: Row, last: Row) -> str:
+    """Whether ``last`` is "faster" or "slower" than ``first`` beyond doubt, else "": by their paired ratios, which the
+    measurement of a later step holds; where there are none, by quartiles that do not overlap."""
+    ratio = (last.get("ratios") or {}).get("original")
+    if ratio:
+        return Ratio(**ratio).verdict
+    old, new = first.get("latency") or {}, last.get("latency") or {}
+    if None in (old.get("q1_s"), old.get("q3_s"), new.get("q1_s"), new.get("q3_s")):
+        return ""
+    return "faster" if new["q3_s"] < old["q1_s"] else "slower" if new["q1_s"] > old["q3_s"] else ""
+
+
+def speed(first: Row, last: Row) -> str:
+    """How much faster or slower ``last`` is, or that no difference was measured; "" where one was not timed."""
+    before, after = latency_s(first), latency_s(last)
+    if before is None or after is None:
+        return ""
+    return units.ratio(before, after, "faster", "slower") if verdict(first, last) else units.SAME
+
+
+def changes(first: Row, last: Row) -> list[tuple[str, str, float | None, float | None, str]]:
+    """(measure, kind of unit, before, after, the change in words) of both ends of a trail, for whoever shows them."""
+    rows = (("deployed file", "bytes", "file_bytes", "smaller", "larger"),
+            ("archive", "bytes", "archive_bytes", "smaller", "larger"),
+            ("latency", "seconds", "", "", ""),
+            ("MACs", "count", "macs", "fewer", "more"), ("parameters", "count", "params", "fewer", "more"),
+            ("peak memory", "bytes", "memory_bytes", "smaller", "larger"))
+    return [(title, kind, first.get(key), last.get(key), units.ratio(first.get(key), last.get(key), better, worse))
+            if key else (title, kind, latency_s(first), latency_s(last), speed(first, last))
+            for title, kind, key, better, worse in rows]
 
 
 def step_name(m: Row, index: int) -> str:
@@ -90,10 +123,12 @@ def _latency_column(measured: Sequence[Row]) -> Column | None:
     cells = []
     for i, m in enumerate(measured):
         same_rounds = (m.get("beside") or {}).get("original")
-        first, median = latency_s({"latency": same_rounds} if same_rounds else measured[0]), latency_s(m)
+        start, median = {"latency": same_rounds} if same_rounds else measured[0], latency_s(m)
+        first = latency_s(start)
         quartiles = "" if median is None else \
             f"{units.number(latency_s(m, 'q1_s'), scale)}…{units.number(latency_s(m, 'q3_s'), scale)}"
-        faster = f"{first / median:.2f} × · " if i and first and median else ""
+        faster = "" if not (i and first and median) else \
+            f"{first / median:.2f} × · " if verdict(start, m) else f"{units.SAME} · "
         cells.append(f"{units.number(median, scale)}<small>{faster}{quartiles}</small>")
     return Column(f"latency ({name})", cells)
 

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Sequence
 
 #: what stands where nothing was measured
 NONE = "–"
+#: what stands where two timings leave open which file is faster
+SAME = "no difference measured"
 SCALES: dict[str, Sequence[tuple[float, str]]] = {
     "bytes": ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1, "B")),
     "seconds": ((1, "s"), (1e-3, "ms"), (1e-6, "µs")),

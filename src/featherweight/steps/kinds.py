@@ -20,13 +20,13 @@ def kind_of(step: Any) -> str:
     return next((kind for kind, known in REGISTERED.items() if known is cls), f"{cls.__module__}.{cls.__qualname__}")
 
 
-def options(step: Any) -> dict[str, Any]:
-    """The options of a step that are not at their defaults."""
+def options(step: Any, complete: bool = False) -> dict[str, Any]:
+    """The options of a step that are not at their defaults; all of them where it is to be ``complete``."""
     found = {}
     for f in dataclasses.fields(step):
         value = getattr(step, f.name)
         default = f.default_factory() if f.default_factory is not dataclasses.MISSING else f.default
-        if f.init and (type(value) is not type(default) or value != default):
+        if f.init and (complete or type(value) is not type(default) or value != default):
             found[f.name] = value
     return found
 

@@ -1,0 +1,178 @@
+"""What a job is, in plain data and in words: by this a folder's state is known to belong to it, or to another one."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import itertools
+import platform
+import types
+from collections.abc import Iterable, Mapping
+from importlib import metadata
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from featherweight import __version__, deploy
+from featherweight.network import Network
+from featherweight.network.file.digest import digest
+from featherweight.seeds import generators_kept, seed_all, seed_from
+from featherweight.steps.fingerprint import canonical
+from featherweight.task import Batch, Task, described
+
+#: of a job's state, as ``fingerprint.json`` says it
+JOB_FORMAT = 3
+#: formats that are gone on from no more -> the version that wrote them
+OLD_JOB_FORMATS = {1: "0.1", 2: "0.2.0.dev0"}
+#: batches of each split that are compared
+FIRST = 2
+#: splits that are compared before the work; the test split is read, and compared, at its end
+EARLY = ("train", "calibration", "validation")
+
+
+def job_mark(network: Network, task: Task, steps: Iterable[Any], target: str, batches: Mapping[str, list[Batch]],
+             **options: Any) -> dict[str, Any]:
+    """The mark of a job: what its results depend on. batches: the first ones of each split."""
+    package = deploy.target(target).package
+    return {
+        "format": JOB_FORMAT, "recipe": canonical(tuple(steps)), "network": digest(network), "target": target,
+        **options,
+        "versions": {"featherweight": __version__, "python": platform.python_version(), "torch": str(torch.__version__),
+                     package: metadata.version(package)},
+        "loss": function_mark(task.loss), "score": function_mark(task.score), "score_name": task.score_name,
+        **{split: split_mark(found) for split, found in batches.items()}}
+
+
+# ---- data
+
+def first_batches(task: Task, split: str, seed: int) -> list[Batch]:
+    """The first batches of a split, of a pass whose global random generators begin at ``seed``."""
+    with generators_kept():
+        seed_all(seed_from(seed, "first batches", split))
+        return list(task.batches(split, FIRST))
+
+
+def split_mark(batches: Iterable[Batch]) -> dict[str, Any]:
+    """Inputs and targets by digest, and what they look like."""
+    inputs, targets = hashlib.sha256(), hashlib.sha256()
+    form = []
+    for given, target in batches:
+        _feed(inputs, given)
+        _feed(targets, target)
+        form.append(f"{_form(given)} -> {_form(target)}")
+    return {"inputs": inputs.hexdigest(), "targets": targets.hexdigest(), "form": form}
+
+
+def _feed(into: Any, value: Any) -> None:
+    if isinstance(value, Tensor):
+        into.update(f"{value.dtype}{list(value.shape)}".encode())
+        flat = value.detach().cpu().contiguous().reshape(-1)
+        into.update(flat.view(torch.uint8).numpy() if flat.numel() else b"")
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            into.update(repr(key).encode())
+            _feed(into, item)
+    elif isinstance(value, (tuple, list)):
+        into.update(f"{len(value)}(".encode())
+        for item in value:
+            _feed(into, item)
+    else:
+        plain = value is None or isinstance(value, (bool, int, float, str, bytes))
+        into.update(repr(value).encode() if plain else type(value).__qualname__.encode())
+
+
+def _form(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key}: {_form(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, (tuple, list)):
+        return f"({', '.join(map(_form, value))})"
+    return described(value) if isinstance(value, Tensor) else type(value).__name__
+
+
+# ---- functions
+
+def function_mark(given: Any) -> str | None:
+    """A function by its name and by what it does: its code, defaults and the plain values it closes over."""
+    if given is None:
+        return None
+    found = hashlib.sha256()
+    _describe_call(found, given)
+    kind = given if hasattr(given, "__qualname__") else type(given)
+    return f"{kind.__module__}.{kind.__qualname__} {found.hexdigest()[:16]}"
+
+
+def _describe_call(into: Any, given: Any) -> None:
+    if isinstance(given, functools.partial):
+        for part in (given.func, *given.args, *itertools.chain(*sorted(given.keywords.items()))):
+            _describe_call(into, part)
+    elif isinstance(given, types.MethodType):
+        _describe_call(into, given.__func__)
+        _describe_call(into, given.__self__)
+    elif isinstance(given, types.FunctionType):
+        _describe_code(into, given.__code__)
+        cells = [cell.cell_contents for cell in given.__closure__ or () if _holds(cell)]
+        for part in (*(given.__defaults__ or ()), *itertools.chain(*sorted((given.__kwdefaults__ or {}).items())),
+                     *cells):
+            _describe_call(into, part)
+    elif isinstance(given, nn.Module):
+        into.update(repr(given).encode())
+        _feed(into, dict(given.state_dict()))
+    elif isinstance(given, (Tensor, str, bytes, bool, int, float, tuple)) or given is None:
+        _feed(into, given)
+    elif dataclasses.is_dataclass(given) and not isinstance(given, type):
+        into.update(repr(canonical(given)).encode())
+    else:  # a counter, a cache, a class: what may change while the job runs is known by its kind
+        into.update(getattr(given, "__qualname__", type(given).__qualname__).encode())
+
+
+def _holds(cell: Any) -> bool:
+    try:
+        cell.cell_contents  # noqa: B018
+    except ValueError:  # a name that is bound later
+        return False
+    return True
+
+
+def _describe_code(into: Any, code: types.CodeType) -> None:
+    into.update(code.co_code)
+    into.update(repr(code.co_names).encode())
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            _describe_code(into, constant)
+        else:
+            into.update(repr(sorted(constant, key=repr) if isinstance(constant, frozenset) else constant).encode())
+
+
+# ---- in words
+
+def differences(found: Mapping[str, Any], mark: Mapping[str, Any]) -> dict[str, str]:
+    """What of ``mark`` is another in ``found``, each with how; "" where the name says all."""
+    return {key: _said(key, found.get(key), mark[key]) for key in mark if found.get(key) != mark[key]}
+
+
+def _said(key: str, was: Any, now: Any) -> str:
+    if key in (*EARLY, "test"):
+        return _split_said(key, was, now)
+    if key == "versions" and isinstance(was, Mapping):
+        return ", ".join(f"{name} {was.get(name, 'none')} -> {now.get(name, 'none')}"
+                         for name in dict.fromkeys((*was, *now)) if was.get(name) != now.get(name))
+    if key in ("loss", "score") and isinstance(was, str) and isinstance(now, str):
+        old, new = was.partition(" ")[0], now.partition(" ")[0]
+        return f"{old} -> {new}" if old != new else f"{new} is written otherwise than it was"
+    plain = all(isinstance(v, (str, int, float, bool)) for v in (was, now)) and key != "network"
+    return f"{was!r} -> {now!r}" if plain else ""
+
+
+def _split_said(split: str, was: Any, now: Any) -> str:
+    if not isinstance(was, Mapping) or not isinstance(now, Mapping):
+        return "there is one now" if now else "there is none now"
+    if was.get("form") != now.get("form"):
+        return f"its first batches were {was.get('form')} and are {now.get('form')}"
+    other = [what for what in ("inputs", "targets") if was.get(what) != now.get(what)]
+    return f"its first batches have other {' and other '.join(other)}"
+
+
+__all__ = ["EARLY", "FIRST", "JOB_FORMAT", "OLD_JOB_FORMATS", "differences", "first_batches", "function_mark",
+           "job_mark", "split_mark"]

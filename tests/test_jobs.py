@@ -1,0 +1,554 @@
+"""Jobs as people run them: other data in the same folder, damage, kills at any point, two at once, errors of one's own.
+
+What went wrong once is a test here; a kill is an exception at a file operation, after which no other one works.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import featherweight as fw
+from featherweight.cli.flags import in_flags
+from featherweight.cli.progress import Clock, duration
+from featherweight.errors import FileError, RecipeError, TaskError
+from featherweight.measure import Latency, Ratio, paired
+from featherweight.recipe import gauge
+from featherweight.recipe.files import State
+from featherweight.recipe.mark import function_mark
+from featherweight.report import render
+from featherweight.report.shape import check_shape
+from test_recipe import Named, Nudge, Scale, assert_same, batches, squeeze, task, tiny
+
+torch.set_num_threads(1)
+ONE = fw.Recipe([Scale()])
+
+
+def flipped(seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+    for x, y in batches(seed):
+        yield x, 2 - y
+
+
+# ---- the same folder with another task
+
+@pytest.mark.parametrize(("key", "other", "said"), [
+    ("validation", {"validation": lambda: flipped(3)}, "validation: its first batches have other targets"),
+    ("train", {"train": lambda: batches(7)}, "train: its first batches have other inputs and other targets"),
+    ("calibration", {"calibration": None}, "calibration"),
+    ("train", {"train": lambda: ((x[:8], y[:8]) for x, y in batches(1))}, r"were \['float32\[16, 4\] -> int64\[16\]'"),
+    ("loss", {"loss": lambda o, t: 2 * nn.functional.cross_entropy(o, t)}, "loss: torch.nn.functional.cross_entropy ->"),
+    ("score", {"score": fw.scores.top5}, r"top1 -> .*top5"),
+    ("score_name", {"score_name": "accuracy"}, "score_name: 'top1' -> 'accuracy'"),
+])
+def test_another_task_in_the_same_folder_is_refused_with_what_changed(tmp_path: Path, key: str, other: Any,
+                                                                      said: str) -> None:
+    squeeze(tiny(), task(), ONE, out=tmp_path)
+    with pytest.raises(RecipeError, match=rf"\(other: [a-z_, ]*{key}.*\).*out=another folder\), or resume=False"
+                       ) as caught:
+        squeeze(tiny(), task(**other), ONE, out=tmp_path)
+    assert re.search(said, str(caught.value)), caught.value
+
+
+@pytest.mark.parametrize(("options", "said"), [
+    ({"seconds": 0.03}, r"other: seconds\) \(seconds: 0\.02 -> 0\.03"), ({"memory": True}, "memory: False -> True"),
+    ({"threads": 2}, "threads: 1 -> 2")])
+def test_other_options_are_refused(tmp_path: Path, options: Any, said: str) -> None:
+    squeeze(tiny(), task(), ONE, out=tmp_path)
+    with pytest.raises(RecipeError, match=said):
+        squeeze(tiny(), task(), ONE, out=tmp_path, **options)
+
+
+def test_another_version_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    squeeze(tiny(), task(), ONE, out=tmp_path)
+    monkeypatch.setattr("featherweight.recipe.mark.__version__", "9.9")
+    with pytest.raises(RecipeError, match=rf"versions: featherweight {re.escape(fw.__version__)} -> 9\.9"):
+        squeeze(tiny(), task(), ONE, out=tmp_path)
+
+
+def test_another_test_split_is_refused(tmp_path: Path) -> None:
+    squeeze(tiny(), task(test=lambda: batches(4)), ONE, out=tmp_path)
+    with pytest.raises(RecipeError, match="test: its first batches have other targets"):
+        squeeze(tiny(), task(test=lambda: flipped(4)), ONE, out=tmp_path)
+
+
+def test_a_split_that_shuffles_is_the_same_split(tmp_path: Path) -> None:
+    data = torch.utils.data.TensorDataset(torch.cat([x for x, _ in batches(1)]), torch.cat([y for _, y in batches(1)]))
+    loader = torch.utils.data.DataLoader(data, batch_size=16, shuffle=True)
+    first = squeeze(tiny(), task(train=loader), ONE, out=tmp_path)
+    torch.rand(3)
+    assert squeeze(tiny(), task(train=loader), ONE, out=tmp_path).notes == first.notes
+    own = np.random.default_rng(0)
+    restless = task(train=lambda: [(torch.from_numpy(own.normal(size=(4, 4))).float(), torch.zeros(4).long())] * 3)
+    squeeze(tiny(), restless, ONE, out=tmp_path / "restless")
+    again = squeeze(tiny(), restless, ONE, out=tmp_path / "restless")
+    assert any("the train split gives other first batches at every pass" in note for note in again.notes)
+
+
+def test_a_function_is_known_by_what_it_does() -> None:
+    def made(by: float) -> Any:
+        return lambda o, t: by * nn.functional.cross_entropy(o, t)
+
+    marks = [function_mark(f) for f in (made(1.0), made(2.0), nn.CrossEntropyLoss(), nn.CrossEntropyLoss(reduction="sum"),
+                                        nn.CrossEntropyLoss(weight=torch.ones(3)), fw.scores.top1, fw.scores.top5)]
+    assert len(set(marks)) == len(marks)
+    assert function_mark(made(1.0)) == marks[0]
+    code = "from test_jobs import *\nprint(function_mark(fw.scores.mean_iou), function_mark(nn.CrossEntropyLoss()))"
+    found = [subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent, check=True, capture_output=True,
+                            text=True, env={**os.environ, "PYTHONHASHSEED": seed}).stdout for seed in ("1", "2")]
+    assert found[0] == found[1] == f"{function_mark(fw.scores.mean_iou)} {marks[2]}\n"
+
+
+# ---- damage
+
+def test_a_damaged_deployed_file_is_exported_and_measured_anew(tmp_path: Path) -> None:
+    first = squeeze(tiny(), task(), ONE, out=tmp_path)
+    whole = (tmp_path / "model.here").read_bytes()
+    (tmp_path / "state" / "step_1" / "model.here").write_bytes(b"garbage")
+    with pytest.warns(UserWarning, match=r"step_1/model\.here is not the file that was measured"):
+        again = squeeze(tiny(), task(), ONE, out=tmp_path)
+    assert (tmp_path / "model.here").read_bytes() == whole
+    assert again.trail[1].score == first.trail[1].score
+
+
+@pytest.mark.parametrize("name", ["network.fw", "plan.safetensors"])
+def test_another_file_of_the_state_that_is_damaged_is_told(tmp_path: Path, name: str) -> None:
+    squeeze(tiny(), task(), ONE, out=tmp_path)
+    file = tmp_path / "state" / "step_1" / name
+    held = bytearray(file.read_bytes())
+    held[-3] ^= 1  # one bit of one weight: still a file that can be read
+    file.write_bytes(held)
+    with pytest.raises(FileError, match=rf"{name} is not the file that was written; .*resume=False\) to start over"):
+        squeeze(tiny(), task(), ONE, out=tmp_path)
+
+
+@pytest.mark.parametrize("text", [pytest.param("[" * 100_000, id="deep"), "null", "[]", "{}", "3", '"x"', '{"files": {}, "value": null}', "{", "",
+                                  '{"files": {"a": 1}, "value": []}', '{"files": {}, "value": {"step": 3}}'])
+def test_state_files_of_wrong_json_are_answered_in_words(tmp_path: Path, text: str) -> None:
+    squeeze(tiny(), task(test=lambda: batches(4)), ONE, out=tmp_path)
+    for file in sorted((tmp_path / "state").rglob("*.json")):
+        if file.name == "decisions.json" and '"value": {"step"' in text:
+            continue
+        kept = file.read_text()
+        file.write_text(text)
+        with pytest.raises(FileError, match=r"write compress\(\.\.\., resume=False\) to start over"):
+            squeeze(tiny(), task(test=lambda: batches(4)), ONE, out=tmp_path)
+        file.write_text(kept)
+    squeeze(tiny(), task(test=lambda: batches(4)), ONE, out=tmp_path)
+
+
+EDITS: list[tuple[tuple[Any, ...], Any]] = [
+    (("trail",), 3), (("trail",), {"a": 1}), (("trail", 0), "x"), (("trail", 0, "params"), "many"),
+    (("trail", 0, "latency"), 3), (("trail", 0, "latency", "median_s"), "fast"), (("trail", 1, "score"), [1]),
+    (("trail", 1, "beside"), []), (("trail", 1, "ratios", "original"), {}), (("plans",), [1]),
+    (("plans", 0, "skipped"), 5), (("layers",), [1]), (("layers", "before"), "x"), (("flags",), 1), (("notes",), {}),
+    (("machine",), 4), (("recipe_toml",), 4), (("final",), 1)]
+
+
+def test_a_malformed_result_is_told_where(tmp_path: Path) -> None:
+    squeeze(tiny(), task(), ONE, out=tmp_path)
+    values = json.loads((tmp_path / "result.json").read_text())
+    check_shape(values, "result.json")
+    for path, value in EDITS:
+        wrong = json.loads(json.dumps(values))
+        place = wrong
+        for key in path[:-1]:
+            place = place[key]
+        place[path[-1]] = value
+        with pytest.raises(FileError, match=rf"result\.json is damaged: {path[0]}.*compress wrote"):
+            check_shape(wrong, "result.json")
+
+
+# ---- kills
+
+class Killed(BaseException):
+    """Stands for SIGKILL."""
+
+
+class Kill:
+    """Lets so many file operations in a folder through; from then on none works."""
+
+    folder, left, seen = "", 0, 0
+
+    def arm(self, folder: Path, after: int) -> None:
+        self.folder, self.left, self.seen = str(folder), after, 0
+
+    def hear(self, event: str, arguments: tuple[Any, ...]) -> None:
+        if not self.folder or event not in CHANGES or not str(arguments[0]).startswith(self.folder):
+            return
+        if event == "open" and not (arguments[2] & (os.O_WRONLY | os.O_RDWR)):
+            return
+        self.seen += 1
+        if self.seen > self.left:
+            raise Killed
+
+
+CHANGES = {"open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.chmod", "os.truncate"}
+KILL = Kill()
+sys.addaudithook(lambda event, arguments: KILL.hear(event, arguments))
+
+FAMILIES = {
+    "steps": fw.Recipe([Scale(by=None), Nudge(), fw.prune.Weights(sparsity=0.5)]),
+    "training": fw.Recipe([fw.prune.Channels(macs=0.7),
+                           fw.recover.Train(epochs=2, lr=0.05, distill=fw.distill.Logits(), checkpoint_every=0.0)]),
+    "low rank and codebooks": fw.Recipe([fw.factorize.LowRank(energy=0.9), fw.share.Codebook()]),
+}
+
+
+def without_times(values: Any) -> Any:
+    """What ``result.json`` holds, but seconds and what is said of them."""
+    if isinstance(values, dict):
+        return {k: without_times(v) for k, v in values.items()
+                if k not in ("latency", "beside", "ratios", "seconds", "recipe_toml")}
+    if isinstance(values, list):
+        return [without_times(v) for v in values if not (isinstance(v, str) and ("slower" in v or "latencies" in v))]
+    return values
+
+
+def killed_after(count: int, out: Path, recipe: fw.Recipe, resume: bool = True) -> bool:
+    """Runs a job that is killed after so many file operations; whether it was."""
+    KILL.arm(out, count)
+    try:
+        squeeze(tiny(), task(test=lambda: batches(4)), recipe, out=out, seconds=0.0, resume=resume)
+    except Killed:
+        return True
+    finally:
+        KILL.folder = ""
+    return False
+
+
+def check_kills(recipe: fw.Recipe, folder: Path, step: int) -> None:
+    whole = squeeze(tiny(), task(test=lambda: batches(4)), recipe, out=folder / "whole", seconds=0.0)
+    wanted = without_times(json.loads((folder / "whole" / "result.json").read_text()))
+    for count in itertools.count(0, step):
+        out = folder / str(count)
+        if not killed_after(count, out, recipe):
+            assert count > 40, "the kills were heard"
+            return
+        resumed = squeeze(tiny(), task(test=lambda: batches(4)), recipe, out=out, seconds=0.0)
+        assert_same(resumed.network, whole.network)
+        assert without_times(json.loads((out / "result.json").read_text())) == wanted
+        left = [p for p in out.rglob("*") if p.suffix in (".part", ".lock", ".holder") or "cleared" in p.name]
+        assert left == []
+
+
+def test_a_kill_at_any_file_operation_changes_nothing(tmp_path: Path) -> None:
+    check_kills(FAMILIES["steps"], tmp_path, 13)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_kill_before_and_after_every_file_operation_changes_nothing(tmp_path: Path, name: str) -> None:
+    check_kills(FAMILIES[name], tmp_path, 1)
+
+
+def test_a_kill_in_claiming_or_clearing_leaves_a_folder_that_is_accepted(tmp_path: Path) -> None:
+    for count in itertools.count():
+        out = tmp_path / str(count)
+        squeeze(tiny(), task(), fw.Recipe([Nudge()]), out=out, seconds=0.0)
+        KILL.arm(out, count)
+        try:
+            state = State(out / "state")
+            with state.held():
+                state.claim({"format": 3, "recipe": []}, resume=False)
+        except Killed:
+            pass
+        else:
+            assert count > 10
+            break
+        finally:
+            KILL.folder = ""
+        squeeze(tiny(), task(), ONE, out=out, seconds=0.0, resume=False)
+
+
+def test_a_killed_measurement_keeps_what_it_has(tmp_path: Path) -> None:
+    scored = [0]
+
+    def score(predict: Any, given: Any) -> float:
+        scored[0] += 1
+        return 1.0
+
+    work = task(score=score)
+    squeeze(tiny(), work, ONE, out=tmp_path / "whole")
+    whole = scored[0]
+    scored[0] = 0
+    out, count, kills = tmp_path / "killed", 0, 0
+    while True:  # every call gets five file operations further than the one before had come
+        KILL.arm(out, count + 5)
+        try:
+            squeeze(tiny(), work, ONE, out=out)
+            break
+        except Killed:
+            kills, count = kills + 1, count + 5
+        finally:
+            KILL.folder = ""
+    assert kills > 5
+    trials = kills  # each call tries the score once before it begins
+    assert scored[0] - trials <= whole + 2, "a score that was kept is not taken again"
+
+
+# ---- two at once, no room, no rights
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from featherweight.recipe.files import State
+with State(Path(sys.argv[1]) / "state").held():
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_folder_in_use_names_the_process_and_is_free_after_its_kill(tmp_path: Path) -> None:
+    other = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(RecipeError, match=rf"worked in by process {other.pid} on .*out=another folder"):
+            squeeze(tiny(), task(), ONE, out=tmp_path)
+        other.kill()
+        other.wait()
+        squeeze(tiny(), task(), ONE, out=tmp_path)
+    finally:
+        other.kill()
+        other.wait()
+
+
+def test_several_processes_write_one_file(tmp_path: Path) -> None:
+    code = ("import sys\nfrom pathlib import Path\nfrom featherweight.recipe.writing import write_json\n"
+            "for i in range(40): write_json(Path(sys.argv[1]), [int(sys.argv[2])] * 20000)")
+    running = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "file.json"), str(i)]) for i in range(2)]
+    assert [process.wait() for process in running] == [0, 0]
+    assert json.loads((tmp_path / "file.json").read_text()) in ([0] * 20000, [1] * 20000)
+    assert [p.name for p in tmp_path.iterdir()] == ["file.json"]
+
+
+def test_a_disk_that_is_full_is_told_and_the_job_goes_on_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("os.fsync", full)
+        with pytest.raises(FileError, match=r"No space left on device.*what was finished is kept.*to go on"):
+            squeeze(tiny(), task(), ONE, out=tmp_path)
+    with monkeypatch.context() as patched:
+        patched.setattr("shutil.disk_usage", lambda place: type("Usage", (), {"free": 100})())
+        with pytest.raises(RecipeError, match=r"may need .* GB in .*are free; write another out"):
+            squeeze(tiny(), task(), ONE, out=tmp_path)
+    squeeze(tiny(), task(), ONE, out=tmp_path)
+
+
+# ---- errors of one's own functions
+
+def raising(*arguments: Any) -> Any:
+    raise KeyError("label")
+
+
+def at_the_second(predict: Any, given: Any) -> float:
+    for number, _ in enumerate(given):
+        if number:
+            raise KeyError("label")
+    return 1.0
+
+
+@pytest.mark.parametrize(("more", "message"), [
+    ({"loss": lambda o, t: nn.functional.cross_entropy(o, t, reduction="none")},
+     r"your loss gave float32\[16\] on the train split; expected a scalar tensor"),
+    ({"loss": lambda o, t: 1.0}, r"your loss gave 1\.0 \(float\) on the train split"),
+    ({"loss": raising}, r"on the train split: your loss raised KeyError: 'label' \(for an output float32\[16, 3\]"),
+    ({"score": lambda predict, given: None}, r"your score function gave None on the validation split"),
+    ({"score": lambda predict, given: "good"}, r"gave 'good' \(str\) on the validation split.*expected a number"),
+    ({"score": raising}, "your score function raised KeyError: 'label' on the validation split"),
+    ({"score": at_the_second}, "raised KeyError: 'label' on the validation split, batch 1"),
+    ({"score": lambda predict, given: float("nan")}, "your score gave nan on the validation split; expected a finite"),
+    ({"train": lambda: [(torch.randn(4, 7), torch.zeros(4).long())]},
+     r"cannot be called with the first batch of the train split \(float32\[4, 7\]\)"),
+    ({"validation": list}, r"the validation split gave no batches"),
+    ({"validation": iter(list(batches(3)))}, "list_iterator, which can be gone through only once"),
+    ({"train": lambda: [(x.double(), y) for x, y in batches(1)]}, r"train split.*float64"),
+])
+def test_what_a_users_function_does_wrong_is_told_before_the_first_step(more: Any, message: str) -> None:
+    Scale.planned.clear()
+    with pytest.raises(TaskError, match=message) as caught:
+        squeeze(tiny(), task(**more), ONE)
+    assert not Scale.planned
+    if "KeyError" in message:
+        assert isinstance(caught.value.__cause__, KeyError), "their own traceback is kept"
+
+
+@pytest.mark.parametrize("split", [lambda: list(batches(1)), lambda: [(x.numpy(), y.numpy()) for x, y in batches(1)],
+                                   lambda: torch.utils.data.DataLoader(list(batches(1)), batch_size=None)])
+def test_splits_of_every_kind_train(split: Any) -> None:
+    result = squeeze(tiny(), task(train=split()), [fw.recover.Train(epochs=1, lr=0.05)])
+    assert_same(result.network, squeeze(tiny(), task(train=lambda: batches(1)), [fw.recover.Train(lr=0.05)]).network)
+
+
+def test_a_loss_of_logits_gets_them_from_outputs_that_hold_several() -> None:
+    network = fw.capture(Named(), torch.randn(2, 4))
+    result = squeeze(network, task(), [fw.recover.Train(epochs=1, lr=0.1)])
+    own = squeeze(network, task(loss=lambda o, t: nn.functional.cross_entropy(o.logits, t)),
+                  [fw.recover.Train(epochs=1, lr=0.1)])
+    assert_same(result.network, own.network)
+
+
+# ---- numbers that are none
+
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused(wrong: float) -> None:
+    network = tiny()
+    with torch.no_grad():
+        network.tensor("0.weight")[0, 0] = wrong
+    with pytest.raises(RecipeError, match=r"'0\.weight' holds 1 of 64 numbers that are not finite"):
+        squeeze(network, task(), ONE)
+    with pytest.raises(RecipeError, match=r"after step 1 \(test\.Nudge\): '0\.bias' holds"):
+        squeeze(tiny(), task(), [Nudge(by=wrong)])
+
+
+def test_true_is_no_number() -> None:
+    with pytest.raises(RecipeError, match="macs is True"):
+        fw.Recipe([fw.prune.Channels(macs=True)])
+    with pytest.raises(RecipeError, match="threads=True"):
+        squeeze(tiny(), task(), ONE, threads=True)
+
+
+def test_options_are_checked_when_the_recipe_is_made() -> None:
+    with pytest.raises(RecipeError, match="did you mean 'magnitude'"):
+        fw.Recipe([fw.recover.Train(epochs=10), fw.prune.Weights(score="magnitud")])
+
+
+# ---- one set of figures
+
+def test_files_are_timed_once_and_every_place_says_the_same(tmp_path: Path) -> None:
+    result = squeeze(tiny(), task(test=lambda: batches(4)), [Scale(), Nudge()], out=tmp_path)
+    first, *rest = result.trail
+    assert result.final is not None
+    assert result.final.before.latency == first.latency
+    assert result.final.after.latency == result.trail[-1].latency
+    for index, row in enumerate(rest, 1):
+        assert row.beside["original"] == first.latency
+        assert row.latency is not None
+        assert row.beside.get("before", first.latency) == result.trail[index - 1].latency
+        assert row.ratios.keys() == row.beside.keys()
+        assert row.ratios["original"].low <= row.ratios["original"].median <= row.ratios["original"].high
+
+
+def test_a_verdict_needs_ratios_beyond_doubt() -> None:
+    assert (Ratio(1.2, 1.1, 1.3).verdict, Ratio(0.8, 0.7, 0.9).verdict) == ("faster", "slower")
+    assert {Ratio(1.5, 0.9, 2.0).verdict, Ratio(1.02, 1.01, 1.03).verdict, Ratio(0.98, 0.97, 0.99).verdict} == {""}
+    few = paired([2.0] * 8 + [0.5] * 3, [1.0] * 11)
+    assert few.median == 2
+    assert few.verdict == "", "eleven rounds of a coin are often as uneven"
+    generator = np.random.default_rng(0)
+    for rounds in (11, 40, 400):  # equal files on a machine that is disturbed now and then
+        found = [paired(*(np.where(generator.random((2, rounds)) < 0.3, 3.0, 1.0) + 0.02 * generator.random((2, rounds))))
+                 for _ in range(300)]
+        assert [r.verdict for r in found if r.verdict] == []
+
+
+def test_the_page_says_that_no_difference_was_measured() -> None:
+    def row(step: str, median: float, ratio: tuple[float, float, float] | None) -> dict[str, Any]:
+        latency = {"median_s": median, "q1_s": 0.9 * median, "q3_s": 1.1 * median, "rounds": 99}
+        return {"step": step, "file_bytes": 1000, "params": 1, "nonzeros": 1, "latency": latency,
+                "ratios": {} if ratio is None else {"original": dict(zip(("median", "low", "high"), ratio, strict=True))}}
+
+    doubtful = render({"trail": [row("original", 282e-6, None), row("x", 299e-6, (0.94, 0.8, 1.1))]})
+    assert "nothing became smaller or faster" in doubtful
+    assert "no difference measured" in doubtful
+    assert "×" not in doubtful.partition('class="tiles"')[2].partition("MACs")[0]
+    sure = render({"trail": [row("original", 282e-6, None), row("x", 235e-6, (1.2, 1.15, 1.25))]})
+    assert "1.20\u00a0×\u00a0faster" in sure
+
+
+def test_files_that_do_not_fit_into_memory_together_are_left_out_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gauge, "available", lambda: 1000.0)
+    result = squeeze(tiny(), task(), [Scale(), Nudge()])
+    assert [row.latency is not None for row in result.trail] == [True, False, True]
+    assert any("step 1 was not timed" in note for note in result.notes)
+
+
+def test_a_busy_machine_is_noted(monkeypatch: pytest.MonkeyPatch) -> None:
+    waits = iter([0.0, 1e9])
+    monkeypatch.setattr("featherweight.measure.timing.waited_s", lambda: next(waits))
+    result = squeeze(tiny(), task(), ONE)
+    assert isinstance(result.trail[0].latency, Latency)
+    assert result.trail[0].latency.waiting == 1
+    assert any("busy machine: for 100 % of that time" in note for note in result.notes)
+
+
+# ---- what is seen meanwhile
+
+def test_the_time_left_is_told_as_far_as_it_is_known() -> None:
+    now = [0.0]
+    clock = Clock(lambda: now[0])
+
+    def after(seconds: float, what: str, done: float, total: float, **facts: float) -> None:
+        now[0] += seconds
+        clock.tell(what, done, total, facts)
+
+    after(0, "measure original", 0, 2)
+    after(10, "measured original", 0, 2)
+    after(0, "step 1: recover.Train", 0, 2)
+    assert clock.left() is None
+    after(1, "recover.Train", 1, 11, epoch=1)
+    after(10, "recover.Train", 6, 11, epoch=2)
+    assert clock.left() == pytest.approx(10)
+    assert clock.left_in_all() == (pytest.approx(30), False), "the second step may take any time"
+    assert clock.line() == ("step 1: recover.Train, epoch 2, 6 of 11, 11 s so far, about 10 s left in it, at least 30 s "
+                            "left in all")
+    after(10, "measure recover.Train", 1, 2)
+    after(10, "measured recover.Train", 1, 2)
+    after(0, "step 2: recover.Train", 1, 2)
+    after(0, "recover.Train", 0, 10)
+    after(2, "recover.Train", 1, 10)
+    assert clock.left_in_all() == (pytest.approx(18 + 10), True)
+    after(18, "measure recover.Train", 2, 2)
+    after(10, "measured recover.Train", 2, 2)
+    assert clock.share < 1, "the test split and the latencies are to come"
+    assert [duration(s) for s in (3.4, 100, 7500)] == ["3 s", "2 min", "2 h 5 min"]
+
+
+def test_a_training_tells_its_epoch() -> None:
+    told: list[tuple[float, float]] = []
+
+    def listen(what: str, done: float, total: float, figures: Mapping[str, float]) -> None:
+        if what == "recover.Train":
+            told.append((done, figures["epoch"]))
+
+    squeeze(tiny(), task(), [fw.recover.Train(epochs=2, lr=0.05)], progress=listen)
+    assert told == [(i, 1 if i <= 6 else 2) for i in range(1, 13)]
+
+
+def test_ctrl_c_says_how_to_go_on(tmp_path: Path) -> None:
+    def stop(what: str, *rest: Any) -> None:
+        if what.startswith("step"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt) as caught:
+        squeeze(tiny(), task(), ONE, out=tmp_path, progress=stop)
+    assert any(f"kept in {tmp_path}: call compress" in note for note in caught.value.__notes__)
+    squeeze(tiny(), task(), ONE, out=tmp_path)
+
+
+def test_messages_speak_in_flags_on_the_command_line(tmp_path: Path) -> None:
+    squeeze(tiny(), task(), ONE, out=tmp_path)
+    with pytest.raises(RecipeError) as caught:
+        squeeze(tiny(), task(), ONE, out=tmp_path, seed=1)
+    assert "write --out another-folder, or --no-resume to start over" in in_flags(str(caught.value))
+    (tmp_path / "state" / "step_0" / "measurement.json").write_text("null")
+    with pytest.raises(FileError) as damaged:
+        squeeze(tiny(), task(), ONE, out=tmp_path)
+    assert "write --no-resume to start over" in in_flags(str(damaged.value))
+    assert not any(word in in_flags(str(e.value)) for e in (caught, damaged) for word in ("compress(", "resume=", "out="))
+
+
