@@ -146,7 +146,7 @@ def _place(entry: dict[str, Any]) -> tuple[int, int, int]:
 
 
 def contents(path: str | Path) -> tuple[bytes, list[tuple[int, int, int, tuple[int, int]]]]:
-    """The bytes of an archive, and (method, count, width, (start, end)) of its blocks. FileError for what is damaged."""
+    """An archive's bytes, and (method, count, width, (start, end)) of its blocks. FileError for what is damaged."""
     archive = _read(path)
     version = _checked(archive, str(path))
     return archive, list(_blocks(archive, read_varint(archive, 72)[1], len(METHODS) if version > OLDEST else FIRST))

@@ -145,7 +145,7 @@ def _sparse(numbers: Numbers) -> bytes | None:
     if numbers.itemsize == 1 or not 0 < rest.size < 0.98 * numbers.size:
         return None
     places = entropy.encode(mask.view(np.uint8))
-    made = [(len(p), m, p) for m, (write, _) in METHODS.items() if m not in (SPARSE, TEXT) and (p := write(rest)) is not None]
+    made = [(len(p), m, p) for m, (write, _) in METHODS.items() if m != SPARSE and (p := write(rest)) is not None]
     _, method, payload = min(made)
     return varint(len(places)) + places + bytes((method,)) + payload
 
