@@ -18,7 +18,7 @@ Code = Callable[[Tensor, bool], tuple[Tensor, Tensor]]
 Codes = dict[str, tuple[Tensor, Tensor]]
 
 
-class Pace(Protocol):
+class Assigning(Protocol):
     """When weights are assigned: from ``begin`` to ``end`` of the training, anew every ``frequency``."""
 
     @property
@@ -42,7 +42,7 @@ class Sharing(Companion):
     it comes to the tap (masked by whoever stands before) stays zero, at entry 0, where ``keep_zeros`` says so.
     """
 
-    def __init__(self, network: Network, names: Sequence[str], code: Code, pace: Pace,
+    def __init__(self, network: Network, names: Sequence[str], code: Code, pace: Assigning,
                  plan: Callable[[Codes], Plan]) -> None:
         self.network, self.names, self.code, self.pace, self.plan = network, list(names), code, pace, plan
         self.books = {n: torch.zeros(pace.entries(), dtype=network.tensor(n).dtype, device=network.tensor(n).device,
