@@ -36,7 +36,7 @@ def coded(values: Tensor, clusters: int, *, importance: Tensor | None = None, pr
 
     importance: of each value, at least 0, in the shape of ``values``; None: 1. price: of one bit, in the unit of
     importance * value^2. start: entries evenly between the smallest and the largest value ("linear"), or so that each
-    has as many values ("density"). hold_zero: entry 0 is exactly 0.0 and every exact zero has it; where ``price`` is
+    stands for as much importance ("density"). hold_zero: entry 0 is exactly 0.0 and every exact zero has it; where ``price`` is
     above 0, other values may take it too. Deterministic.
     """
     if importance is None and not price and start == "linear":
@@ -47,7 +47,7 @@ def coded(values: Tensor, clusters: int, *, importance: Tensor | None = None, pr
     free = flat[~held]
     if not len(free):
         return _measured(values, values.new_zeros(1), torch.zeros(values.shape, dtype=torch.uint8), importance)
-    entries = _started(free, clusters - hold_zero, start)
+    entries = _started(free, h[~held], clusters - hold_zero, start)
     if hold_zero:
         entries = torch.cat([entries.new_zeros(1), entries])
     lengths = torch.zeros_like(entries)
@@ -76,14 +76,16 @@ def coded(values: Tensor, clusters: int, *, importance: Tensor | None = None, pr
     return _measured(values, entries[order].to(values.dtype), made, importance)
 
 
-def _started(free: Tensor, clusters: int, start: str) -> Tensor:
+def _started(free: Tensor, importance: Tensor, clusters: int, start: str) -> Tensor:
     distinct: Tensor = torch.unique(free)
     if len(distinct) <= clusters:
         return distinct
     if start == "linear":
         return torch.linspace(float(distinct[0]), float(distinct[-1]), clusters, dtype=torch.float64)
-    places = (torch.arange(clusters, dtype=torch.float64) + 0.5) / clusters * len(free)
-    found: Tensor = torch.unique(torch.sort(free).values[places.long()])
+    ordered, order = torch.sort(free)
+    below = importance[order].cumsum(0)
+    places = (torch.arange(clusters, dtype=torch.float64) + 0.5) / clusters * below[-1]
+    found: Tensor = torch.unique(ordered[torch.searchsorted(below, places).clamp_max(len(free) - 1)])
     return found
 
 
