@@ -33,19 +33,32 @@ _queue = constriction.stream.queue
 _bits = constriction.stream.model.Bernoulli(perfect=False)
 PLAIN, MASK, CLASSES, TURNED = 0, 1, 2, 16
 BAND = 256  #: symbols at least that are coded under the same column counts
+TRIED = 1 << 17
+#: what is tried: (form, classes)
+FORMS = tuple((form | turned, k) for turned in (0, TURNED) for form, k in ((MASK, 0), (CLASSES, 2), (CLASSES, 4),
+                                                                         (CLASSES, 8)))
 NEAR, BESIDE, OWN = 3, 2.0, 1.5  #: columns on each side; how much the average, and these, weigh against a column's own
 ONE = 1 << 16  #: chances are multiples of 1 / ONE
 
 
 def encode(symbols: Symbols, columns: int) -> bytes:
-    """The shortest stream of ``symbols`` (uint8 [n]), which are the rows of a matrix with so many columns."""
-    made = [bytes((PLAIN,)) + entropy.encode(symbols)]
-    if 1 < columns < symbols.size and symbols.size % columns == 0:
-        matrix = symbols.reshape(-1, columns)
-        for turned, seen in ((0, matrix), (TURNED, np.ascontiguousarray(matrix.T))):
-            made += [bytes((MASK | turned,)) + masked(seen)]
-            made += [bytes((CLASSES | turned,)) + classed(seen, k) for k in (2, 4, 8) if len(seen) > k]
-    return min(made, key=len)
+    """The shortest stream of ``symbols`` (uint8 [n]), which are the rows of a matrix with so many columns.
+
+    Of many symbols, the form is chosen by the first ``TRIED`` of them.
+    """
+    plain = bytes((PLAIN,)) + entropy.encode(symbols)
+    if not 1 < columns < symbols.size or symbols.size % columns:
+        return plain
+    matrix = symbols.reshape(-1, columns)
+    first = matrix[:max(2, TRIED // columns)]
+    form = min(FORMS, key=lambda form: len(_formed(first, *form)))
+    return min(plain, _formed(matrix, *form), key=len)
+
+
+def _formed(matrix: Symbols, form: int, classes: int) -> bytes:
+    """The stream of a matrix in a form, with so many classes of rows where the form has any."""
+    seen = np.ascontiguousarray(matrix.T) if form & TURNED else matrix
+    return bytes((form,)) + (classed(seen, min(classes, len(seen))) if form & CLASSES else masked(seen))
 
 
 def decode(stream: bytes, count: int) -> Symbols:

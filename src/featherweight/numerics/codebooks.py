@@ -36,8 +36,8 @@ def coded(values: Tensor, clusters: int, *, importance: Tensor | None = None, pr
 
     importance: of each value, at least 0, in the shape of ``values``; None: 1. price: of one bit, in the unit of
     importance * value^2. start: entries evenly between the smallest and the largest value ("linear"), or so that each
-    stands for as much importance ("density"). hold_zero: entry 0 is exactly 0.0 and every exact zero has it; where ``price`` is
-    above 0, other values may take it too. Deterministic.
+    stands for as much importance ("density"). hold_zero: entry 0 is exactly 0.0 and every exact zero has it; where
+    ``price`` is above 0, other values may take it too. Deterministic.
     """
     if importance is None and not price and start == "linear":
         return _measured(values, *kmeans(values, clusters, hold_zero=hold_zero))
