@@ -49,6 +49,9 @@ STEPS: dict[str, Callable[[], Rewrite]] = {
     "factorize.LowRank budget": lambda: fw.factorize.LowRank(params=0.8, form="auto", data=True),
     "factorize.LowRank spatial": lambda: fw.factorize.LowRank(error=0.6, form="spatial", min_gain=0.0, data=True),
     "share.Codebook": lambda: fw.share.Codebook(bits=3, min_size=64),
+    "share.Codebook priced": lambda: fw.share.Codebook(bits=3, min_size=64, importance="fisher", rate=0.02,
+                                                       spacing="density"),
+    "share.Vectors": lambda: fw.share.Vectors(),
     "quantize.Quantize": lambda: fw.quantize.Quantize(),
     "quantize.Quantize weights": lambda: fw.quantize.Quantize(activations=None, weight_ranges="mse"),
     "quantize.Quantize groups": lambda: fw.quantize.Quantize("int4", None, granularity=4, rounding="gptq"),
@@ -274,6 +277,7 @@ DECIDES: dict[type[Plan], Callable[[Any, fw.Network], Iterable[str]]] = {
     fw.prune.LayerPlan: lambda plan, net: inside_blocks(plan, net),
     fw.factorize.LowRankPlan: lambda plan, net: [s.weight for s in plan.splits],
     fw.share.CodebookPlan: lambda plan, net: [s.weight for s in plan.shared],
+    fw.share.VectorsPlan: lambda plan, net: [n for n in net.tensors() if net.tensor(n).dim() > 1],
     fw.quantize.QuantizePlan: lambda plan, net: [s.weight for s in plan.stored],
     fw.balance.MixedPlan: lambda plan, net: [n for p in plan.plans() for n in DECIDES[type(p)](p, net)],
 }

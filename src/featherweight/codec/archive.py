@@ -1,23 +1,7 @@
-"""The ``.fwz`` archive: a ``.fw`` file made small by entropy coding; the very same bytes come back.
+"""The ``.fwz`` archive: a safetensors file made small by entropy coding; the very same bytes come back.
 
-Layout, byte by byte (a varint is 7 bits a byte, low first)
-    0..7      b"\\x93FWZ\\r\\n\\x1a" and the version, 1
-    8..39     SHA-256 of all that follows: nothing is decoded before it matches
-    40..71    SHA-256 of the .fw file: nothing is given out unless it matches
-    72..      varint: length of the .fw file; then blocks up to the end, which laid end to end are that file
-A block: one byte (method + 16 * log2 of the width), varint count, varint length, then that many bytes. It stands for
-count numbers (1 to 2^20) of width 1, 2, 4 or 8 bytes, little-endian. Methods:
-    0 raw       as they are
-    1 deflated  zlib; the file's JSON header goes so
-    2 coded     width 1: one range-coded stream (``entropy.py``)
-    3 planes    numbers turned left by one bit (sign last), then for each byte of them, low first: varint length and
-                that many bytes, raw if as many as numbers, else a stream
-    4 palette   one byte k - 1, k numbers, a stream of indices
-    5 sparse    varint length, a stream of 0 (zero), 2 (the sign bit alone: a negative zero) and 1 (anything else), then
-                method byte and block of what is 1 (not 5)
-    6 packed    width 1, bytes that hold numbers of b < 8 bits (``numerics.packing``): the byte b, a byte with the bits
-                after the last integer, a stream of the numbers
-The writer takes the shortest for each block; small tensors of one width that lie together share a block.
+FORMAT.md states every byte. The writer takes the shortest method for each block; small tensors of one width that lie
+together share a block. Version 1, which lacks the methods that know the rows of a matrix, is read as well.
 
 The reader adds up what the blocks claim before it decodes one, refuses a sum that is not the claimed length or passes
 the limit, and holds one block in memory at a time. It decodes no tensor before the header of the .fw file inside says
@@ -28,31 +12,34 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from featherweight.codec.blocks import BLOCK, METHODS, WIDTHS, decode, encode, read_varint, varint
+from featherweight.codec.blocks import BLOCK, FIRST, METHODS, WIDTHS, decode, encode
+from featherweight.codec.varints import read_varint, varint
 from featherweight.errors import FileError
 from featherweight.files import written_whole
 from featherweight.network import Network
 
 MAGIC = b"\x93FWZ\r\n\x1a"
-VERSION = 1
+VERSION, OLDEST = 2, 1
 WHOLE = 420  #: bytes hold integers of any of 1 to 7 bits
 SMALL = 4096  #: numbers; tensors below it share a block with their neighbours
 LIMIT, RATIO = 64 << 20, 256  #: an archive may claim LIMIT bytes and RATIO times its own length, unless told otherwise
+AXES = 64  #: of a tensor at most
 ITEM_BYTES = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "C64": 4,
               "F16": 2, "BF16": 2, "I16": 2, "U16": 2}
 
 
 def pack(network_path: str | Path, archive_path: str | Path) -> int:
-    """Writes the archive of a ``.fw`` file, whole or not at all, and gives its length in bytes.
+    """Writes the archive of a ``.fw`` or any safetensors file, whole or not at all, and gives its length in bytes.
 
-    What was written is decoded once before it is put in place. Raises FileError where ``network_path`` is no ``.fw``.
+    What was written is decoded once before it is put in place. Raises FileError where ``network_path`` is none.
 
     Example:
         >>> size = network.save("network.fw")
@@ -61,11 +48,11 @@ def pack(network_path: str | Path, archive_path: str | Path) -> int:
     """
     data = _read(network_path)
     body = bytearray(hashlib.sha256(data).digest() + varint(len(data)))
-    for start, end, width, bits in _sections(data, Path(network_path)):
-        step = BLOCK * width if bits == 8 else BLOCK - BLOCK % WHOLE
+    for start, end, width, bits, columns in _sections(data, Path(network_path)):
+        step = _step(width, bits, columns)
         for at in range(start, end, step):
             numbers = np.frombuffer(data[at:min(end, at + step)], f"<u{width}")
-            method, payload = encode(numbers, bits)
+            method, payload = encode(numbers, bits, columns)
             body += bytes((method | WIDTHS.index(width) << 4,)) + varint(numbers.size) + varint(len(payload)) + payload
     archive = MAGIC + bytes((VERSION,)) + hashlib.sha256(body).digest() + body
     for _ in _unpacked(archive, str(archive_path), len(data)):
@@ -114,43 +101,52 @@ def _write(path: str | Path, pieces: Iterator[bytes]) -> int:
         return sum(file.write(piece) for piece in pieces)
 
 
-def _sections(data: bytes, path: Path) -> list[tuple[int, int, int, int]]:
-    """The file cut where the width of its numbers changes: (start, end, width, bits) of each piece, in order; bits are
-    8, or fewer where bytes hold packed numbers."""
+def _step(width: int, bits: int, columns: int) -> int:
+    """Bytes of a block: rows of a matrix are not cut, nor packed numbers."""
+    if bits == 8:
+        return (BLOCK - BLOCK % columns if 0 < columns <= BLOCK else BLOCK) * width
+    unit = columns * bits  # bytes of 8 rows
+    return BLOCK - BLOCK % (unit if 0 < unit <= BLOCK else WHOLE)
+
+
+def _sections(data: bytes, path: Path) -> list[tuple[int, int, int, int, int]]:
+    """The file cut where the width of its numbers changes: (start, end, width, bits, columns) of each piece, in order;
+    bits are 8, or fewer where bytes hold packed numbers; columns are 0 where several tensors lie in the piece."""
     size = 8 + int.from_bytes(data[:8], "little")
     try:
         if len(data) < 10 or size > len(data):
             raise ValueError("its header is longer than the file")
         header = json.loads(data[8:size])
-        meta = header.pop("__metadata__")
-        version = str(meta["format"])
-        if not version.startswith("featherweight"):
-            raise ValueError(f"its format is {version[:80]!r}")
-        packed = {name: _bits(how[0]) for name, how in json.loads(meta["graph"]).get("packed", {}).items()}
-        tensors = sorted((*_place(entry), packed.get(name, 8)) for name, entry in header.items())
+        meta = header.pop("__metadata__", {})
+        packed = json.loads(meta["graph"]).get("packed", {}) if "graph" in meta else {}
+        tensors = sorted((*_place(entry), *_form(entry, packed.get(name))) for name, entry in header.items())
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
-        raise FileError(f"{path} is no featherweight file ({str(error)[:200]}); pack takes what network.save "
-                        "wrote") from error
-    found, at = [(0, size, 1, 8)], 0
-    for start, end, width, bits in tensors:
+        raise FileError(f"{path} is no featherweight file ({str(error)[:200]}); pack takes what network.save wrote, or "
+                        "another safetensors file") from error
+    found, at = [(0, size, 1, 8, 0)], 0
+    for start, end, width, bits, columns in tensors:
         if start != at or end < start or (end - start) % width:
             raise FileError(f"{path} is damaged: its tensors do not lie end to end")
         at = end
         last = found[-1]
-        alike = len(found) > 1 and last[2:] == (width, bits) == (width, 8)
+        alike = len(found) > 1 and last[2:4] == (width, bits) == (width, 8)
         if alike and max(last[1] - last[0], end - start) < SMALL * width:
-            found[-1] = (last[0], size + end, width, 8)
+            found[-1] = (last[0], size + end, width, 8, 0)
         elif end > start:
-            found.append((size + start, size + end, width, bits))
+            found.append((size + start, size + end, width, bits, columns))
     if size + at != len(data):
         raise FileError(f"{path} is damaged: its tensors end at {size + at} of {len(data)} bytes")
     return found
 
 
-def _bits(value: Any) -> int:
-    if type(value) is not int or not 0 < value < 8:
-        raise ValueError(f"packed numbers have {str(value)[:20]} bits")
-    return value
+def _form(entry: dict[str, Any], packed: Sequence[Any] | None) -> tuple[int, int]:
+    """(bits, columns) of a tensor by its entries in the header and among the packed ones, if any."""
+    bits, shape = (8, entry["shape"]) if packed is None else (packed[0], packed[4])
+    if type(bits) is not int or not 0 < bits <= 8:
+        raise ValueError(f"packed numbers have {str(bits)[:20]} bits")
+    if len(shape) > AXES or not all(type(size) is int and 0 <= size < 1 << 48 for size in shape):
+        raise ValueError(f"a tensor has the shape {str(shape)[:80]}")
+    return bits, math.prod(shape[1:])
 
 
 def _place(entry: dict[str, Any]) -> tuple[int, int, int]:
@@ -161,20 +157,35 @@ def _place(entry: dict[str, Any]) -> tuple[int, int, int]:
     return start, end, ITEM_BYTES.get(str(entry["dtype"]), 1)
 
 
-def _unpacked(archive: bytes, name: str, limit: int | None) -> Iterator[bytes]:
-    """The file in an archive, piece by piece; a FileError at the end if it was not the same."""
+def contents(path: str | Path) -> tuple[bytes, list[tuple[int, int, int, tuple[int, int]]]]:
+    """An archive's bytes, and (method, count, width, (start, end)) of its blocks. FileError for what is damaged."""
+    archive = _read(path)
+    version = _checked(archive, str(path))
+    return archive, list(_blocks(archive, read_varint(archive, 72)[1], len(METHODS) if version > OLDEST else FIRST))
+
+
+def _checked(archive: bytes, name: str) -> int:
+    """The version of an archive. Raises FileError where it is none, or its bytes do not match its checksum."""
     if archive[:7] != MAGIC:
         raise FileError(f"{name} is no featherweight archive; expected a file that pack wrote")
-    if archive[7:8] != bytes((VERSION,)):
-        raise FileError(f"{name} is an archive of version {archive[7:8].hex() or 'none'}; this release reads {VERSION}")
+    version = archive[7] if len(archive) > 7 else 0
+    if not OLDEST <= version <= VERSION:
+        raise FileError(f"{name} is an archive of version {archive[7:8].hex() or 'none'}; this release reads "
+                        f"{OLDEST} to {VERSION}")
     if hashlib.sha256(archive[40:]).digest() != archive[8:40]:
         raise FileError(f"{name} is damaged or truncated: its bytes do not match its checksum")
+    return version
+
+
+def _unpacked(archive: bytes, name: str, limit: int | None) -> Iterator[bytes]:
+    """The file in an archive, piece by piece; a FileError at the end if it was not the same."""
+    version = _checked(archive, name)
     digest, (length, at) = hashlib.sha256(), read_varint(archive, 72)
     allowed = LIMIT + RATIO * len(archive) if limit is None else limit
     if length > allowed:
         raise FileError(f"{name} claims to hold {length} bytes, more than the {allowed} allowed; if you trust it write "
                         f"unpack(..., limit={length}) or featherweight unpack --limit {length}")
-    blocks = list(_blocks(archive, at))
+    blocks = list(_blocks(archive, at, len(METHODS) if version > OLDEST else FIRST))
     if sum(count * width for _, count, width, _ in blocks) != length:
         raise FileError(f"{name} is damaged: its blocks do not add up to the {length} bytes it claims")
     head = bytearray()  # of the file inside, until its header is whole
@@ -208,16 +219,16 @@ def _check_length(head: bytes | bytearray, length: int, name: str) -> None:
         raise FileError(f"{name} claims to hold {length} bytes; the tensors of the file inside end at {end}")
 
 
-def _blocks(archive: bytes, at: int) -> Iterator[tuple[int, int, int, tuple[int, int]]]:
-    """(method, count, width, (start, end)) of every block; nothing is decoded."""
+def _blocks(archive: bytes, at: int, methods: int) -> Iterator[tuple[int, int, int, tuple[int, int]]]:
+    """(method, count, width, (start, end)) of every block, of the first so many methods; nothing is decoded."""
     while at < len(archive):
         method, power = archive[at] & 15, archive[at] >> 4
         count, start = read_varint(archive, at + 1)
         length, start = read_varint(archive, start)
-        if method not in METHODS or power >= len(WIDTHS) or not 0 < count <= BLOCK or length > len(archive) - start:
+        if method >= methods or power >= len(WIDTHS) or not 0 < count <= BLOCK or length > len(archive) - start:
             raise FileError(f"the archive is damaged: at byte {at} there is no block")
         at = start + length
         yield method, count, WIDTHS[power], (start, at)
 
 
-__all__ = ["archive_bytes", "pack", "unpack"]
+__all__ = ["archive_bytes", "contents", "pack", "unpack"]

@@ -12,44 +12,29 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from featherweight.codec import entropy
+from featherweight.codec import entropy, rows, words
+from featherweight.codec.varints import read_varint, varint
 from featherweight.errors import FileError
 from featherweight.numerics import packing
 
 Numbers = NDArray[Any]
 BLOCK = 1 << 20  #: numbers in a block at most: what bounds the memory that a block can ask for
 WIDTHS = (1, 2, 4, 8)
-RAW, DEFLATED, CODED, PLANES, PALETTE, SPARSE, PACKED = range(7)
+RAW, DEFLATED, CODED, PLANES, PALETTE, SPARSE, PACKED, ROWS, PACKED_ROWS, TEXT = range(10)
+FIRST = PACKED + 1  #: methods that archives of version 1 know
 
 
-def varint(number: int) -> bytes:
-    """A natural number, 7 bits a byte, low first, the top bit set on all but the last."""
-    out = bytearray()
-    while number > 127:
-        out.append(number & 127 | 128)
-        number >>= 7
-    return bytes(out) + bytes((number,))
-
-
-def read_varint(data: bytes | memoryview, at: int) -> tuple[int, int]:
-    """The number at ``at`` and where the next thing starts. At most 9 bytes are read."""
-    number = 0
-    for i in range(9):
-        if at + i >= len(data):
-            break
-        number |= (data[at + i] & 127) << 7 * i
-        if data[at + i] < 128:
-            return number, at + i + 1
-    raise FileError("the archive is damaged: a length has no end")
-
-
-def encode(numbers: Numbers, bits: int = 8) -> tuple[int, bytes]:
+def encode(numbers: Numbers, bits: int = 8, columns: int = 0) -> tuple[int, bytes]:
     """The method that makes ``numbers`` smallest, and its bytes. bits: below 8, the numbers are bytes that hold whole
-    numbers of so many bits."""
+    numbers of so many bits. columns: of the matrix that they are; 0 where they are none."""
     made = [(len(payload), method, payload) for method, (write, _) in METHODS.items()
             if (payload := write(numbers)) is not None]
     if bits < 8:
         made.append((len(payload := _packed(numbers, bits)), PACKED, payload))
+        if columns and (turned := _packed_rows(numbers, bits, columns)) is not None:
+            made.append((len(turned), PACKED_ROWS, turned))
+    elif columns and numbers.itemsize == 1:
+        made.append((len(payload := rows.encode(numbers, columns)), ROWS, payload))
     _, method, payload = min(made)
     return method, payload
 
@@ -203,6 +188,44 @@ def _read_packed(payload: bytes, count: int, width: int) -> Numbers:
     return numbers
 
 
+def _packed_rows(numbers: Numbers, bits: int, columns: int) -> bytes | None:
+    """As ``_packed``, the numbers of whole rows as a matrix; None where what follows the rows is not all zeros."""
+    count = numbers.size * 8 // bits // columns * columns
+    left = packing.unpack(numbers, 1, numbers.size * 8)[count * bits:]
+    if not count or left.any():
+        return None
+    return bytes((bits,)) + varint(count) + rows.encode(packing.unpack(numbers, bits, count), columns)
+
+
+def _read_packed_rows(payload: bytes, count: int, width: int) -> Numbers:
+    bits = payload[0] if payload and width == 1 else 0
+    held, at = read_varint(payload, 1)
+    if not 0 < bits < 8 or not 0 < held <= count * 8 // bits:
+        raise FileError("the archive is damaged: packed rows do not fill their block")
+    symbols = rows.decode(payload[at:], held)
+    if int(symbols.max()) >> bits:
+        raise FileError(f"the archive is damaged: a packed number has more than {bits} bits")
+    packed = packing.pack(symbols, bits)
+    numbers = np.zeros(count, np.uint8)
+    numbers[:packed.size] = packed
+    return numbers
+
+
+def _read_rows(payload: bytes, count: int, width: int) -> Numbers:
+    if width != 1:
+        raise FileError("the archive is damaged: coded symbols are bytes")
+    return rows.decode(payload, count)
+
+
+def _read_text(payload: bytes, count: int, width: int) -> Numbers:
+    return _read_raw(words.read(payload, count * width), count, width)
+
+
+def _unwritten(numbers: Numbers) -> bytes | None:
+    """Written only where more is known of the numbers."""
+    return None
+
+
 #: method -> (numbers to bytes, None where it does not apply; bytes back to numbers)
 METHODS: dict[int, tuple[Callable[[Numbers], bytes | None], Callable[[bytes, int, int], Numbers]]] = {
     RAW: (_raw, _read_raw),
@@ -211,5 +234,8 @@ METHODS: dict[int, tuple[Callable[[Numbers], bytes | None], Callable[[bytes, int
     PLANES: (_planes, _read_planes),
     PALETTE: (_palette, _read_palette),
     SPARSE: (_sparse, _read_sparse),
-    PACKED: (lambda numbers: None, _read_packed),  # written only where it is known how many bits a number has
+    PACKED: (_unwritten, _read_packed),
+    ROWS: (_unwritten, _read_rows),
+    PACKED_ROWS: (_unwritten, _read_packed_rows),
+    TEXT: (lambda numbers: words.write(numbers.tobytes()) if numbers.itemsize == 1 else None, _read_text),
 }

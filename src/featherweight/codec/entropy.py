@@ -41,7 +41,7 @@ def encode(symbols: Symbols) -> bytes:
     first, last = int(np.flatnonzero(counts)[0]), counts.size - 1
     if first == last:
         return bytes((first, last))
-    levels = _levels(counts[first:])
+    levels = levels_of(counts[first:])
     short = _deflate(levels.tobytes())
     model = b"\x00" + levels.tobytes() if len(short) + 1 >= levels.size else bytes((1, len(short))) + short
     coder = _queue.RangeEncoder()
@@ -100,16 +100,16 @@ def _deflate(data: bytes) -> bytes:
     return writer.compress(data) + writer.flush()
 
 
-def _levels(counts: NDArray[np.int64]) -> NDArray[np.uint8]:
+def levels_of(counts: NDArray[np.int64]) -> NDArray[np.uint8]:
     """Counts as levels: below 16 themselves, above by exponent and mantissa, to the nearest."""
-    table = _count(np.arange(256))
+    table = count_of(np.arange(256))
     above = np.minimum(np.searchsorted(table, counts), 255)
     below = np.maximum(above - 1, 0)
     level = np.where(counts - table[below] < table[above] - counts, below, above)
     return np.where(counts > 0, np.maximum(level, 1), 0).astype(np.uint8)
 
 
-def _count(levels: NDArray[np.integer[Any]]) -> NDArray[np.int64]:
+def count_of(levels: NDArray[np.integer[Any]]) -> NDArray[np.int64]:
     """The count that a level stands for: l below 16, else (8 + l mod 8) * 2^(l // 8 - 1)."""
     wide = levels.astype(np.int64)
     return np.where(wide < 16, wide, (8 + wide % 8) << np.maximum(wide // 8 - 1, 0))
@@ -117,4 +117,4 @@ def _count(levels: NDArray[np.integer[Any]]) -> NDArray[np.int64]:
 
 def _model(levels: NDArray[np.uint8]) -> object:
     """constriction's table for these counts; ``perfect=False`` needs no logarithms, so it is the same everywhere."""
-    return _Categorical(_count(levels).astype(np.float64), perfect=False)
+    return _Categorical(count_of(levels).astype(np.float64), perfect=False)

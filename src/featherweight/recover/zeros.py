@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.fx import Node
 
 from featherweight.errors import RecipeError
 from featherweight.network import Network
-from featherweight.network.edit import WEIGHTED, weight_name
+from featherweight.network.edit import WEIGHTED
 
 
 class Zeros:
@@ -42,10 +45,22 @@ def trainable(network: Network) -> None:
     if not any(p.requires_grad and p.is_floating_point() for p in network.parameters()):
         raise RecipeError("the network has no trainable tensor (all are integers, or frozen); put recover.Train before "
                           "quantize.Quantize, or write Train(during=(quantize.Quantize(...),))")
-    weights = [n for n in map(weight_name, network.calls(*WEIGHTED)) if n is not None]
+    weights = [n for call in network.calls(*WEIGHTED) for n in _stored(call.args[1])]
     matrices = [p for p in network.parameters() if p.requires_grad and p.dim() > 1]
     integers = [n for n, t in network.tensors().items() if not t.is_floating_point() and t.dim() > 1]
     if integers and not matrices and not any(network.tensor(n).requires_grad for n in weights):
         raise RecipeError(f"all weights of the network are integers ({', '.join(integers[:3])}, ...) and cannot be "
                           "trained; put recover.Train before quantize.Quantize, or write "
                           "Train(during=(quantize.Quantize(...),))")
+
+
+def _stored(value: Any) -> list[str]:
+    """The tensors that a value is, or is computed from: of a shared weight, its codebook among them."""
+    found, left, seen = [], [value], set()
+    while left:
+        node = left.pop()
+        if isinstance(node, Node) and node not in seen:
+            seen.add(node)
+            left += node.all_input_nodes
+            found += [str(node.target)] if node.op == "get_attr" else []
+    return found

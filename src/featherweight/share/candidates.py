@@ -57,6 +57,60 @@ class Bits(Family):
         return (CodebookPlan(tuple(s for p in plans if isinstance(p, CodebookPlan) for s in p.shared)),)
 
 
+@dataclass(frozen=True)
+class Rates(Family):
+    """Every layer with a codebook whose bits have a price. options: the prices, ``rate`` of ``Codebook``, above 0.
+    step: says the rest: bits, importance, spacing, keep_zeros, min_size, ignore.
+
+    ``balance.Mixed(archive=0.1, kinds=("float",), families=("share.rates",))`` finds the price of every layer that a
+    budget of the archive's bytes leaves.
+
+    Example:
+        >>> family = fw.share.Rates(options=(0.003, 0.03), step=fw.share.Codebook(min_size=100))
+        >>> found = family.candidates(network, task, layer="3.weight")
+        >>> [candidate.option for candidate in found]
+        [0.003, 0.03]
+    """
+
+    name: ClassVar[str] = "share.rates"
+    stage: ClassVar[Stage] = Stage.PRECISION
+    options: tuple[float, ...] = (0.0003, 0.001, 0.003, 0.01, 0.03)
+    step: Codebook = field(default_factory=lambda: Codebook(importance="inputs"))
+
+    def check(self) -> None:
+        """Raises RecipeError for options that make no sense."""
+        for rate in self.options:
+            replace(self.step, rate=rate).check()
+
+    def candidates(self, network: Network, task: Task, layer: str | None = None) -> tuple[Candidate, ...]:
+        found: dict[str, list[Candidate]] = {}
+        for rate in self.options:
+            plan = replace(self.step, rate=rate).plan(network, task)
+            for item in plan.shared:
+                if layer is None or item.weight == layer:
+                    one = plan.only(item.weight)
+                    found.setdefault(item.weight, []).append(
+                        Candidate(item.weight, self.name, rate, Form({item.weight: partial(decided_weight, one)}),
+                                  partial(_itself, one)))
+        return tuple(c for mine in found.values() for c in mine)
+
+    def joined(self, plans: Sequence[Plan]) -> tuple[Plan, ...]:
+        mine = [p for p in plans if isinstance(p, CodebookPlan)]
+        return (CodebookPlan(tuple(s for p in mine for s in p.shared),
+                             tensors={n: t for p in mine for n, t in p.tensors.items()}),)
+
+
+def decided_weight(plan: CodebookPlan, weight: Tensor) -> Tensor:
+    """The weight as a plan of this weight alone gives it."""
+    name = plan.shared[0].weight
+    found: Tensor = plan.tensors[f"codebook.{name}"][plan.tensors[f"index.{name}"].long()].to(weight)
+    return found
+
+
+def _itself(plan: CodebookPlan) -> CodebookPlan:
+    return plan
+
+
 def shared_weight(item: Shared, weight: Tensor) -> Tensor:
     """The weight as its codebook gives it."""
     codebook, index = kmeans(weight, item.clusters, hold_zero=item.zeros)
@@ -64,5 +118,6 @@ def shared_weight(item: Shared, weight: Tensor) -> Tensor:
 
 
 register(Bits())
+register(Rates())
 
-__all__ = ["Bits"]
+__all__ = ["Bits", "Rates"]

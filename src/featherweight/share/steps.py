@@ -3,28 +3,31 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import torch
-from torch import Tensor, nn
-from torch.fx import Node
+from torch import Tensor
 
 from featherweight.errors import PlanError, RecipeError, did_you_mean
-from featherweight.judge.costs import alone, file_bytes
 from featherweight.network import Network
-from featherweight.network.edit import WEIGHTED, clear_dead, insert_call, node_name, read_tensors, readers_of
-from featherweight.network.layers import not_finite, select
+from featherweight.network.edit import WEIGHTED, clear_dead, read_tensors, readers_of
+from featherweight.network.layers import Layer, not_finite, select
 from featherweight.network.operators import mutates
+from featherweight.numerics.codebooks import STARTS, coded
 from featherweight.numerics.kmeans import kmeans
-from featherweight.steps import Plan, Rewrite, Skipped, Stage
-from featherweight.steps.options import Numbers, check_numbers
+from featherweight.share.importance import IMPORTANCES
+from featherweight.share.lookup import growth_of, put
+from featherweight.share.training import Sharing
+from featherweight.steps import ALONE, Context, Plan, Rewrite, Skipped, Stage
+from featherweight.steps.joined import narrowed
+from featherweight.steps.options import Numbers, check_known, check_numbers, check_pace
 from featherweight.task import Task
 
-aten = torch.ops.aten
 NUMBERS = {"bits": Numbers(5, least=1, whole=True, none="the number of clusters"),
            "clusters": Numbers(32, least=2, whole=True, none="the number of bits"),
-           "min_size": Numbers(1024, least=0, whole=True)}
+           "min_size": Numbers(1024, least=0, whole=True), "rate": Numbers(0.01, least=0)}
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,8 @@ class Shared:
 
 @dataclass(frozen=True)
 class CodebookPlan(Plan):
-    """Which weights get codebooks of how many entries. The k-means itself is done by ``apply``: it needs no data.
+    """Which weights get codebooks of how many entries: ``tensors["codebook.NAME"]`` [k] and ``tensors["index.NAME"]``
+    (uint8, the weight's shape). Where a weight has none there, ``apply`` does k-means, which needs no data.
 
     Example:
         >>> plan = fw.share.Codebook(bits=4, min_size=100).plan(network, task)
@@ -62,10 +66,37 @@ class CodebookPlan(Plan):
             if not weight.is_floating_point():
                 raise PlanError(f"the plan shares the weights of {item.weight!r}, which is {weight.dtype}, no float; "
                                 "plan again on this network")
-            codebook, index = kmeans(weight, item.clusters, hold_zero=item.zeros)
-            _put(changed, item.weight, codebook, index, item.zeros)
+            codebook, index = self._codes(item, weight)
+            put(changed, item.weight, codebook, index, item.zeros)
         clear_dead(changed, before)
         return changed
+
+    def _codes(self, item: Shared, weight: Tensor) -> tuple[Tensor, Tensor]:
+        codebook, index = (self.tensors.get(f"{what}.{item.weight}") for what in ("codebook", "index"))
+        if codebook is None or index is None:
+            return kmeans(weight, item.clusters, hold_zero=item.zeros)
+        if index.shape != weight.shape:
+            raise PlanError(f"the index of {item.weight!r} has shape {list(index.shape)}; the weight has "
+                            f"{list(weight.shape)}: make the plan on this very network")
+        return codebook.to(weight), index.to(weight.device)
+
+    def only(self, weight: str) -> CodebookPlan:
+        """The part of the plan that is about one weight."""
+        return CodebookPlan(tuple(s for s in self.shared if s.weight == weight),
+                            tensors={n: t for n, t in self.tensors.items() if n.partition(".")[2] == weight})
+
+    def after(self, earlier: Plan, network: Network) -> CodebookPlan:
+        """The plan with its indices where ``earlier`` cuts the weights, and 0 where it made weights that hold zeros
+        zero."""
+        kept, left = earlier.kept(network), earlier.apply(network)
+        tensors = dict(self.tensors)
+        for item in self.shared:
+            key = f"index.{item.weight}"
+            if key in tensors and item.weight in left.tensors():
+                index = narrowed(tensors[key], kept.get(item.weight, ()))
+                zero = left.tensor(item.weight).detach().to(index.device) == 0
+                tensors[key] = index.masked_fill(zero, 0) if item.zeros else index
+        return replace(self, tensors=tensors)
 
     def summary(self) -> str:
         if not self.shared:
@@ -86,6 +117,17 @@ class Codebook(Rewrite):
     keep_zeros: exact zeros (pruned weights) stay exact zeros, in training too: entry 0 is a constant.
     min_size: smaller weights are left alone.
     ignore: patterns of layers to leave alone (``network/layers``).
+    spacing: where entries start, "linear" or by "density" (section 3.2).
+    importance: what errors are weighed by: "none"; from calibration data "inputs", the squares of what a weight is
+        multiplied with; from the loss on it "fisher", the squares of its gradient (Choi et al. 2017, section 3).
+    rate: the price of a bit in the archive. 0: the nearest entry. Above, a weight takes a cheaper entry where its
+        relative error costs less than the bits: the cost of a weight is importance * error^2 / mean(importance *
+        weight^2) + rate * bits (entropy-constrained: Chou et al. 1989), 0.01 being worth about 3 bits a weight.
+
+    During training (in a Fit's ``during=(...)``) from progress ``begin`` on the network computes with the codebook:
+    weights are assigned anew every ``frequency`` of the way until ``end``, by gradients that pass to weights and
+    entries alike; from ``end`` on the indices are fixed and the entries alone are trained. Masks that stand before
+    (``prune.Weights``) are kept.
 
     The weight leaves the network; what is stored is one byte per weight and the codebook, a parameter: fine-tuning it
     is the paper's centroid training (eq. 3), by autograd. Computed as float: it saves bytes, not time. Raises
@@ -104,6 +146,12 @@ class Codebook(Rewrite):
     keep_zeros: bool = True
     min_size: int = 1024
     ignore: tuple[str, ...] = ()
+    spacing: str = "linear"
+    importance: str = "none"
+    rate: float = 0.0
+    begin: float = 0.0
+    end: float = 0.75
+    frequency: float = 0.05
     stage: ClassVar[Stage] = Stage.PRECISION
 
     def check(self) -> None:
@@ -118,26 +166,74 @@ class Codebook(Rewrite):
                               "Codebook(clusters=2..256)")
         if self.per != "layer":
             raise RecipeError(f"Codebook(per={self.per!r}) is not known; write Codebook(per='layer')")
+        check_known("Codebook", "spacing", self.spacing, STARTS)
+        check_known("Codebook", "importance", self.importance, IMPORTANCES)
+        check_pace(self)
+
+    def check_training(self) -> None:
+        """Raises RecipeError for options that have no meaning during training."""
+        if self.importance != "none":
+            raise RecipeError(f"Codebook(importance={self.importance!r}) reads calibration data once; in training the "
+                              "loss itself says what matters: write importance=\"none\" in Train(during=...)")
 
     def entries(self) -> int:
         """Entries of a codebook."""
         return self.clusters if self.clusters is not None else 2 ** (5 if self.bits is None else self.bits)
 
     def plan(self, network: Network, task: Task) -> CodebookPlan:
-        """Reads no data. Raises RecipeError as said above."""
+        """Reads no data, unless ``importance`` does. Raises RecipeError as said above."""
         self.check()
-        entries = self.entries()
+        layers, skipped = self._layers(network)
+        shared = tuple(Shared(layer.weight, self.entries(), self._holds_zero(network.tensor(layer.weight)))
+                       for layer in layers)
+        return CodebookPlan(shared=shared, skipped=skipped, tensors=self._decided(network, task, layers))
+
+    def start(self, network: Network, task: Task, context: Context = ALONE) -> Sharing:
+        """The codebooks at work in a training."""
+        self.check()
+        self.check_training()
+        layers, skipped = self._layers(network)
+
+        def finish(codes: dict[str, tuple[Tensor, Tensor]]) -> CodebookPlan:
+            shared = tuple(Shared(n, len(codebook), self.keep_zeros) for n, (codebook, _) in codes.items())
+            tensors = {f"{what}.{n}": t.cpu() for n, found in codes.items()
+                       for what, t in zip(("codebook", "index"), found, strict=True)}
+            return CodebookPlan(shared=shared, skipped=skipped, tensors=tensors)
+
+        return Sharing(network, [layer.weight for layer in layers], self.code, self, finish)
+
+    def code(self, weight: Tensor, hold_zero: bool, importance: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The codebook and the index of a weight. importance: in its shape; None: alike."""
+        h = torch.ones_like(weight, dtype=torch.float64) if importance is None else importance
+        price = self.rate * float((h * weight.detach().double().square()).mean())
+        found = coded(weight, self.entries(), importance=importance, price=price, start=self.spacing,
+                      hold_zero=hold_zero)
+        return found.codebook, found.index
+
+    def _decided(self, network: Network, task: Task, layers: Sequence[Layer]) -> dict[str, Tensor]:
+        """Codebooks and indices where ``apply`` could not find them itself."""
+        measure = IMPORTANCES[self.importance]
+        if not layers or (measure is None and not self.rate and self.spacing == "linear"):
+            return {}
+        found = measure(network, task, {layer.weight: list(layer.calls) for layer in layers}) if measure else {}
+        tensors: dict[str, Tensor] = {}
+        for layer in layers:
+            weight = network.tensor(layer.weight).detach()
+            codes = self.code(weight, self._holds_zero(weight), found.get(layer.weight))
+            tensors[f"codebook.{layer.weight}"], tensors[f"index.{layer.weight}"] = codes
+        return tensors
+
+    def _layers(self, network: Network) -> tuple[list[Layer], tuple[Skipped, ...]]:
+        """The layers that can have a codebook, and the others with why not."""
         selected = select(network, self.ignore)
-        shared: list[Shared] = []
-        skipped = list(selected.skipped)
+        taken, skipped = [], list(selected.skipped)
         for layer in selected.layers:
-            weight = network.tensor(layer.weight)
-            reason = self._refusal(network, layer.weight, weight, entries)
+            reason = self._refusal(network, layer.weight, network.tensor(layer.weight), self.entries())
             if reason:
                 skipped.append(Skipped(layer.weight, reason))
             else:
-                shared.append(Shared(layer.weight, entries, self._holds_zero(weight)))
-        return CodebookPlan(shared=tuple(shared), skipped=tuple(skipped))
+                taken.append(layer)
+        return taken, tuple(skipped)
 
     def _refusal(self, network: Network, name: str, weight: Tensor, entries: int) -> str:
         """Why ``weight`` cannot have a codebook; "" if it can."""
@@ -158,47 +254,4 @@ class Codebook(Rewrite):
         return self.keep_zeros and bool((weight == 0).any())
 
 
-def growth_of(network: Network, name: str, entries: int, zeros: bool) -> int:
-    """By how many bytes the file grows where a weight gets a codebook; negative where it shrinks. Counted on the layer
-    alone, with all entries used."""
-    layer = alone(network, name)
-    weight, after = layer.tensor(name).detach(), layer.copy()
-    index = (torch.arange(weight.numel()) % entries).to(torch.uint8).view(weight.shape)
-    _put(after, name, weight.new_zeros(entries), index, zeros)
-    return file_bytes(after) - file_bytes(layer)
-
-
-def _put(network: Network, name: str, codebook: Tensor, index: Tensor, zeros: bool) -> None:
-    """Puts a lookup in the place of every reading of a weight, and a codebook and an index in the place of it."""
-    weight = network.tensor(name)
-    trains = isinstance(weight, nn.Parameter) and weight.requires_grad
-    values = codebook[int(zeros):]
-    names = network.tied_names(name)
-    table, rows = f"{name}_codebook", f"{name}_index"
-    network.add_tensor(table, nn.Parameter(values.clone(), requires_grad=trains))
-    network.add_tensor(rows, index, buffer=True)
-    reads = [n for n in network.graph.nodes if n.op == "get_attr" and n.target in names]
-    looked_up = _lookup(network, table, rows, zeros, reads[0])
-    for node in reads:
-        node.replace_all_uses_with(looked_up)
-        network.graph.erase_node(node)
-    for name in names:
-        network.remove_tensor(name)
-
-
-def _lookup(network: Network, table: str, rows: str, zeros: bool, before: Node) -> Node:
-    """The calls that give the weight: an embedding, since that is what a runtime's Gather takes over as it is."""
-    graph, like = network.graph, next(iter(before.users))
-    with graph.inserting_before(before):
-        values = graph.create_node("get_attr", table, name=node_name(table))
-        index = graph.create_node("get_attr", rows, name=node_name(rows))
-
-    def call(target: object, *args: object) -> Node:
-        return insert_call(network, target, args, before=before, like=like)
-
-    if zeros:
-        values = call(aten.constant_pad_nd.default, values, [1, 0], 0.0)
-    column = call(aten.unsqueeze.default, values, 1)
-    wide = call(aten.to.dtype, index, torch.int32)
-    return call(aten.squeeze.dim, call(aten.embedding.default, column, wide), -1)
-
+__all__ = ["Codebook", "CodebookPlan", "Shared"]

@@ -1,0 +1,312 @@
+"""A second reader of archives, slow and obvious, written from FORMAT.md alone; and what matrices of symbols cost."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+import zlib
+from collections.abc import Callable
+from importlib.resources import files
+from pathlib import Path
+
+import constriction
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.numpy import save_file
+from torch import nn
+
+import featherweight as fw
+from featherweight.codec import blocks, entropy, rows, words
+from featherweight.errors import FileError
+
+ROOT = Path(__file__).parents[1]
+queue, models = constriction.stream.queue, constriction.stream.model
+
+
+class Reader:
+    """FORMAT.md, sentence by sentence, one symbol at a time."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data, self.at = data, 0
+
+    def take(self, count: int) -> bytes:
+        assert 0 <= count <= len(self.data) - self.at
+        self.at += count
+        return self.data[self.at - count:self.at]
+
+    def rest(self) -> bytes:
+        return self.take(len(self.data) - self.at)
+
+    def byte(self) -> int:
+        return self.take(1)[0]
+
+    def varint(self) -> int:
+        digits = [self.byte()]
+        while digits[-1] > 127:
+            digits.append(self.byte())
+        return sum((d % 128) * 128 ** i for i, d in enumerate(digits))
+
+    def part(self) -> bytes:
+        return self.take(self.varint())
+
+
+def count_of(level: int) -> int:
+    return level if level < 16 else (8 + level % 8) * 2 ** (level // 8 - 1)
+
+
+def coder(stream: bytes):
+    return queue.RangeDecoder(np.array([int.from_bytes(stream[i:i + 4], "little") for i in range(0, len(stream), 4)],
+                                       np.uint32))
+
+
+def order_0(stream: bytes, n: int) -> list[int]:
+    if not n:
+        return []
+    read = Reader(stream)
+    first, last = read.byte(), read.byte()
+    if first == last:
+        return [first] * n
+    form = read.byte()
+    levels = zlib.decompress(read.take(read.byte()), -15) if form else read.take(last - first + 1)
+    words = coder(read.rest())
+    model = models.Categorical(np.array([count_of(level) for level in levels], np.float64), perfect=False)
+    return [first + int(words.decode(model)) for _ in range(n)]
+
+
+def matrix(stream: bytes, n: int) -> list[int]:
+    form, read = stream[0], Reader(stream[1:])
+    if form == 0:
+        return order_0(read.rest(), n)
+    found = masked(read, n) if form % 16 == 1 else classed(read, n)
+    if form >= 16:
+        found = [list(column) for column in zip(*found, strict=True)]
+    return [symbol for row in found for symbol in row]
+
+
+def masked(read: Reader, n: int) -> list[list[int]]:
+    z, c = read.byte(), read.varint()
+    kept = [min(count_of(level), c) for level in order_0(read.part(), n // c)]
+    words, seen, above, rows = coder(read.part()), [0] * c, 0.0, []
+    band = max(1, 256 // c)
+    for start in range(0, n // c, band):
+        made = [[0] * c if not k else bits(words, k, c, seen, above) for k in kept[start:start + band]]
+        rows += made
+        seen = [s + sum(row[j] for row in made) for j, s in enumerate(seen)]
+        for k in kept[start:start + band]:
+            above += (2 * k + 1) / (2 * c + 2)
+    values = iter(order_0(read.rest(), sum(map(sum, rows))))
+    return [[next(values) if bit else z for bit in row] for row in rows]
+
+
+def bits(words, k: int, c: int, seen: list[int], above: float) -> list[int]:
+    share = (2 * k + 1) / (2 * c + 2)
+    weights = []
+    for j in range(c):
+        a, b = max(j - 3, 0), min(j + 4, c)
+        beside = (sum(seen[a:b]) + 2) / ((b - a) * above + 2)
+        odds = share / (1 - share) * ((seen[j] + 1.5 * beside) / (above + 1.5))
+        weights.append(math.floor(odds / (1 + odds) * 65536) + 1)
+    scale = k * 65536 / sum(weights)
+    chances = [min(max(math.floor(w * scale), 2), 65534) / 65536 for w in weights]
+    return [int(words.decode(models.Bernoulli(chance, perfect=False))) for chance in chances]
+
+
+def classed(read: Reader, n: int) -> list[list[int]]:
+    c = read.varint()
+    of = order_0(read.part(), n // c)
+    left = {k: iter(order_0(read.part(), of.count(k) * c)) for k in sorted(set(of))}
+    return [[next(left[k]) for _ in range(c)] for k in of]
+
+
+def numbers_in(packed: bytes, bits: int, count: int) -> list[int]:
+    whole = int.from_bytes(packed, "little")
+    return [whole >> bits * i & 2 ** bits - 1 for i in range(count)]
+
+
+def packed(numbers: list[int], bits: int, length: int, left: int = 0) -> bytes:
+    whole = sum(number << bits * i for i, number in enumerate(numbers)) | left << bits * len(numbers)
+    return whole.to_bytes(length, "little")
+
+
+def little(numbers: list[int], width: int) -> bytes:
+    return b"".join(int(x).to_bytes(width, "little") for x in numbers)
+
+
+def planes(payload: bytes, n: int, width: int) -> bytes:
+    read = Reader(payload)
+    bytes_of = [list(part) if len(part) == n else order_0(part, n) for part in (read.part() for _ in range(width))]
+    top = 8 * width - 1
+    turned = [sum(plane[i] << 8 * p for p, plane in enumerate(bytes_of)) for i in range(n)]
+    return little([t >> 1 | (t & 1) << top for t in turned], width)
+
+
+def palette(payload: bytes, n: int, width: int) -> bytes:
+    size = payload[0] + 1
+    listed = [payload[1 + i * width:1 + (i + 1) * width] for i in range(size)]
+    return b"".join(listed[i] for i in order_0(payload[1 + size * width:], n))
+
+
+def sparse(payload: bytes, n: int, width: int) -> bytes:
+    read = Reader(payload)
+    marks = order_0(read.part(), n)
+    held = block(read.byte(), read.rest(), marks.count(1), width)
+    some = iter([held[i:i + width] for i in range(0, len(held), width)])
+    return b"".join(next(some) if m == 1 else bytes(width - 1) + (b"\x80" if m == 2 else b"\0") for m in marks)
+
+
+def few_bits(payload: bytes, n: int, width: int) -> bytes:
+    b = payload[0]
+    return packed(order_0(payload[2:], 8 * n // b), b, n, payload[1])
+
+
+def few_bits_in_rows(payload: bytes, n: int, width: int) -> bytes:
+    read = Reader(payload)
+    b, m = read.byte(), read.varint()
+    return packed(matrix(read.rest(), m), b, n)
+
+
+def text(payload: bytes, n: int, width: int) -> bytes:
+    return zlib.decompressobj(-15, (files("featherweight.codec") / "words.txt").read_bytes()).decompress(payload)
+
+
+METHODS: list[Callable[[bytes, int, int], bytes]] = [
+    lambda p, n, width: p,
+    lambda p, n, width: zlib.decompress(p),
+    lambda p, n, width: bytes(order_0(p, n)),
+    planes, palette, sparse, few_bits,
+    lambda p, n, width: bytes(matrix(p, n)),
+    few_bits_in_rows,
+    text,
+]
+
+
+def block(method: int, payload: bytes, count: int, width: int) -> bytes:
+    return METHODS[method](payload, count, width)
+
+
+def slow_unpack(archive: bytes) -> tuple[bytes, set[int]]:
+    """The file inside, and the methods that were met."""
+    read = Reader(archive)
+    assert read.take(8) == bytes.fromhex("9346575A0D0A1A02")
+    assert read.take(32) == hashlib.sha256(archive[40:]).digest()
+    inside, length, found, met = read.take(32), read.varint(), b"", set()
+    while read.at < len(archive):
+        kind, count = read.byte(), read.varint()
+        found += block(kind % 16, read.part(), count, 2 ** (kind // 16))
+        met.add(kind % 16)
+    assert len(found) == length
+    assert hashlib.sha256(found).digest() == inside
+    return found, met
+
+
+def pruned(o: int, i: int, share: float, seed: int = 0) -> torch.Tensor:
+    """A weight that is dense in some rows and columns, as pruned layers are."""
+    generator = torch.Generator().manual_seed(seed)
+    rough = torch.randn(o, i, generator=generator)
+    score = rough.abs() * torch.exp(torch.randn(o, 1, generator=generator) + torch.randn(1, i, generator=generator))
+    return rough * (score >= score.flatten().quantile(1 - share))
+
+
+def test_the_page_alone_is_enough_to_read_an_archive(tmp_path):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Flatten(), nn.Linear(96, 40), nn.ReLU(),
+                          nn.Linear(40, 200))
+    with torch.no_grad():
+        model[4].weight.copy_(pruned(40, 96, 0.1))
+    network = fw.capture(model.eval(), torch.zeros(2, 1, 6, 6))
+    task = fw.Task(calibration=lambda: iter(()))
+    shared = fw.share.Codebook(bits=3, min_size=1000).plan(network, task).apply(network)
+    met = set()
+    for name, net in (("plain", network), ("shared", shared)):
+        net.save(tmp_path / f"{name}.fw")
+        fw.codec.pack(tmp_path / f"{name}.fw", tmp_path / f"{name}.fwz")
+        found, used = slow_unpack((tmp_path / f"{name}.fwz").read_bytes())
+        met |= used
+        assert found == (tmp_path / f"{name}.fw").read_bytes()
+    assert {blocks.TEXT, blocks.PACKED_ROWS, blocks.SPARSE, blocks.PLANES} <= met
+
+
+def matrices(draw: st.DrawFn) -> np.ndarray:
+    o, i = draw(st.integers(1, 40)), draw(st.integers(1, 40))
+    symbols = pruned(o, i, draw(st.floats(0.05, 1)), draw(st.integers(0, 99))).mul(draw(st.sampled_from([1, 5, 40])))
+    return (symbols.round().clamp(-128, 127) + 128).numpy().astype(np.uint8)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.composite(matrices)())
+def test_both_readers_read_every_form_of_a_matrix(symbols):
+    flat, columns = symbols.reshape(-1), symbols.shape[1]
+    forms = [rows.encode(flat, columns), bytes((rows.MASK,)) + rows.masked(symbols),
+             bytes((rows.MASK | rows.TURNED,)) + rows.masked(np.ascontiguousarray(symbols.T)),
+             bytes((rows.CLASSES,)) + rows.classed(symbols, 2)]
+    for stream in forms:
+        assert np.array_equal(rows.decode(stream, flat.size), flat)
+        assert matrix(stream, flat.size) == flat.tolist()
+
+
+def test_rows_and_columns_are_worth_a_tenth_of_a_pruned_layer():
+    weight = pruned(300, 400, 0.03)
+    symbols = torch.bucketize(weight, torch.linspace(-2, 2, 8)).numpy().astype(np.uint8).reshape(-1)
+    assert len(rows.encode(symbols, 400)) < 0.9 * len(entropy.encode(symbols))
+
+
+def test_rows_in_classes_are_worth_something_where_scales_differ():
+    generator = np.random.default_rng(0)
+    scale = np.exp(generator.normal(size=(64, 1)))
+    symbols = np.clip(np.round(generator.normal(size=(64, 500)) * scale * 3) + 128, 0, 255).astype(np.uint8)
+    assert len(rows.encode(symbols.reshape(-1), 500)) < 0.95 * len(entropy.encode(symbols.reshape(-1)))
+
+
+def test_damaged_streams_of_matrices_are_refused_or_give_as_many_symbols():
+    symbols = torch.bucketize(pruned(30, 40, 0.2), torch.linspace(-2, 2, 8)).numpy().astype(np.uint8)
+    for stream in (bytes((rows.MASK,)) + rows.masked(symbols), bytes((rows.CLASSES,)) + rows.classed(symbols, 4)):
+        refused = 0
+        for at in range(len(stream)):
+            for bad in (stream[:at] + bytes((stream[at] ^ 1 << at % 8,)) + stream[at + 1:], stream[:at]):
+                try:
+                    assert rows.decode(bad, symbols.size).size == symbols.size
+                except FileError:
+                    refused += 1
+        assert refused > len(stream)
+
+
+def test_a_text_is_bounded_by_its_claim():
+    text = b'{"name":"x","op":"input"}'
+    assert words.read(words.write(text), len(text)) == text
+    for claim in (len(text) - 1, len(text) + 1):
+        with pytest.raises(FileError, match="does not end where it claims"):
+            words.read(words.write(text), claim)
+
+
+def test_the_words_are_those_that_the_page_names():
+    named = re.search(r"SHA-256 ([0-9a-f]{64})", (ROOT / "FORMAT.md").read_text())
+    assert named is not None
+    assert hashlib.sha256(words.WORDS).hexdigest() == named[1]
+
+
+def test_any_safetensors_file_is_packed(tmp_path):
+    generator = np.random.default_rng(0)
+    save_file({"a": generator.normal(size=(64, 100)).astype(np.float32), "b": np.arange(7, dtype=np.int64),
+               "c": generator.normal(size=5000).astype(np.float16)}, tmp_path / "any.safetensors")
+    size = fw.codec.pack(tmp_path / "any.safetensors", tmp_path / "any.fwz")
+    assert size < 0.9 * (tmp_path / "any.safetensors").stat().st_size
+    fw.codec.unpack(tmp_path / "any.fwz", tmp_path / "again")
+    assert (tmp_path / "again").read_bytes() == (tmp_path / "any.safetensors").read_bytes()
+    assert slow_unpack((tmp_path / "any.fwz").read_bytes())[0] == (tmp_path / "again").read_bytes()
+
+
+def test_one_tensor_is_read_without_the_others(tmp_path):
+    arrays = {"a": np.zeros((300, 100), np.float32), "b": np.arange(9, dtype=np.uint8).reshape(3, 3)}
+    arrays["a"][::7, ::9] = 1.5
+    save_file(arrays, tmp_path / "any.safetensors")
+    fw.codec.pack(tmp_path / "any.safetensors", tmp_path / "any.fwz")
+    for name, array in arrays.items():
+        assert np.array_equal(fw.codec.read_tensor(tmp_path / "any.fwz", name), array)
+    with pytest.raises(FileError, match="holds no tensor 'x'"):
+        fw.codec.read_tensor(tmp_path / "any.fwz", "x")
+    assert json.loads(slow_unpack((tmp_path / "any.fwz").read_bytes())[0][8:].split(b"}}")[0] + b"}}")
