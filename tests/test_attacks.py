@@ -5,6 +5,7 @@ What the fuzzer found lies in ``tests/attacks`` and is opened here again.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
@@ -29,6 +30,7 @@ from featherweight.cli.app import app
 from featherweight.codec.archive import MAGIC
 from featherweight.codec.blocks import varint
 from featherweight.errors import FileError
+from featherweight.report import render
 
 HERE = Path(__file__).parent / "attacks"
 
@@ -146,6 +148,34 @@ def test_a_title_and_progress_take_no_markup() -> None:
     assert stream.getvalue().count("[/b]\\x07") == 2
     assert stream.getvalue().count("[/b]") == 4
     assert all(c.isprintable() or c == "\n" for c in stream.getvalue())
+
+
+def test_no_text_reaches_the_report_as_markup() -> None:
+    """Every place of a result in turn holds markup, numbers too: the page shows it as text, or there is no page."""
+    result = json.loads((HERE.parent / "fixtures" / "v0_1" / "job_done" / "result.json").read_text())
+    shown, kinds = 0, set()
+    for *steps, last in leaves(result):
+        kind = tuple(step for step in (*steps, last) if isinstance(step, str))
+        if kind in kinds:
+            continue
+        kinds.add(kind)
+        holder = result
+        for step in steps:
+            holder = holder[step]
+        before, holder[last] = holder[last], "<img src=x>&"
+        with contextlib.suppress(TypeError, ValueError, LookupError, AttributeError):
+            page = render(result)
+            assert "<img" not in page, kind
+            shown += "&lt;img src=x&gt;&amp;" in page
+        holder[last] = before
+    assert len(kinds) > 60
+    assert shown > 15
+
+
+def leaves(value: Any, at: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """Every place in a nest of lists and dicts that holds neither."""
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else None
+    return [at] if items is None else [found for key, inner in items for found in leaves(inner, (*at, key))]
 
 
 # ---- archives
