@@ -18,7 +18,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.utils._pytree as pytree
 from rich.console import Console
+from safetensors import safe_open
+from safetensors.torch import load_file
 from torch import nn
 from torch.nn.utils import prune
 from typer.testing import CliRunner
@@ -349,3 +352,25 @@ def test_lists_of_results_cannot_be_multiplied(tmp_path: Path) -> None:
                for i in range(1000))]
     with pytest.raises(FileError, match="reads more results of other calls"):
         fw.load(written(tmp_path / "lists.fw", *graph_of(calls, {"b": torch.ones(1)})))
+
+
+@pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN", "projected"])
+def test_recurrent_layers_read_nothing_beyond_their_states(kind: str, tmp_path: Path) -> None:
+    """torch's kernels read states of 7 numbers with weights for 6, past the end of either."""
+    torch.manual_seed(0)
+    layer = (nn.LSTM(5, 6, 2, batch_first=True, bidirectional=True, proj_size=3) if kind == "projected" else
+             getattr(nn, kind)(5, 6, 2, batch_first=True, bidirectional=kind != "RNN", bias=kind != "RNN"))
+    given = torch.randn(2, 4, 5)
+    network = fw.capture(layer.eval(), given)
+    assert isinstance(network, fw.Network)
+    network.save(tmp_path / "net.fw")
+    loaded = fw.load(tmp_path / "net.fw")
+    for wanted, got in zip(pytree.tree_leaves(layer(given)), pytree.tree_leaves(loaded(given)), strict=True):
+        torch.testing.assert_close(got, wanted)
+    with safe_open(tmp_path / "net.fw", "pt") as file:
+        description = json.loads(file.metadata()["graph"])
+    for node in description["nodes"]:
+        if node.get("target") == "aten.zeros.default":
+            node["args"][0][-1] += 1
+    with pytest.raises(FileError, match="is given states and weights"):
+        fw.load(written(tmp_path / "wide.fw", description, load_file(tmp_path / "net.fw")))
