@@ -5,6 +5,7 @@ What the fuzzer found lies in ``tests/attacks`` and is opened here again.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
@@ -17,7 +18,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.utils._pytree as pytree
 from rich.console import Console
+from safetensors import safe_open
+from safetensors.torch import load_file
 from torch import nn
 from torch.nn.utils import prune
 from typer.testing import CliRunner
@@ -29,6 +33,7 @@ from featherweight.cli.app import app
 from featherweight.codec.archive import MAGIC
 from featherweight.codec.blocks import varint
 from featherweight.errors import FileError
+from featherweight.report import render
 
 HERE = Path(__file__).parent / "attacks"
 
@@ -146,6 +151,34 @@ def test_a_title_and_progress_take_no_markup() -> None:
     assert stream.getvalue().count("[/b]\\x07") == 2
     assert stream.getvalue().count("[/b]") == 4
     assert all(c.isprintable() or c == "\n" for c in stream.getvalue())
+
+
+def test_no_text_reaches_the_report_as_markup() -> None:
+    """Every place of a result in turn holds markup, numbers too: the page shows it as text, or there is no page."""
+    result = json.loads((HERE.parent / "fixtures" / "v0_1" / "job_done" / "result.json").read_text())
+    shown, kinds = 0, set()
+    for *steps, last in leaves(result):
+        kind = tuple(step for step in (*steps, last) if isinstance(step, str))
+        if kind in kinds:
+            continue
+        kinds.add(kind)
+        holder = result
+        for step in steps:
+            holder = holder[step]
+        before, holder[last] = holder[last], "<img src=x>&"
+        with contextlib.suppress(TypeError, ValueError, LookupError, AttributeError):
+            page = render(result)
+            assert "<img" not in page, kind
+            shown += "&lt;img src=x&gt;&amp;" in page
+        holder[last] = before
+    assert len(kinds) > 60
+    assert shown > 15
+
+
+def leaves(value: Any, at: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """Every place in a nest of lists and dicts that holds neither."""
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else None
+    return [at] if items is None else [found for key, inner in items for found in leaves(inner, (*at, key))]
 
 
 # ---- archives
@@ -319,3 +352,25 @@ def test_lists_of_results_cannot_be_multiplied(tmp_path: Path) -> None:
                for i in range(1000))]
     with pytest.raises(FileError, match="reads more results of other calls"):
         fw.load(written(tmp_path / "lists.fw", *graph_of(calls, {"b": torch.ones(1)})))
+
+
+@pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN", "projected"])
+def test_recurrent_layers_read_nothing_beyond_their_states(kind: str, tmp_path: Path) -> None:
+    """torch's kernels read states of 7 numbers with weights for 6, past the end of either."""
+    torch.manual_seed(0)
+    layer = (nn.LSTM(5, 6, 2, batch_first=True, bidirectional=True, proj_size=3) if kind == "projected" else
+             getattr(nn, kind)(5, 6, 2, batch_first=True, bidirectional=kind != "RNN", bias=kind != "RNN"))
+    given = torch.randn(2, 4, 5)
+    network = fw.capture(layer.eval(), given)
+    assert isinstance(network, fw.Network)
+    network.save(tmp_path / "net.fw")
+    loaded = fw.load(tmp_path / "net.fw")
+    for wanted, got in zip(pytree.tree_leaves(layer(given)), pytree.tree_leaves(loaded(given)), strict=True):
+        torch.testing.assert_close(got, wanted)
+    with safe_open(tmp_path / "net.fw", "pt") as file:
+        description = json.loads(file.metadata()["graph"])
+    for node in description["nodes"]:
+        if node.get("target") == "aten.zeros.default":
+            node["args"][0][-1] += 1
+    with pytest.raises(FileError, match="is given states and weights"):
+        fw.load(written(tmp_path / "wide.fw", description, load_file(tmp_path / "net.fw")))

@@ -31,7 +31,7 @@ def load(path: str | Path, into: nn.Module | None = None,
         >>> torch.equal(fw.load("network.fw")(images), network(images))
         True
     """
-    found = read(path, types, operators)
+    found = read(path, types, [operators] if isinstance(operators, str) else operators)
     if isinstance(found, Snapshot):
         if into is not None:
             raise FileError(f"{path} holds a whole network, no class is needed: write fw.load({str(path)!r})")

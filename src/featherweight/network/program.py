@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.fx import Graph, Node
 
 from featherweight.network.operators import TRAINING_FLAGS, schema_argument
+from featherweight.network.recurrent import checked
 
 Tap = Callable[[Any], Any]
 
@@ -116,7 +117,7 @@ def _call(node: Node, training: bool, frees: tuple[Node, ...]) -> Call:
         else:
             kwargs[flag] = True
         counter = node.meta.get("counter")
-    return Call(node, node.target, args, kwargs, counter, frees)  # type: ignore[arg-type]
+    return Call(node, checked(node.target), args, kwargs, counter, frees)
 
 
 def _count(counted: Tensor) -> float:

@@ -25,7 +25,7 @@ from typing import Any
 import torch
 
 from featherweight.errors import FileError
-from featherweight.network.file.table import PACKETS
+from featherweight.network.file.table import PACKETS, TRUSTING
 
 importlib.import_module("torch.ao.quantization.fx._decomposed")  # registers quantized_decomposed
 
@@ -101,7 +101,8 @@ def read(name: Any) -> Any:
 
 def beyond(names: Iterable[str]) -> list[str]:
     """Those of the operators with these names that are not in the table."""
-    return sorted({n for n in names if n not in FUNCTIONS and "::".join(n.split(".")[:2]) not in PACKETS})
+    return sorted({n for n in names if n not in FUNCTIONS
+                   and ("::".join(n.split(".")[:2]) not in PACKETS or n in TRUSTING)})
 
 
 def check_table(names: Collection[str], also: Collection[str]) -> None:

@@ -109,8 +109,10 @@ def rebuild(description: Any, tensors: Mapping[str, Tensor], types: Mapping[str,
 
 def _operators(items: Any, also: Collection[str]) -> dict[str, Any]:
     """The operators that a graph calls, by name."""
-    names = [item["target"] for item in items if item["op"] == "call"]
-    found = {name: allowed.read(name) for name in {str(n): n for n in names}.values()}
+    found: dict[str, Any] = {}
+    for item in items:
+        if item["op"] == "call" and str(item["target"]) not in found:
+            found[str(item["target"])] = allowed.read(item["target"])
     allowed.check_table(found, also)
     return found
 

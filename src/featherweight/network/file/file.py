@@ -13,8 +13,10 @@ Arguments are JSON literals or tagged objects: {"node": name}, {"dtype": ..}, {"
 {"memory": ..}, {"float": "inf"}, {"slice": [..]}.
 
 How each byte is read: ``json.loads``, then checks of every field (``description.py``). A call's operator is looked up
-by name among those that ``allowed.py`` lets through; nothing is imported, unpickled or evaluated on a file's word. A
-damaged or hostile file is a FileError. The checksum finds damage; it proves nothing about who wrote the file.
+by name in a table (``table.py``, ``allowed.py``), its arguments are held against its schema (``arguments.py``), and the
+graph is tried on tensors without data (``shapes.py``) before anything is computed. Nothing is imported, unpickled or
+evaluated on a file's word. A damaged or hostile file is a FileError. The checksum finds damage; it proves nothing about
+who wrote the file.
 """
 
 from __future__ import annotations

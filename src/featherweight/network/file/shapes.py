@@ -21,6 +21,7 @@ from featherweight.network.file.allowed import FUNCTIONS, target_name
 from featherweight.network.file.arguments import LARGEST
 from featherweight.network.operators import has_schema
 from featherweight.network.program import resolve
+from featherweight.network.recurrent import checked
 from featherweight.network.signature import Input
 from featherweight.network.snapshot import Snapshot
 
@@ -113,7 +114,7 @@ def _tried(node: Node, args: list[Any], kwargs: dict[str, Any]) -> Any:
             _check_count(node.target, args, kwargs)
         if name in FUNCTIONS:
             _check_numbers(name, args)
-        given = node.target(*args, **_placed(node.target, args, kwargs))  # type: ignore[operator]
+        given = checked(node.target)(*args, **_placed(node.target, args, kwargs))
         _check_result(given)
         return given
     except NotImplementedError:
@@ -200,6 +201,8 @@ def _key(argument: Any) -> Any:
 def _text(argument: Any) -> str:
     if isinstance(argument, Tensor):
         return f"{str(argument.dtype).removeprefix('torch.')} {list(argument.shape)}"
+    if isinstance(argument, list):
+        return f"[{', '.join(map(_text, argument[:8]))}{', ...' if len(argument) > 8 else ''}]"
     return str(argument)[:80]
 
 

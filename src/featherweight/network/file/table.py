@@ -113,4 +113,7 @@ _ATEN = " ".join((POINTWISE, REDUCTIONS, SHAPES, PLACES, LAYERS, ALGEBRA, LOSSES
 PACKETS = frozenset({f"aten::{name}" for name in _ATEN} | {f"aten::{name}_" for name in POINTWISE.split()}
                     | {f"quantized_decomposed::{name}" for name in QUANTIZED.split()})
 
-__all__ = ["PACKETS"]
+#: overloads of these that trust numbers in their tensors: the batch sizes of a packed sequence
+TRUSTING = frozenset({"aten.lstm.data", "aten.gru.data", "aten.rnn_tanh.data", "aten.rnn_relu.data"})
+
+__all__ = ["PACKETS", "TRUSTING"]
