@@ -9,6 +9,7 @@ import itertools
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -48,7 +49,7 @@ def flipped(seed: int) -> Iterator[tuple[Tensor, Tensor]]:
     ("train", {"train": lambda: batches(7)}, "train: its first batches have other inputs and other targets"),
     ("calibration", {"calibration": None}, "calibration"),
     ("train", {"train": lambda: ((x[:8], y[:8]) for x, y in batches(1))}, r"were \['float32\[16, 4\] -> int64"),
-    ("loss", {"loss": lambda o, t: 2 * nn.functional.cross_entropy(o, t)}, "loss: torch.nn.functional.cross_entropy ->"),
+    ("loss", {"loss": lambda o, t: 2 * nn.functional.cross_entropy(o, t)}, "loss: torch.nn.functional.cross_entropy"),
     ("score", {"score": fw.scores.top5}, r"top1 -> .*top5"),
     ("score_name", {"score_name": "accuracy"}, "score_name: 'top1' -> 'accuracy'"),
 ])
@@ -352,6 +353,21 @@ def test_a_disk_that_is_full_is_told_and_the_job_goes_on_later(tmp_path: Path, m
         with pytest.raises(RecipeError, match=r"may need .* GB in .*are free; write another out"):
             squeeze(tiny(), task(), ONE, out=tmp_path)
     squeeze(tiny(), task(), ONE, out=tmp_path)
+
+
+@pytest.mark.parametrize("when", ["step 1", "recover.Train", "measure recover.Train", "latencies"])
+def test_a_folder_that_is_removed_meanwhile_is_told_and_made_anew(tmp_path: Path, when: str) -> None:
+    recipe, removed = [Scale(), fw.recover.Train(epochs=2, lr=0.05)], [0]
+
+    def remove(what: str, *rest: Any) -> None:
+        if what.startswith(when) and not removed[0]:
+            removed[0] += 1
+            shutil.rmtree(tmp_path / "out")
+
+    with pytest.raises(FileError):
+        squeeze(tiny(), task(), recipe, out=tmp_path / "out", progress=remove)
+    assert removed
+    squeeze(tiny(), task(), recipe, out=tmp_path / "out")
 
 
 # ---- errors of one's own functions
