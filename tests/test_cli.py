@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
 import tomllib
+from pathlib import Path
 
 import pytest
 import torch
@@ -49,6 +52,10 @@ def light_task():
 
 def number():
     return 7
+
+
+def failing():
+    raise KeyError("weights")
 '''
 RECIPE = '''
 [model]
@@ -140,7 +147,11 @@ def test_settings_change_the_recipe_and_a_flagged_run_exits_with_one(folder, mon
     (["measure", "cli_models:pair", "--target", "onyx"], "no target named 'onyx'"),
     (["measure", "cli_models:net"], "no data to capture the model with"),
     (["inspect", "small.fwz"], "featherweight unpack small.fwz small.fw"),
-    (["report", "."], "result.json"),
+    (["report", "."], "there is no result.json"),
+    (["report", "out/nothing"], "name the folder that compress wrote"),
+    (["measure", "model.onnx"], "model.onnx is a deployed file, which holds no network"),
+    (["measure", "cli_models:failing", "--target", "onyx"], "no target named 'onyx'"),
+    (["measure", "cli_models:failing"], "your function 'cli_models:failing' raised KeyError: 'weights'"),
     (["pack", "job.toml", "x.fwz"], "job.toml"),
 ])
 def test_wrong_input_is_one_line_and_exit_code_two(folder, words, message):
@@ -211,6 +222,26 @@ def test_report_refuses_what_is_no_result(folder):
     assert "is no JSON" in run("report", ".", code=2).stderr
     (folder / "result.json").write_text('{"format": 2}')
     assert "no result of format 1" in run("report", ".", code=2).stderr
+
+
+LINES = """
+import sys, time
+from rich.console import Console
+from featherweight.cli.progress import Listener
+with Listener(Console(file=sys.stdout), beat=0.05) as listener:
+    listener("step 1: prune.Channels", 0, 1, {})
+    time.sleep(0.4)
+    listener("measured prune.Channels", 1, 1, {"params": 12})
+"""
+
+
+def test_a_pipe_gets_a_line_now_and_then():
+    source = str(Path(fw.__file__).parents[1])
+    found = subprocess.run([sys.executable, "-c", LINES], check=True, capture_output=True, text=True,
+                           env={**os.environ, "PYTHONPATH": source}).stdout.splitlines()
+    assert found[0] == "step 1: prune.Channels (1 of 5)"
+    assert found[1].startswith("step 1: prune.Channels, 0 s so far")
+    assert found[-1].split() == ["prune.Channels", "params", "12"]
 
 
 # ---- the demo

@@ -47,15 +47,18 @@ def compress(network: Network, task: Task, recipe: Recipe | Iterable[Step], targ
     target: the runtime that is exported to, timed (on ``threads`` threads, ``seconds`` a file) and scored in, and that
         steps plan for whose own ``target`` is None.
     out: a folder for the files of ``Result.save`` and for ``state/``, from which the same job goes on after a kill (a
-        training from its own checkpoint); ``resume=False`` starts over. None leaves nothing behind.
+        training from its own checkpoint); ``resume=False`` starts over. Another job's, or one of another task, is
+        refused with what differs. None leaves nothing behind.
     seed: of everything random in steps. progress: called with (what, done, total, figures).
     memory: also measure peak memory. preface: TOML tables to be written ahead of the steps.
 
     Each step is measured on the validation split (calibration where there is none), and both ends once on the test
     split if there is one. Under ``accelerate launch`` the first process plans, measures and writes, all train.
 
-    Raises RecipeError for a recipe or folder that makes no sense, PlanError for a step that breaks its own word (more
-    parameters without saying so), ExportError for what the target cannot run.
+    Raises RecipeError for a recipe or folder that makes no sense, TaskError for a task that does not fit the network
+    (tried on a batch of each split before the first step), PlanError for a step that breaks its own word (more
+    parameters without saying so), ExportError for what the target cannot run, FileError for a damaged state or a disk
+    that cannot be written to.
 
     Example:
         >>> recipe = fw.Recipe([fw.quantize.Quantize()])

@@ -47,7 +47,7 @@ class State:
     and, last of all, ``measurement.json``; ``fingerprint.json`` says whose it is."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
+        self.folder, self.claimed = folder, False
 
     # ---- whose it is
     @contextmanager
@@ -72,6 +72,8 @@ class State:
             yield
         finally:
             try:
+                if self.claimed and not (self.folder / SIGN).exists():  # removed meanwhile: what came after is no state
+                    shutil.rmtree(self.folder, ignore_errors=True)
                 for file in (who, name):
                     file.unlink(missing_ok=True)
             finally:
@@ -91,6 +93,7 @@ class State:
             raise RecipeError(f"{self.folder} holds files that are no state of a job; write another out=...")
         if sign.exists() and not resume:
             self._clear()
+        self.claimed = True
         if sign.exists():
             return refused(self.folder.parent, self._readable(read_json(sign)), mark, again)
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -135,9 +138,11 @@ class State:
         return self.folder / f"step_{index}"
 
     def step(self, index: int) -> Path:
-        """The folder of step ``index``."""
+        """The folder of step ``index``. Raises FileError where the state was removed meanwhile."""
+        if not (self.folder / SIGN).exists():
+            raise FileError(f"{self.folder} was removed while the job ran; call it again to start over")
         folder = self.place(index)
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(exist_ok=True)
         return folder
 
 

@@ -42,7 +42,7 @@ def job_mark(network: Network, task: Task, steps: Iterable[Any], target: str, ba
         "versions": {"featherweight": __version__, "python": platform.python_version(), "torch": str(torch.__version__),
                      package: metadata.version(package)},
         "loss": function_mark(task.loss), "score": function_mark(task.score), "score_name": task.score_name,
-        **{split: split_mark(found) for split, found in batches.items()}}
+        **{split: split_mark(batches[split]) if split in batches else None for split in EARLY}}
 
 
 # ---- data
@@ -117,8 +117,8 @@ def _describe_call(into: Any, given: Any) -> None:
                      *cells):
             _describe_call(into, part)
     elif isinstance(given, nn.Module):
-        into.update(repr(given).encode())
-        _feed(into, dict(given.state_dict()))
+        plain = {k: v for k, v in vars(given).items() if isinstance(v, (str, int, float)) and k != "training"}
+        _feed(into, [repr(given), plain, dict(given.state_dict())])
     elif isinstance(given, (Tensor, str, bytes, bool, int, float, tuple)) or given is None:
         _feed(into, given)
     elif dataclasses.is_dataclass(given) and not isinstance(given, type):
