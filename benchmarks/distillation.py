@@ -1,6 +1,6 @@
 """What a teacher brings: every kind of knowledge and every strategy beside the same training without.
 
-    python benchmarks/distillation.py --checkpoints FOLDER [small] [pruned] [pruned-3x] [costs]
+    python benchmarks/distillation.py --checkpoints FOLDER [small] [pruned] [pruned-3x] [costs] [--seeds 0 1 2]
 
 small: a fresh ResNet-8 on a subset of CIFAR-10 (2,560 training images, mirrored at random, 12 epochs, SGD with one
     cycle to 0.05), taught by the trained ResNet-56 where an arm has a teacher; 3 seeds. The teacher saw all 45,000
@@ -64,11 +64,12 @@ SMALL: dict[str, tuple[Any, ...]] = {
     "byot": (Exits(),),
     "attention": (Features("attention", weight=5.0),),
     "similarity": (Features("similarity", weight=1000.0),),
-    "kd and attention": (KD, Features("attention", weight=5.0)),
+    "dist and attention": (dataclasses.replace(KD, loss="dist"), Features("attention", weight=5.0)),
     "dkd": (dataclasses.replace(KD, loss="dkd"),),
     "mlkd": (dataclasses.replace(KD, loss="mlkd"),),
     "ps-kd": (OwnPast(0.8),),
     "hint": (Features("hint"),),
+    "kd and attention": (KD, Features("attention", weight=5.0)),
     "kd and similarity": (KD, Features("similarity", weight=1000.0)),
     "rkd": (Relations("rkd"),),
     "correlation": (Relations("correlation", weight=10.0),),
@@ -79,8 +80,8 @@ SMALL: dict[str, tuple[Any, ...]] = {
     "mgd": (Features("mgd"),),
 }
 FIRST = 11  #: arms that get all their seeds before the others
-#: every block's end and the activations before its inner ReLU, where channels were cut
-BLOCKS = tuple(f"layer{stage}.{block}{inner}" for stage in (1, 2, 3) for block in range(3) for inner in (".bn1", ""))
+#: every stage's end, and before it the inner activations of its last block, where channels were cut
+BLOCKS = tuple(f"layer{stage}.2{inner}" for stage in (1, 2, 3) for inner in (".bn1", ""))
 PRUNED: dict[str, tuple[Any, ...]] = {
     "logits and features": (Logits(temperature=4.0, weight=0.9), Features("hint", weight=0.2, taps=BLOCKS)),
 }
@@ -102,8 +103,8 @@ def subset() -> fw.Task:
 
 
 class Bench:
-    def __init__(self, checkpoints: Path) -> None:
-        self.checkpoints, self.rows = checkpoints, Rows("distillation.json")
+    def __init__(self, checkpoints: Path, seeds: list[int]) -> None:
+        self.checkpoints, self.seeds, self.rows = checkpoints, seeds, Rows("distillation.json")
 
     def original(self, depth: int) -> fw.Network:
         return cifar10.network(depth, str(self.checkpoints / FILES[depth]))
@@ -126,7 +127,7 @@ class Bench:
         task, teacher = subset(), self.original(56)
         train = fw.recover.Train(epochs=EPOCHS, lr=0.05, schedule="onecycle", autocast="bf16", channels_last=True)
         for arms in (list(SMALL)[:FIRST], list(SMALL)[FIRST:]):
-            for seed in SEEDS:
+            for seed in self.seeds:
                 for arm in arms:
                     self.add(f"resnet8 {arm}, seed {seed}", lambda folder, a=arm, s=seed: self._taught(
                         a, s, train, task, teacher, folder), task, arm=arm, seed=seed, epochs=EPOCHS, images=IMAGES)
@@ -147,7 +148,7 @@ class Bench:
                                  compensate="least_squares", residual=False)
         plan = step.plan(base, task)
         train = fw.recover.Train(epochs=8, lr=0.02, schedule="onecycle", autocast="bf16", channels_last=True)
-        for seed in SEEDS:
+        for seed in self.seeds:
             for arm, beside in PRUNED.items():
                 self.add(f"resnet20 {fewer}x {arm}, seed {seed}",
                          lambda folder, b=beside, s=seed: dataclasses.replace(train, beside=b).fit(
@@ -175,9 +176,10 @@ class Bench:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoints", type=Path, required=True)
+    parser.add_argument("--seeds", type=int, nargs="*", default=list(SEEDS))
     parser.add_argument("parts", nargs="*", help="all of them if none is named")
     given = parser.parse_args()
-    bench = Bench(given.checkpoints)
+    bench = Bench(given.checkpoints, given.seeds)
     parts: dict[str, Callable[[], None]] = {"small": bench.small, "pruned": lambda: bench.pruned(2.1),
                                             "pruned-3x": lambda: bench.pruned(3.0), "costs": bench.costs}
     for part in given.parts or parts:

@@ -19,6 +19,7 @@ from featherweight.recipe.files import JOB_FORMAT, State, read_json, write_json
 from featherweight.recipe.flags import flags_of, slower
 from featherweight.recipe.recipe import Recipe, aimed, planners
 from featherweight.recipe.result import Decision, Final, Result
+from featherweight.recipe.terms import Terms, curves
 from featherweight.seeds import generators_kept, seed_all, seed_from
 from featherweight.steps import Context, Fit, Plan, Rewrite, Step
 from featherweight.steps.fingerprint import canonical
@@ -113,6 +114,8 @@ class _Work:
         return Result(
             network=network, trail=tuple(trail), recipe=self.recipe, target=self.target, plans=tuple(decisions),
             final=final, flags=tuple(flags), notes=tuple(network.notes),
+            losses={str(i): found for i in range(1, len(steps) + 1)
+                    if (found := curves(self.state.folder / f"step_{i}"))},
             layers_before=measure.layers(self.original), layers_after=measure.layers(network), preface=self.preface)
 
     # ---- one step
@@ -157,7 +160,8 @@ class _Work:
     def _fit(self, index: int, step: Fit, before: Network) -> tuple[Network, dict[int, Plan]]:
         folder = self.state.step(index)
         context = Context(original=self.original, workdir=folder, seed=seed_from(self.seed, "fit", index),
-                          progress=self.progress, plans=self._made(index))
+                          progress=Terms(folder, getattr(step, "epochs", 0), self.processes.first, self.progress),
+                          plans=self._made(index))
         after = step.fit(before, self.task, context)
         return after, self._plans(index, step)
 
