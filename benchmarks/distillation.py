@@ -1,8 +1,8 @@
 """What a teacher brings: every kind of knowledge and every strategy beside the same training without.
 
-    python benchmarks/distillation.py --checkpoints FOLDER [small] [pruned] [pruned-3x] [costs] [--seeds 0 1 2]
+    python benchmarks/distillation.py --checkpoints FOLDER [PART ...] [--seeds 0 1 2]
 
-small: a fresh ResNet-8 on a subset of CIFAR-10 (2,560 training images, mirrored at random, 12 epochs, SGD with one
+small, small-more: a fresh ResNet-8 on a subset of CIFAR-10 (2,560 training images, mirrored at random, 12 epochs, SGD with one
     cycle to 0.05), taught by the trained ResNet-56 where an arm has a teacher; 3 seeds. The teacher saw all 45,000
     images. Validation (5,000 images of the training split) chooses the pair of objectives; every row has both scores.
 pruned, pruned-3x: ResNet-20 at 2.1x and 3x fewer MACs after 8 epochs on the whole split, as in beside_torch_pruning.py,
@@ -79,7 +79,7 @@ SMALL: dict[str, tuple[Any, ...]] = {
     "fgd": (Features("fgd", weight=0.1),),
     "mgd": (Features("mgd"),),
 }
-FIRST = 11  #: arms that get all their seeds before the others
+FIRST = 11  #: arms that `small` runs; `small-more` runs the others
 #: every stage's end, and before it the inner activations of its last block, where channels were cut
 BLOCKS = tuple(f"layer{stage}.2{inner}" for stage in (1, 2, 3) for inner in (".bn1", ""))
 PRUNED: dict[str, tuple[Any, ...]] = {
@@ -123,14 +123,13 @@ class Bench:
         print(f"{name:52s} validation {scores['validation']:6.2f} test {scores['test']:6.2f} {row['wall_s']} s",
               flush=True)
 
-    def small(self) -> None:
+    def small(self, arms: list[str]) -> None:
         task, teacher = subset(), self.original(56)
         train = fw.recover.Train(epochs=EPOCHS, lr=0.05, schedule="onecycle", autocast="bf16", channels_last=True)
-        for arms in (list(SMALL)[:FIRST], list(SMALL)[FIRST:]):
-            for seed in self.seeds:
-                for arm in arms:
-                    self.add(f"resnet8 {arm}, seed {seed}", lambda folder, a=arm, s=seed: self._taught(
-                        a, s, train, task, teacher, folder), task, arm=arm, seed=seed, epochs=EPOCHS, images=IMAGES)
+        for seed in self.seeds:
+            for arm in arms:
+                self.add(f"resnet8 {arm}, seed {seed}", lambda folder, a=arm, s=seed: self._taught(
+                    a, s, train, task, teacher, folder), task, arm=arm, seed=seed, epochs=EPOCHS, images=IMAGES)
 
     def _taught(self, arm: str, seed: int, train: fw.recover.Train, task: fw.Task, teacher: fw.Network,
                 folder: Path) -> fw.Network:
@@ -180,7 +179,8 @@ def main() -> None:
     parser.add_argument("parts", nargs="*", help="all of them if none is named")
     given = parser.parse_args()
     bench = Bench(given.checkpoints, given.seeds)
-    parts: dict[str, Callable[[], None]] = {"small": bench.small, "pruned": lambda: bench.pruned(2.1),
+    parts: dict[str, Callable[[], None]] = {"small": lambda: bench.small(list(SMALL)[:FIRST]),
+                                            "small-more": lambda: bench.small(list(SMALL)[FIRST:]), "pruned": lambda: bench.pruned(2.1),
                                             "pruned-3x": lambda: bench.pruned(3.0), "costs": bench.costs}
     for part in given.parts or parts:
         parts[part]()
