@@ -2,9 +2,10 @@
 
     python benchmarks/distillation.py --checkpoints FOLDER [PART ...] [--seeds 0 1 2]
 
-small, small-more: a fresh ResNet-8 on a subset of CIFAR-10 (2,560 training images, mirrored at random, 12 epochs, SGD with one
-    cycle to 0.05), taught by the trained ResNet-56 where an arm has a teacher; 3 seeds. The teacher saw all 45,000
-    images. Validation (5,000 images of the training split) chooses the pair of objectives; every row has both scores.
+small, small-more: a fresh ResNet-8 on a subset of CIFAR-10 (2,560 training images, mirrored at random, 12 epochs, SGD
+    with one cycle to 0.05), taught by the trained ResNet-56 where an arm has a teacher; 3 seeds. The teacher saw all
+    45,000 images. Validation (5,000 images of the training split) chooses the pair of objectives; every row has both
+    scores.
 pruned, pruned-3x: ResNet-20 at 2.1x and 3x fewer MACs after 8 epochs on the whole split, as in beside_torch_pruning.py,
     taught by the outputs and by the activations of what it was cut from: kept channels compared directly.
 costs: seconds and peak memory of a step of each arm as a ratio to plain training, in interleaved rounds.
@@ -179,9 +180,10 @@ def main() -> None:
     parser.add_argument("parts", nargs="*", help="all of them if none is named")
     given = parser.parse_args()
     bench = Bench(given.checkpoints, given.seeds)
-    parts: dict[str, Callable[[], None]] = {"small": lambda: bench.small(list(SMALL)[:FIRST]),
-                                            "small-more": lambda: bench.small(list(SMALL)[FIRST:]), "pruned": lambda: bench.pruned(2.1),
-                                            "pruned-3x": lambda: bench.pruned(3.0), "costs": bench.costs}
+    parts: dict[str, Callable[[], None]] = {
+        "small": lambda: bench.small(list(SMALL)[:FIRST]), "pruned": lambda: bench.pruned(2.1),
+        "small-more": lambda: bench.small(list(SMALL)[FIRST:]), "pruned-3x": lambda: bench.pruned(3.0),
+        "costs": bench.costs}
     for part in given.parts or parts:
         parts[part]()
 

@@ -509,3 +509,90 @@ def test_the_example_of_a_loop_of_ones_own_runs() -> None:
     found = runpy.run_path(str(path))["main"]()
     assert list(found) == ["original", "cut", "trained alone", "taught by outputs", "and by activations"]
     assert all(score > found["cut"] for name, score in found.items() if name != "cut")
+
+
+# ---- other children, other tasks
+
+@pytest.mark.parametrize("name", ["quantized", "factorized", "shallow", "in low bits", "while it is cut"])
+def test_every_child_is_matched_to_its_parent(name: str) -> None:
+    """By path, whatever made the child; of what was factorized and dropped the rest."""
+    parent, work = network(PROBLEMS["residual"]), task(PROBLEMS["residual"])
+    steps: dict[str, fw.steps.Rewrite] = {
+        "quantized": fw.quantize.Quantize(activations=None),
+        "factorized": fw.factorize.LowRank(energy=0.7, min_gain=0.0),
+        "shallow": fw.distill.Student(width=1.0, depth=0.5)}
+    beside: dict[str, tuple[Any, ...]] = {
+        "in low bits": (fw.quantize.Quantize("int4", "uint4"),),
+        "while it is cut": (fw.prune.Channels(macs=0.6, frequency=0.2),)}
+    plans = (steps[name].plan(parent, work),) if name in steps else ()
+    child = plans[0].apply(parent) if plans else parent
+    found = match(child, parent, "trunk", plans)
+    assert len(found.found) > 3
+    assert all(m.student.path == m.teacher.path and m.direct for m in found.found)
+    if name == "shallow":
+        assert found.skipped
+    if name == "quantized":  # its integers are not trained: in training it is "in low bits"
+        return
+    things = (*beside.get(name, ()), Features(taps="trunk"), Logits(weight=0.5))
+    trained = Train(epochs=1, lr=0.01, beside=things).fit(child, work, Context(original=parent, plans=plans))
+    assert trained.notes[-1].startswith("distill.Features")
+
+
+class Detector(nn.Module):
+    """A backbone with two maps of features, and a head that a capture leaves to Python."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, width, 3, padding=1), nn.ReLU())
+        self.down = nn.Sequential(nn.Conv2d(width, 2 * width, 3, 2, padding=1), nn.ReLU())
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        fine = self.stem(x)
+        return {"fine": fine, "coarse": self.down(fine)}
+
+
+def test_a_captured_part_learns_beside_a_head_in_python() -> None:
+    """FGD on a pyramid's two maps, what lies in boxes first, in a loop of one's own with a loss of one's own."""
+    torch.manual_seed(0)
+    student, teacher = (fw.capture(Detector(w).eval(), images(2)) for w in (4, 8))
+    head = nn.Conv2d(8, 2, 1)
+    boxes = torch.zeros(4, 8, 8)
+    boxes[:, 2:6, 2:6] = 1
+    term = Features("fgd", taps=("stem", "down"), mask=lambda inputs, target: target["inside"], weight=0.1)
+    optimizer = torch.optim.SGD([*student.parameters(), *head.parameters()], lr=0.05)
+    attached = attach(student.train(), fw.Task(), (term,), steps=8, optimizer=optimizer, original=teacher)
+    told = []
+    for _ in range(8):
+        x = images(4)
+        target = {"inside": boxes}
+        optimizer.zero_grad()
+        features = student(x)
+        own = head(features["coarse"]).square().mean()
+        attached.loss(x, features, target, own=own).backward()
+        optimizer.step()
+        told.append(float(attached.terms["distill.Features"]))
+    assert told[-1] < told[0]
+    finished = attached.finish()
+    assert {n: t.shape for n, t in finished.tensors().items()} == {n: t.shape for n, t in student.tensors().items()}
+    assert "(4 to 8 channels by a projector)" in finished.notes[0]
+
+
+def test_a_student_keeps_the_largest_channels_and_every_other_block() -> None:
+    net = network(PROBLEMS["residual"])
+    plan = fw.distill.Student(width=0.5).plan(net, fw.Task())
+    for name, kept in plan.keep.items():
+        group = fw.prune.axis_groups(net)[name]
+        size = [0.0] * len(group)
+        for m in group.members:
+            rows = net.tensor(m.tensor).detach().abs().movedim(m.dim, 0)
+            for i in range(len(group) if m.role in ("weight", "") else 0):
+                size[i] += float(rows[list(m.index[i])].sum())
+        assert len(kept) == len(group) / 2
+        assert min(size[i] for i in kept) >= max(size[i] for i in range(len(group)) if i not in kept)
+    deep = fw.distill.Student(width=1.0, depth=0.5).plan(net, fw.Task())
+    small = deep.apply(net)
+    assert len(deep.blocks) == 2
+    assert len(small.calls(torch.ops.aten.conv2d.default)) < len(net.calls(torch.ops.aten.conv2d.default))
+    fresh = fw.distill.Student(weights="fresh").plan(net, fw.Task())
+    assert digest(fresh.apply(net)) == digest(fresh.apply(net))
+    assert torch.equal(fresh.apply(net).tensor("stem.1.weight"), torch.ones(4))
