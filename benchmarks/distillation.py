@@ -1,10 +1,11 @@
 """What a teacher brings: every kind of knowledge and every strategy beside the same training without.
 
-    python benchmarks/distillation.py --checkpoints FOLDER [small] [pruned] [pruned-3x] [costs]
+    python benchmarks/distillation.py --checkpoints FOLDER [PART ...] [--seeds 0 1 2]
 
-small: a fresh ResNet-8 on a subset of CIFAR-10 (2,560 training images, mirrored at random, 12 epochs, SGD with one
-    cycle to 0.05), taught by the trained ResNet-56 where an arm has a teacher; 3 seeds. The teacher saw all 45,000
-    images. Validation (5,000 images of the training split) chooses the pair of objectives; every row has both scores.
+small, small-more: a fresh ResNet-8 on a subset of CIFAR-10 (2,560 training images, mirrored at random, 12 epochs, SGD
+    with one cycle to 0.05), taught by the trained ResNet-56 where an arm has a teacher; 3 seeds. The teacher saw all
+    45,000 images. Validation (5,000 images of the training split) chooses the pair of objectives; every row has both
+    scores.
 pruned, pruned-3x: ResNet-20 at 2.1x and 3x fewer MACs after 8 epochs on the whole split, as in beside_torch_pruning.py,
     taught by the outputs and by the activations of what it was cut from: kept channels compared directly.
 costs: seconds and peak memory of a step of each arm as a ratio to plain training, in interleaved rounds.
@@ -64,11 +65,12 @@ SMALL: dict[str, tuple[Any, ...]] = {
     "byot": (Exits(),),
     "attention": (Features("attention", weight=5.0),),
     "similarity": (Features("similarity", weight=1000.0),),
-    "kd and attention": (KD, Features("attention", weight=5.0)),
+    "dist and attention": (dataclasses.replace(KD, loss="dist"), Features("attention", weight=5.0)),
     "dkd": (dataclasses.replace(KD, loss="dkd"),),
     "mlkd": (dataclasses.replace(KD, loss="mlkd"),),
     "ps-kd": (OwnPast(0.8),),
     "hint": (Features("hint"),),
+    "kd and attention": (KD, Features("attention", weight=5.0)),
     "kd and similarity": (KD, Features("similarity", weight=1000.0)),
     "rkd": (Relations("rkd"),),
     "correlation": (Relations("correlation", weight=10.0),),
@@ -78,9 +80,9 @@ SMALL: dict[str, tuple[Any, ...]] = {
     "fgd": (Features("fgd", weight=0.1),),
     "mgd": (Features("mgd"),),
 }
-FIRST = 11  #: arms that get all their seeds before the others
-#: every block's end and the activations before its inner ReLU, where channels were cut
-BLOCKS = tuple(f"layer{stage}.{block}{inner}" for stage in (1, 2, 3) for block in range(3) for inner in (".bn1", ""))
+FIRST = 11  #: arms that `small` runs; `small-more` runs the others
+#: every stage's end, and before it the inner activations of its last block, where channels were cut
+BLOCKS = tuple(f"layer{stage}.2{inner}" for stage in (1, 2, 3) for inner in (".bn1", ""))
 PRUNED: dict[str, tuple[Any, ...]] = {
     "logits and features": (Logits(temperature=4.0, weight=0.9), Features("hint", weight=0.2, taps=BLOCKS)),
 }
@@ -102,8 +104,8 @@ def subset() -> fw.Task:
 
 
 class Bench:
-    def __init__(self, checkpoints: Path) -> None:
-        self.checkpoints, self.rows = checkpoints, Rows("distillation.json")
+    def __init__(self, checkpoints: Path, seeds: list[int]) -> None:
+        self.checkpoints, self.seeds, self.rows = checkpoints, seeds, Rows("distillation.json")
 
     def original(self, depth: int) -> fw.Network:
         return cifar10.network(depth, str(self.checkpoints / FILES[depth]))
@@ -122,14 +124,13 @@ class Bench:
         print(f"{name:52s} validation {scores['validation']:6.2f} test {scores['test']:6.2f} {row['wall_s']} s",
               flush=True)
 
-    def small(self) -> None:
+    def small(self, arms: list[str]) -> None:
         task, teacher = subset(), self.original(56)
         train = fw.recover.Train(epochs=EPOCHS, lr=0.05, schedule="onecycle", autocast="bf16", channels_last=True)
-        for arms in (list(SMALL)[:FIRST], list(SMALL)[FIRST:]):
-            for seed in SEEDS:
-                for arm in arms:
-                    self.add(f"resnet8 {arm}, seed {seed}", lambda folder, a=arm, s=seed: self._taught(
-                        a, s, train, task, teacher, folder), task, arm=arm, seed=seed, epochs=EPOCHS, images=IMAGES)
+        for seed in self.seeds:
+            for arm in arms:
+                self.add(f"resnet8 {arm}, seed {seed}", lambda folder, a=arm, s=seed: self._taught(
+                    a, s, train, task, teacher, folder), task, arm=arm, seed=seed, epochs=EPOCHS, images=IMAGES)
 
     def _taught(self, arm: str, seed: int, train: fw.recover.Train, task: fw.Task, teacher: fw.Network,
                 folder: Path) -> fw.Network:
@@ -147,7 +148,7 @@ class Bench:
                                  compensate="least_squares", residual=False)
         plan = step.plan(base, task)
         train = fw.recover.Train(epochs=8, lr=0.02, schedule="onecycle", autocast="bf16", channels_last=True)
-        for seed in SEEDS:
+        for seed in self.seeds:
             for arm, beside in PRUNED.items():
                 self.add(f"resnet20 {fewer}x {arm}, seed {seed}",
                          lambda folder, b=beside, s=seed: dataclasses.replace(train, beside=b).fit(
@@ -175,11 +176,14 @@ class Bench:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoints", type=Path, required=True)
+    parser.add_argument("--seeds", type=int, nargs="*", default=list(SEEDS))
     parser.add_argument("parts", nargs="*", help="all of them if none is named")
     given = parser.parse_args()
-    bench = Bench(given.checkpoints)
-    parts: dict[str, Callable[[], None]] = {"small": bench.small, "pruned": lambda: bench.pruned(2.1),
-                                            "pruned-3x": lambda: bench.pruned(3.0), "costs": bench.costs}
+    bench = Bench(given.checkpoints, given.seeds)
+    parts: dict[str, Callable[[], None]] = {
+        "small": lambda: bench.small(list(SMALL)[:FIRST]), "pruned": lambda: bench.pruned(2.1),
+        "small-more": lambda: bench.small(list(SMALL)[FIRST:]), "pruned-3x": lambda: bench.pruned(3.0),
+        "costs": bench.costs}
     for part in given.parts or parts:
         parts[part]()
 

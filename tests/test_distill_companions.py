@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import runpy
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -259,7 +264,7 @@ def test_padding_does_not_count() -> None:
         other.close()
         remove()
         if name == "fgd":
-            assert float(changed) != float(found)  # the background counts less, and counts
+            assert not torch.equal(changed, found)  # the background counts less, and counts
         else:
             torch.testing.assert_close(found, changed)
 
@@ -416,15 +421,67 @@ def test_wrong_options_are_refused_when_the_recipe_is_made(thing: Any, message: 
         fw.Recipe([Train(beside=(thing,))])
 
 
-def test_a_recipe_knows_what_was_kept(tmp_path: Path) -> None:
+def test_a_recipe_knows_what_was_kept_and_shows_the_terms(tmp_path: Path) -> None:
     """Cut, then taught by the activations of the original: by one word, and the channels are compared directly."""
-    net, work = network(PROBLEMS["residual"]), task(PROBLEMS["residual"])
-    recipe = fw.Recipe([fw.prune.Channels(macs=0.5), Train(lr=0.01, beside=(Logits(), Features(taps="layers")))])
+    net, work = network(PROBLEMS["mlp"]), task(PROBLEMS["mlp"])
+    train = Train(epochs=3, lr=0.01, beside=(Logits(), Features(taps="layers")))
+    recipe = fw.Recipe([fw.prune.Channels(macs=0.5), train])
     assert fw.Recipe.from_toml(recipe.to_toml()) == recipe
-    done = fw.compress(net, work, recipe, seconds=0.0)
+    done = fw.compress(net, work, recipe, out=tmp_path, seconds=0.0)
     [note] = [n for n in done.notes if n.startswith("distill.Features compares")]
     assert "kept of" in note
     assert "projector" not in note
+    assert done.losses.keys() == {"2"}
+    assert done.losses["2"].keys() == {"loss", "task", "distill.Logits", "distill.Features"}
+    for row in zip(*done.losses["2"].values(), strict=True):
+        assert row[0] == pytest.approx(sum(row[1:]), rel=1e-4)
+    assert len(done.losses["2"]["loss"]) == 3
+    page = (tmp_path / "report.html").read_text()
+    assert "step 2: the loss and its terms" in page
+    assert page.count("<title>distill.Features</title>") == 1
+    assert fw.compress(net, work, recipe, out=tmp_path, seconds=0.0).losses == done.losses
+
+
+SCRIPT = """
+import sys, torch
+sys.path.insert(0, {tests!r})
+torch.set_num_threads(1)
+from accelerate import PartialState
+from pathlib import Path
+import test_distill_companions as t
+from featherweight.distill import Features, Logits, Mutual, Relations
+from featherweight.recover.companions import Companions
+banks = []
+plain = Companions.finish
+def finish(self, origin):
+    banks.append(self.all[1].bank.clone())
+    return plain(self, origin)
+Companions.finish = finish
+out = Path({out!r})
+things = (Features(), Relations("crd", bank=16), Logits(cache=str(out / "outputs")), Mutual())
+net = t.Train(epochs=2, lr=0.02, beside=things).fit(t.maps(), t.task(t.PROBLEMS["residual"]), t.Context(
+    original=t.network(t.PROBLEMS["residual"]), workdir=out / "work"))
+torch.save(dict(tensors=dict(net.state_dict()), bank=banks[0]), out / f"{{PartialState().process_index}}.pt")
+"""
+
+
+def test_two_processes_learn_alike_and_keep_one_bank(tmp_path: Path) -> None:
+    """Weights and the memory bank are the same in both; each sample's outputs are cached by one of them."""
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT.format(tests=str(Path(__file__).parent), out=str(tmp_path)))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(fw.__file__).parents[1]),
+                   "ACCELERATE_USE_CPU": "true"}
+    done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=0",
+                           "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0", str(script)],
+                          env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-3000:]
+    one, other = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
+    assert all(torch.equal(tensor, other["tensors"][name]) for name, tensor in one["tensors"].items())
+    assert torch.equal(one["bank"], other["bank"])
+    kept = [safetensors.torch.load_file(f)["codes"] for f in (tmp_path / "outputs").rglob("*.safetensors")]
+    codes = [bytes(row.tolist()) for rows in kept for row in rows]
+    assert codes
+    assert len(codes) == len(set(codes))
 
 
 # ---- in a loop of one's own
@@ -445,3 +502,97 @@ def test_attach_does_what_train_does() -> None:
         optimizer.step()
     assert attached.terms.keys() == {"task", "distill.Logits", "distill.Features"}
     assert digest(attached.finish()) == digest(wanted)
+
+
+def test_the_example_of_a_loop_of_ones_own_runs() -> None:
+    path = Path(__file__).parents[1] / "examples/distill_in_your_loop/train.py"
+    found = runpy.run_path(str(path))["main"]()
+    assert list(found) == ["original", "cut", "trained alone", "taught by outputs", "and by activations"]
+    assert all(score > found["cut"] for name, score in found.items() if name != "cut")
+
+
+# ---- other children, other tasks
+
+@pytest.mark.parametrize("name", ["quantized", "factorized", "shallow", "in low bits", "while it is cut"])
+def test_every_child_is_matched_to_its_parent(name: str) -> None:
+    """By path, whatever made the child; of what was factorized and dropped the rest."""
+    parent, work = network(PROBLEMS["residual"]), task(PROBLEMS["residual"])
+    steps: dict[str, fw.steps.Rewrite] = {
+        "quantized": fw.quantize.Quantize(activations=None),
+        "factorized": fw.factorize.LowRank(energy=0.7, min_gain=0.0),
+        "shallow": fw.distill.Student(width=1.0, depth=0.5)}
+    beside: dict[str, tuple[Any, ...]] = {
+        "in low bits": (fw.quantize.Quantize("int4", "uint4"),),
+        "while it is cut": (fw.prune.Channels(macs=0.6, frequency=0.2),)}
+    plans = (steps[name].plan(parent, work),) if name in steps else ()
+    child = plans[0].apply(parent) if plans else parent
+    found = match(child, parent, "trunk", plans)
+    assert len(found.found) > 3
+    assert all(m.student.path == m.teacher.path and m.direct for m in found.found)
+    if name == "shallow":
+        assert found.skipped
+    if name == "quantized":  # its integers are not trained: in training it is "in low bits"
+        return
+    things = (*beside.get(name, ()), Features(taps="trunk"), Logits(weight=0.5))
+    trained = Train(epochs=1, lr=0.01, beside=things).fit(child, work, Context(original=parent, plans=plans))
+    assert trained.notes[-1].startswith("distill.Features")
+
+
+class Detector(nn.Module):
+    """A backbone with two maps of features, and a head that a capture leaves to Python."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, width, 3, padding=1), nn.ReLU())
+        self.down = nn.Sequential(nn.Conv2d(width, 2 * width, 3, 2, padding=1), nn.ReLU())
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        fine = self.stem(x)
+        return {"fine": fine, "coarse": self.down(fine)}
+
+
+def test_a_captured_part_learns_beside_a_head_in_python() -> None:
+    """FGD on a pyramid's two maps, what lies in boxes first, in a loop of one's own with a loss of one's own."""
+    torch.manual_seed(0)
+    student, teacher = (fw.capture(Detector(w).eval(), images(2)) for w in (4, 8))
+    head = nn.Conv2d(8, 2, 1)
+    boxes = torch.zeros(4, 8, 8)
+    boxes[:, 2:6, 2:6] = 1
+    term = Features("fgd", taps=("stem", "down"), mask=lambda inputs, target: target["inside"], weight=0.1)
+    optimizer = torch.optim.SGD([*student.parameters(), *head.parameters()], lr=0.05)
+    attached = attach(student.train(), fw.Task(), (term,), steps=8, optimizer=optimizer, original=teacher)
+    told = []
+    for _ in range(8):
+        x = images(4)
+        target = {"inside": boxes}
+        optimizer.zero_grad()
+        features = student(x)
+        own = head(features["coarse"]).square().mean()
+        attached.loss(x, features, target, own=own).backward()
+        optimizer.step()
+        told.append(float(attached.terms["distill.Features"]))
+    assert told[-1] < told[0]
+    finished = attached.finish()
+    assert {n: t.shape for n, t in finished.tensors().items()} == {n: t.shape for n, t in student.tensors().items()}
+    assert "(4 to 8 channels by a projector)" in finished.notes[0]
+
+
+def test_a_student_keeps_the_largest_channels_and_every_other_block() -> None:
+    net = network(PROBLEMS["residual"])
+    plan = fw.distill.Student(width=0.5).plan(net, fw.Task())
+    for name, kept in plan.keep.items():
+        group = fw.prune.axis_groups(net)[name]
+        size = [0.0] * len(group)
+        for m in group.members:
+            rows = net.tensor(m.tensor).detach().abs().movedim(m.dim, 0)
+            for i in range(len(group) if m.role in ("weight", "") else 0):
+                size[i] += float(rows[list(m.index[i])].sum())
+        assert len(kept) == len(group) / 2
+        assert min(size[i] for i in kept) >= max(size[i] for i in range(len(group)) if i not in kept)
+    deep = fw.distill.Student(width=1.0, depth=0.5).plan(net, fw.Task())
+    small = deep.apply(net)
+    assert len(deep.blocks) == 2
+    assert len(small.calls(torch.ops.aten.conv2d.default)) < len(net.calls(torch.ops.aten.conv2d.default))
+    fresh = fw.distill.Student(weights="fresh").plan(net, fw.Task())
+    assert digest(fresh.apply(net)) == digest(fresh.apply(net))
+    assert torch.equal(fresh.apply(net).tensor("stem.1.weight"), torch.ones(4))

@@ -61,8 +61,9 @@ def test_shipped_plans_have_the_kinds_that_files_name() -> None:
     assert shipped == {
         "prune.channels/1": "ChannelPlan", "prune.weights/1": "WeightPlan", "prune.layers/1": "LayerPlan",
         "quantize/1": "QuantizePlan", "factorize.low_rank/1": "LowRankPlan", "share.codebook/1": "CodebookPlan",
-        "balance.mixed/1": "MixedPlan"}
-    older = {name: kind for kind, name in shipped.items() if kind != "balance.mixed/1"}  # which 0.1 had not
+        "balance.mixed/1": "MixedPlan", "distill.student/1": "StudentPlan"}
+    newer = ("balance.mixed/1", "distill.student/1")  # which 0.1 had not
+    older = {name: kind for kind, name in shipped.items() if kind not in newer}
     assert {old.partition(".")[2]: kind for old, kind in ALIASES.items()} == older
 
 
@@ -289,7 +290,8 @@ def test_a_jobs_target_is_refused_before_its_model_is_made() -> None:
         Job.from_toml('[model]\nfactory = "a:b"\n[task]\nfactory = "a:c"\n[compress]\ntarget = "onnxruntim"\n')
 
 
-NEEDED = {"prune.Channels": {"macs": 0.5}, "prune.Layers": {"count": 1}, "balance.Mixed": {"bits": 4}}
+NEEDED = {"prune.Channels": {"macs": 0.5}, "prune.Layers": {"count": 1}, "balance.Mixed": {"bits": 4},
+          "distill.BornAgain": {"train": Train()}}
 SHIPPED = {kind: cls for kind, cls in kinds().items() if cls.__module__.startswith("featherweight.")}
 
 

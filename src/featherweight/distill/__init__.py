@@ -1,5 +1,6 @@
 """Learning from a teacher, from peers or from oneself: terms that a Fit adds to the task's loss."""
 
+from featherweight.distill.advice import StudentSize, students
 from featherweight.distill.features import Features
 from featherweight.distill.logits import Logits
 from featherweight.distill.relations import Relations
@@ -9,4 +10,4 @@ from featherweight.distill.strategies.online import Mutual
 from featherweight.distill.student import Student, StudentPlan
 
 __all__ = ["BornAgain", "Exits", "Features", "Logits", "Mutual", "OwnPast", "Regression", "Relations", "Smoothing",
-           "Student", "StudentPlan"]
+           "Student", "StudentPlan", "StudentSize", "students"]

@@ -97,7 +97,7 @@ class Features:
         >>> taught = fw.recover.Train(epochs=1, beside=(fw.distill.Logits(), fw.distill.Features(taps="layers")))
         >>> context = fw.steps.Context(original=network, plans=(plan,))
         >>> taught.fit(plan.apply(network), task, context).notes[0]
-        'distill.Features compares ... with ... (4 kept of 8 channels)...'
+        'distill.Features compares 0 with 0 (6 kept of 8 channels); ...'
     """
 
     loss: str = "hint"

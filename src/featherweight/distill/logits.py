@@ -18,13 +18,13 @@ from featherweight.distill.losses.response import (
     rows,
     standardized,
 )
-from featherweight.distill.outputs import Where, choose, counted, targets
+from featherweight.distill.outputs import Where, check_output, choose, counted, targets
 from featherweight.distill.teachers import Teacher, started
 from featherweight.errors import RecipeError
 from featherweight.network import Network
 from featherweight.network.devices import device_of
 from featherweight.steps import Companion, Context
-from featherweight.steps.options import Numbers, check_known, check_number, check_numbers
+from featherweight.steps.options import Numbers, check_known, check_numbers
 from featherweight.task import Inputs, Task
 
 NUMBERS = {"temperature": Numbers(4.0, above=0), "axis": Numbers(1, whole=True),
@@ -98,8 +98,7 @@ class Logits:
         """Raises RecipeError for options that make no sense."""
         check_numbers(self, NUMBERS)
         check_known("Logits", "loss", self.loss, LOSSES)
-        if self.output is not None and not isinstance(self.output, str):
-            check_number("Logits", "output", self.output, Numbers(0, whole=True, noun="a key, a field or a position"))
+        check_output(self)
 
     def start(self, network: Network, task: Task, context: Context) -> Companion:
         """The teacher in evaluation mode on the network's device. Raises RecipeError where there is no teacher."""

@@ -10,10 +10,18 @@ from torch import Tensor
 
 from featherweight.errors import RecipeError, did_you_mean
 from featherweight.network.trees import flatten
+from featherweight.steps.options import Numbers, check_number
 from featherweight.task import Inputs
 
 #: where the losses of a batch count: a key of the inputs ("attention_mask"), or a function of inputs and target
 Where = str | Callable[[Inputs, Any], Tensor] | None
+
+
+def check_output(step: Any) -> None:
+    """Raises RecipeError where a step's ``output`` is no key, no field's name and no position."""
+    if step.output is not None and not isinstance(step.output, str):
+        check_number(type(step).__name__, "output", step.output,
+                     Numbers(0, whole=True, noun="a key, a field or a position"))
 
 
 def choose(output: Any, which: str | int | None) -> Tensor:

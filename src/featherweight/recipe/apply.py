@@ -26,6 +26,7 @@ from featherweight.recipe.gauge import Gauge
 from featherweight.recipe.mark import EARLY, first_batches, job_mark, split_mark
 from featherweight.recipe.recipe import Recipe, aimed, planners
 from featherweight.recipe.result import Decision, Result
+from featherweight.recipe.terms import Terms, curves
 from featherweight.recipe.trial import check_finite, check_place, tried
 from featherweight.recipe.writing import OVER
 from featherweight.seeds import generators_kept, seed_all, seed_from
@@ -160,6 +161,8 @@ class _Work:
             network=network, trail=tuple(trail), recipe=self.recipe, target=self.target,
             plans=tuple(d for decided in decisions for d in decided), final=final(trail, scores),
             flags=tuple(self._flags(trail, decisions, same)), notes=(*network.notes, *notes, *self._unsteady()),
+            losses={str(i): found for i in range(1, len(self.recipe.steps) + 1)
+                    if (found := curves(self.state.place(i)))},
             layers_before=measure.layers(self.original), layers_after=measure.layers(network), preface=self.preface)
 
     def _flags(self, trail: list[Measurement], decisions: list[list[Decision]], same: list[bool]) -> list[str]:
@@ -220,7 +223,9 @@ class _Work:
     def _fit(self, index: int, step: Fit, before: Network) -> tuple[Network, dict[int, Plan]]:
         folder = self.state.step(index)
         context = Context(original=self.original, workdir=folder, seed=seed_from(self.seed, "fit", index),
-                          progress=self._by_epoch(getattr(step, "epochs", None)), plans=self._made(index))
+                          progress=Terms(folder, getattr(step, "epochs", 0), self.processes.first,
+                                         self._by_epoch(getattr(step, "epochs", None))),
+                          plans=self._made(index))
         after = step.fit(before, self.task, context)
         return after, self._plans(index, step)
 

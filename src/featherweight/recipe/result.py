@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import platform
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -91,6 +92,8 @@ class Result:
     notes: tuple[str, ...] = ()
     layers_before: tuple[LayerFigures, ...] = ()
     layers_after: tuple[LayerFigures, ...] = ()
+    #: number of a training's step -> its loss and each of the loss's terms by name, the mean of every epoch
+    losses: Mapping[str, Mapping[str, list[float]]] = dataclasses.field(default_factory=dict, compare=False)
     preface: str = ""  #: TOML tables of the job, ahead of the steps
 
     @property
@@ -114,6 +117,7 @@ class Result:
             "plans": [d.to_dict() for d in self.plans],
             "layers": {"before": [dataclasses.asdict(x) for x in self.layers_before],
                        "after": [dataclasses.asdict(x) for x in self.layers_after]},
+            "losses": {step: dict(terms) for step, terms in self.losses.items()},
             "notes": list(self.notes), "flags": list(self.flags),
         }
 

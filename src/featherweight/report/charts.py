@@ -94,8 +94,11 @@ def bars(names: Sequence[str], values: Sequence[float | None], label: str, title
     return _svg(parts, height, title)
 
 
-def curves(lines: Sequence[Line], x_label: str, y_label: str, title: str) -> str:
-    """Lines from the origin, each named where the pointer rests; the highest few are named at their ends too."""
+def curves(lines: Sequence[Line], x_label: str, y_label: str, title: str, origin: bool = True) -> str:
+    """Lines, from the origin if they all begin there.
+
+    Each is named where the pointer rests; the highest few are named at their ends too.
+    """
     if not any(line.points for line in lines):
         return ""
     heights = [y for line in lines for _, y in line.points]
@@ -108,7 +111,7 @@ def curves(lines: Sequence[Line], x_label: str, y_label: str, title: str) -> str
     parts = [_frame(xs, ys, x_label, y_label)]
     taken: list[float] = []
     for line in sorted(lines, key=lambda line: -line.points[-1][1] if line.points else 0.0):
-        places = [place(0.0, 0.0), *(place(x, y) for x, y in line.points)]
+        places = [place(x, y) for x, y in (*([(0.0, 0.0)] if origin else []), *line.points)]
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
         parts.append(f'<polyline class="curve" points="{path}"><title>{escape(line.name)}</title></polyline>')
         x, y = places[-1]

@@ -18,7 +18,7 @@ PAGE = Template("""<!doctype html>
 <title>featherweight: $headline</title><style>$style</style></head>
 <body><main>
 <header><h1>$headline</h1>$verdict</header>
-$flags$tiles$final$charts$trail$curves$layers$skipped$notes$recipe$footer
+$flags$tiles$final$charts$trail$curves$losses$layers$skipped$notes$recipe$footer
 </main></body></html>
 """)
 
@@ -41,6 +41,7 @@ def render(result: Row) -> str:
         headline=escape(_headline(first, last)), verdict=_verdict(first, last, result), flags=_flags(result),
         tiles=_tiles(first, last) if measured else "", final=_final(result.get("final")),
         charts=_charts(measured), curves=_curves(result.get("plans") or []),
+        losses=_losses(result.get("losses") or {}),
         trail=_trail(measured, result), layers=_layers(result.get("layers")),
         skipped=_section("What was not compressed, and why", tables.skipped(result.get("plans") or [])),
         notes=_notes(result), recipe=_recipe(result), footer=_footer(result, last))
@@ -187,6 +188,19 @@ def _curves(plans: Sequence[Row]) -> str:
             figures.append(f"<figure><figcaption>{escape(title)}</figcaption>{drawing}</figure>")
     hint = "<p class=quiet>One line a group of channels, all others whole; the steepest are the most sensitive.</p>"
     return _section("Sensitivity", f'<div class="charts">{"".join(figures)}</div>{hint}' if figures else "")
+
+
+def _losses(losses: Row) -> str:
+    """What the loss of each training was the sum of, one chart a training of several epochs."""
+    figures = []
+    for step, terms in losses.items():
+        lines = [charts.Line(str(name), tuple((i, float(y)) for i, y in enumerate(values, 1)))
+                 for name, values in terms.items() if len(values) > 1]
+        title = f"step {step}: the loss and its terms"
+        drawing = charts.curves(lines, "epoch", "mean over the epoch", title, origin=False)
+        if drawing:
+            figures.append(f"<figure><figcaption>{escape(title)}</figcaption>{drawing}</figure>")
+    return _section("Training", f'<div class="charts">{"".join(figures)}</div>' if figures else "")
 
 
 def _seconds(value: float | None) -> str:

@@ -67,7 +67,8 @@ def decoupled(student: Tensor, teacher: Tensor, target: Tensor, temperature: flo
 def _correlation(a: Tensor, b: Tensor) -> Tensor:
     """Pearson's correlation of the rows of two matrices, averaged: scalar."""
     a, b = a - a.mean(1, keepdim=True), b - b.mean(1, keepdim=True)
-    return ((a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1)).clamp(min=TINY)).mean()
+    found: Tensor = ((a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1)).clamp(min=TINY)).mean()
+    return found
 
 
 def correlated(student: Tensor, teacher: Tensor, temperature: float, beta: float = 1.0, gamma: float = 1.0) -> Tensor:

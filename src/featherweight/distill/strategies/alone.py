@@ -14,7 +14,7 @@ from torch.nn.functional import cross_entropy, linear, softmax
 from featherweight.distill.features import keep, projector
 from featherweight.distill.losses.feature import hint
 from featherweight.distill.losses.response import bounded, divergence, soft_cross_entropy, softened
-from featherweight.distill.outputs import choose, targets
+from featherweight.distill.outputs import check_output, choose, targets
 from featherweight.distill.taps.paths import output_node
 from featherweight.distill.taps.places import Place, places, stages
 from featherweight.distill.teachers import Teacher, started
@@ -44,6 +44,7 @@ class Smoothing:
     def check(self) -> None:
         """Raises RecipeError for options that make no sense."""
         check_numbers(self, {"share": SHARE})
+        check_output(self)
 
     def start(self, network: Network, task: Task, context: Context) -> Companion:
         self.check()
@@ -83,6 +84,7 @@ class OwnPast:
     def check(self) -> None:
         """Raises RecipeError for options that make no sense."""
         check_numbers(self, {"share": SHARE, "every": Numbers(0.1, above=0, most=1, noun="a share of the training,")})
+        check_output(self)
 
     def start(self, network: Network, task: Task, context: Context) -> Companion:
         self.check()
@@ -151,6 +153,7 @@ class Exits:
         """Raises RecipeError for options that make no sense."""
         check_numbers(self, {"share": SHARE, "hint": Numbers(0.03, least=0), "temperature": Numbers(3.0, above=0),
                              "weight": Numbers(1.0, above=0)})
+        check_output(self)
 
     def start(self, network: Network, task: Task, context: Context) -> Companion:
         """Taps at the exits. Raises RecipeError where there is no place for one."""
@@ -229,6 +232,7 @@ class Regression:
     def check(self) -> None:
         """Raises RecipeError for options that make no sense."""
         check_numbers(self, {"weight": Numbers(0.5, above=0), "margin": Numbers(0.0, least=0)})
+        check_output(self)
 
     def start(self, network: Network, task: Task, context: Context) -> Companion:
         self.check()

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from featherweight.distill.losses.response import divergence
-from featherweight.distill.outputs import choose, targets
+from featherweight.distill.outputs import check_output, choose, targets
 from featherweight.errors import RecipeError
 from featherweight.network import Network
 from featherweight.network.devices import device_of, placed
@@ -75,7 +75,8 @@ class Mutual:
         """Raises RecipeError for options that make no sense."""
         check_numbers(self, {"temperature": Numbers(1.0, above=0), "weight": Numbers(1.0, above=0)})
         check_known("Mutual", "loss", self.loss, LOSSES)
-        if isinstance(self.peers, int):
+        check_output(self)
+        if isinstance(self.peers, (int, float)):
             check_numbers(self, {"peers": Numbers(1, least=1, whole=True)})
         elif not self.peers or not all(isinstance(p, Network) for p in self.peers):
             raise RecipeError(f"Mutual was given peers={self.peers!r}; expected how many copies, or networks: "
@@ -84,8 +85,8 @@ class Mutual:
     def start(self, network: Network, task: Task, context: Context) -> Companion:
         self.check()
         device = device_of(network)
-        given = [fresh(network, seed_from(context.seed, "peer", i)) for i in range(self.peers)] if isinstance(
-            self.peers, int) else list(self.peers)
+        given = list(self.peers) if isinstance(self.peers, tuple) else [
+            fresh(network, seed_from(context.seed, "peer", i)) for i in range(self.peers)]
         return _Peers(self, [placed(peer, device).train() for peer in given])
 
 

@@ -15,10 +15,11 @@ from featherweight.distill.taps.paths import output_node
 from featherweight.distill.taps.places import CHOICES, Place, places
 from featherweight.errors import RecipeError
 from featherweight.network import Network
+from featherweight.network.edit import WEIGHTED
 from featherweight.network.layers import Skipped
 from featherweight.steps import Plan
 
-#: share of the tensors of both that both have by name, from which the student is taken for a child of the teacher
+#: share of the layers of both that both have by path, from which the student is taken for a child of the teacher
 CHILD = 0.5
 
 
@@ -88,8 +89,8 @@ def _with_kept(found: Match, kept: Tensor | None) -> Match:
 
 
 def is_child(student: Network, teacher: Network) -> bool:
-    """Whether both have most tensors by name, as what was pruned or quantized has in common with its parent."""
-    own, theirs = set(student.tensors()), set(teacher.tensors())
+    """Whether both have most layers by path, as what was pruned, factorized or quantized has with its parent."""
+    own, theirs = ({str(n.meta.get("module", "")) for n in net.calls(*WEIGHTED)} for net in (student, teacher))
     return len(own & theirs) >= CHILD * max(len(own), len(theirs))
 
 

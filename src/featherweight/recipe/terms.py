@@ -1,0 +1,49 @@
+"""What the loss of a training was the sum of, epoch by epoch, kept beside its checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from featherweight.recipe.files import read_json, write_json
+
+FILE = "terms.json"
+#: figures of a training that are no terms of its loss
+OTHERS = ("images_per_s",)
+
+
+@dataclass(frozen=True)
+class Terms:
+    """A listener that passes progress on, and keeps the mean of each term over each of ``epochs`` epochs in ``folder``.
+
+    A resumed training goes on with the same file, and writes the epoch in which it was killed again.
+    """
+
+    folder: Path
+    epochs: int
+    write: bool
+    tell: Callable[[str, float, float, Mapping[str, float]], None]
+
+    def __call__(self, what: str, done: float, total: float, figures: Mapping[str, float]) -> None:
+        self.tell(what, done, total, figures)
+        epoch = done * self.epochs / total if total else 0.0
+        if self.write and self.epochs and abs(epoch - round(epoch)) * total < 0.5 * self.epochs and "loss" in figures:
+            rows = read(self.folder)
+            rows[str(round(epoch))] = {name: float(value) for name, value in figures.items() if name not in OTHERS}
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_json(self.folder / FILE, rows)
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """Epoch, from 1, as text -> the loss and its terms by name; nothing where no training was followed."""
+    file = folder / FILE
+    found: dict[str, Any] = read_json(file) if file.exists() else {}
+    return found
+
+
+def curves(folder: Path) -> dict[str, list[float]]:
+    """The loss and each of its terms by name, a number an epoch."""
+    rows = [row for _, row in sorted(read(folder).items(), key=lambda item: int(item[0]))]
+    return {name: [row[name] for row in rows if name in row] for name in (rows[0] if rows else {})}
