@@ -111,8 +111,8 @@ def _fits(split: Split, network: Network, layer: Layer) -> bool:
     if (pointwise(shape) and split.name != "svd") or (split.name.startswith("grouped")
                                                       and shape[1] % int(split.name.removeprefix("grouped"))):
         return False
-    full = FORMS[split.name].full(shape)
-    return len(split.ranks) == len(full) and all(1 <= r <= n for r, n in zip(split.ranks, full, strict=True))
+    form = FORMS[split.name]
+    return len(split.ranks) == len(form.full(shape)) and form.within(shape, split.ranks) == split.ranks
 
 
 __all__ = ["LowRankPlan", "Split", "form_text"]

@@ -30,7 +30,8 @@ class Decomposition:
     sizes: the links of the chain for a kernel's shape. factors: their weights, in that order, for a kernel and ranks.
     ``matrices`` and ``factors`` take the gram [i * k, i * k] of what the kernel is multiplied with (None: all inputs
     are alike), by which the error is that of the outputs. exact: without a gram, the squared error is the energy that
-    the one spectrum loses. most: the full ranks of a kernel's shape, where ``matrices`` do not say them.
+    the one spectrum loses. lower: the ranks that others of them allow. most: the full ranks of a kernel's
+    shape, where ``matrices`` do not say them.
     """
 
     matrices: Callable[[Tensor, Tensor | None], list[list[Tensor]]]
@@ -38,6 +39,7 @@ class Decomposition:
     factors: Callable[[Tensor, Ranks, Tensor | None], list[Tensor]]
     exact: bool = False
     most: Callable[[Shape], Ranks] | None = None
+    lower: Callable[[Shape, Ranks], Ranks] = lambda shape, ranks: ranks
 
     def links(self, kernel: Tensor, ranks: Ranks, gram: Tensor | None = None) -> list[Link]:
         """The chain that takes the kernel's place, in the dtype of ``kernel``."""
@@ -50,6 +52,10 @@ class Decomposition:
         if self.most is not None:
             return self.most(shape)
         return tuple(min(parts[0].shape) for parts in self.matrices(torch.empty(shape, device="meta"), None))
+
+    def within(self, shape: Shape, ranks: Ranks) -> Ranks:
+        """The ranks, lowered where a kernel of this shape, or the other ranks, allow no more."""
+        return self.lower(shape, tuple(max(1, min(r, most)) for r, most in zip(ranks, self.full(shape), strict=True)))
 
     def spectra(self, kernel: Tensor, gram: Tensor | None = None) -> list[Tensor]:
         """For each rank the singular values, float64, descending; of several parts the root of the sum of squares."""
@@ -217,6 +223,14 @@ def _train_sizes(shape: Shape, ranks: Ranks) -> list[Size]:
     return [("reduce", (ranks[0], i, *_ones(shape)), 1), *cores, ("expand", (o, ranks[-1], *_ones(shape)), 1)]
 
 
+def _train_lower(shape: Shape, ranks: Ranks) -> Ranks:
+    """Behind an axis of length k the rank is at most k times the one before it."""
+    found = [ranks[0]]
+    for size, rank in zip(shape[2:], ranks[1:], strict=True):
+        found.append(min(rank, found[-1] * size))
+    return tuple(found)
+
+
 def _train_factors(kernel: Tensor, ranks: Ranks, gram: Tensor | None) -> list[Tensor]:
     made, root = weighed(kernel, gram)
     rest, before, found = _train(made), 1, []
@@ -241,6 +255,6 @@ FORMS: dict[str, Decomposition] = {
                              exact=True),
     "tucker2": Decomposition(_tucker_matrices, _tucker_sizes, _tucker),
     "cp": Decomposition(lambda kernel, gram: [[weighed(kernel, gram)[0].flatten(1)]], _cp_sizes, _cp, most=_cp_most),
-    "tt": Decomposition(_train_matrices, _train_sizes, _train_factors),
+    "tt": Decomposition(_train_matrices, _train_sizes, _train_factors, lower=_train_lower),
     **{f"grouped{parts}": in_parts(parts) for parts in PARTS},
 }
