@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from typer.testing import CliRunner
 
 import featherweight as fw
+from featherweight.cli.app import app
 from featherweight.errors import PlanError, RecipeError
 from featherweight.factorize import LowRank, LowRankPlan
 from featherweight.factorize.layers import CHOICES, factorable
@@ -101,7 +105,7 @@ def test_a_chain_is_one_kernel_as_convolutions_one_after_another_are() -> None:
                                nn.functional.conv2d(x, links[0].weight, groups=2))
 
 
-@pytest.mark.parametrize("name", ["svd", "spatial", "tucker2", "tt", "grouped2", "cp"])
+@pytest.mark.parametrize("name", ["svd", "spatial", "tucker2", "tt", "grouped2", "cp", "separable", "squeeze"])
 def test_the_error_of_outputs_is_lower_where_the_inputs_are_looked_at(name: str) -> None:
     form, kernel = FORMS[name], decaying(8, 6, 3, 3)
     x = randn(400, 54, seed=5) @ decaying(54, 54, seed=6)
@@ -178,6 +182,21 @@ def test_stable_rank_is_the_ratio_of_two_norms() -> None:
     matrix = randn(9, 14)
     want = float(matrix.norm() ** 2 / torch.linalg.matrix_norm(matrix, 2) ** 2)
     assert stable_rank(torch.linalg.svdvals(matrix)) == pytest.approx(want)
+
+
+def test_separable_and_squeeze_are_the_compact_layers_that_they_are_called_after() -> None:
+    kernel = decaying(10, 4, 3, 3)
+    reduce, expand = FORMS["separable"].links(kernel, (1,))
+    assert (reduce.groups, tuple(reduce.weight.shape), tuple(expand.weight.shape)) == (4, (4, 1, 3, 3), (10, 4, 1, 1))
+    for i in range(4):  # every input channel by itself: the nearest matrix [o, k] of rank one
+        u, s, vh = torch.linalg.svd(kernel[:, i].flatten(1), full_matrices=False)
+        made = composed([reduce, expand])[:, i].flatten(1)
+        torch.testing.assert_close(made, s[0] * u[:, :1] @ vh[:1])
+    first, second = FORMS["squeeze"].links(kernel, (2,))
+    assert (tuple(first.weight.shape), tuple(second.weight.shape)) == ((2, 4, 1, 1), (10, 2, 3, 3))
+    values = torch.linalg.svdvals(kernel.movedim(1, 0).flatten(1))
+    error = (composed([first, second]) - kernel).square().sum()
+    torch.testing.assert_close(error, values[2:].square().sum())
 
 
 # ---- the step
@@ -279,3 +298,16 @@ def test_biases_that_data_gives_keep_the_means(network: fw.Network) -> None:
 def test_wrong_options_are_refused(options: dict[str, object], message: str) -> None:
     with pytest.raises(RecipeError, match=message):
         fw.Recipe([LowRank(**options)])  # type: ignore[arg-type]
+
+
+def test_inspect_shows_the_ranks(network: fw.Network, tmp_path: Path) -> None:
+    network.save(tmp_path / "every.fw")
+    made = CliRunner().invoke(app, ["inspect", str(tmp_path / "every.fw"), "--ranks", "--json"])
+    assert made.exit_code == 0, made.output
+    rows = {row["weight"]: row for row in json.loads(made.stdout)["ranks"]}
+    values = torch.linalg.svdvals(network.tensor("first.weight").detach().flatten(1).double())
+    torch.testing.assert_close(torch.tensor(rows["first.weight"]["values"], dtype=torch.float64), values)
+    kept = (values.square().cumsum(0) / values.square().sum() < 0.9).sum() + 1
+    assert rows["first.weight"]["by_energy"]["0.9"] == int(kept)
+    shown = CliRunner().invoke(app, ["inspect", str(tmp_path / "every.fw"), "--ranks"]).output
+    assert "ranks of the layers" in shown
