@@ -37,6 +37,7 @@ LATE: dict[tuple[str, str], str] = {
     ("cli", "cli.app"): "the version is said without torch",
     ("cli.app", "demo.job"): "only the demo needs it",
     ("cli.app", "cli.groups"): "only inspect needs it",
+    ("cli.app", "cli.ranks"): "the same",
     ("measure.memory", "deploy"): "it is a process of its own, which must start small",
     ("measure.memory", "network"): "the same",
     ("measure.memory", "network.load"): "the same",

@@ -147,9 +147,12 @@ def inspect(model: ModelName, task: TaskName = None,
             score: Annotated[str, typer.Option(help="what the channels of a group are ranked by")] = "l1",
             curves: Annotated[bool, typer.Option("--sensitivity", help="how the outputs change as a group loses "
                                                                        "channels (reads calibration data)")] = False,
+            ranks: Annotated[bool, typer.Option("--ranks", help="the singular values of each layer, and the ranks by "
+                                                                "rule")] = False,
             as_json: AsJson = False) -> None:
     """Show a network's layers, the groups of channels that can be cut together, their scores and sensitivity, and what
     is frozen and why."""
+    from featherweight.cli import ranks as spectra
     from featherweight.cli.groups import grouped
 
     data = task_named(task)
@@ -159,9 +162,11 @@ def inspect(model: ModelName, task: TaskName = None,
         show.document({
             "params": measure.params(network), "macs": measure.macs(network).total, "notes": network.notes,
             "uncounted": list(measure.macs(network).uncounted), "layers": [r.to_dict() for r in rows],
-            **groups.to_dict()})
+            **groups.to_dict(), **({"ranks": spectra.to_dict(spectra.ranks(network))} if ranks else {})})
         return
     show.out.print(show.layers(rows))
+    if ranks:
+        show.out.print(spectra.table(spectra.ranks(network)))
     if groups.axes.groups:
         show.out.print(groups.table())
     else:

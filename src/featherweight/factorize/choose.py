@@ -115,9 +115,9 @@ def _offers(goal: Goal, layer: Factorable, grams: tuple[Tensor, ...] | None,
 def _ladder(goal: Goal, layer: Factorable, form: str, values: Sequence[Tensor] | None) -> list[Ranks]:
     if values is None:
         return [fixed(layer, form, max(1, round(s * layer.shape[0]))) for s in CP_SHARES]
-    full = FORMS[form].full(layer.shape)
-    return [tuple(min(most, max(goal.round_to, round(r / goal.round_to) * goal.round_to))
-                  for r, most in zip(by_rule(layer, form, by_energy(energy), values), full, strict=True))
+    step = goal.round_to
+    return [FORMS[form].within(layer.shape, tuple(max(step, round(r / step) * step)
+                                                  for r in by_rule(layer, form, by_energy(energy), values)))
             for energy in LADDER[::TIMED if "latency" in goal.shares else 1]]
 
 

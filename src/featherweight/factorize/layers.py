@@ -23,7 +23,7 @@ from featherweight.steps import Skipped
 
 #: what ``LowRank(form=...)`` may be -> the forms that are tried, the cheapest that keeps to the rule being taken
 CHOICES: dict[str, tuple[str, ...]] = {
-    **{name: (name,) for name in ("svd", "spatial", "tucker2", "cp", "tt")},
+    **{name: (name,) for name in ("svd", "spatial", "tucker2", "cp", "tt", "squeeze", "separable")},
     "grouped": tuple(f"grouped{parts}" for parts in PARTS),
     "auto": ("svd", "spatial", "tucker2", "grouped2", "grouped4"),
 }

@@ -88,7 +88,8 @@ class LowRankPlan(Plan):
         return found
 
     def summary(self) -> str:
-        shown = ", ".join(f"{stem(s.weight).rstrip('.')} {list(s.shape)} -> {form_text(s)}" for s in self.splits)
+        shown = ", ".join(f"{stem(s.weight).rstrip('.')} {list(s.shape)} -> {form_text(s)}{error_text(s)}"
+                          for s in self.splits)
         return f"low rank: {len(self.splits)} layers" + (f" ({shown})" if shown else "")
 
 
@@ -96,6 +97,11 @@ def form_text(split: Split) -> str:
     """A split's form and ranks: "8x8" of Tucker-2 and "8" of a matrix, "spatial 8" of another form."""
     usual = split.form == "tucker2" or (split.form == "svd" and _matrix(split.shape))
     return ("" if usual else f"{split.form} ") + "x".join(map(str, split.ranks))
+
+
+def error_text(split: Split) -> str:
+    """A split's error, as a part of what the layer gave, where it was counted."""
+    return "" if split.error is None else f" (error {split.error ** 0.5:.1%})"
 
 
 def _matrix(shape: Sequence[int]) -> bool:
@@ -111,8 +117,8 @@ def _fits(split: Split, network: Network, layer: Layer) -> bool:
     if (pointwise(shape) and split.name != "svd") or (split.name.startswith("grouped")
                                                       and shape[1] % int(split.name.removeprefix("grouped"))):
         return False
-    full = FORMS[split.name].full(shape)
-    return len(split.ranks) == len(full) and all(1 <= r <= n for r, n in zip(split.ranks, full, strict=True))
+    form = FORMS[split.name]
+    return len(split.ranks) == len(form.full(shape)) and form.within(shape, split.ranks) == split.ranks
 
 
 __all__ = ["LowRankPlan", "Split", "form_text"]

@@ -41,13 +41,13 @@ def by_rule(layer: Factorable, form: str, rule: Rule, values: Sequence[Tensor] |
     """The ranks by a rule; of a CP decomposition, which has one rank and no spectrum, what its longest side asks."""
     decomposition = FORMS[form]
     shapes = [parts[0].shape for parts in decomposition.matrices(torch.empty(layer.shape, device="meta"), None)]
-    found = zip(values or spectra(layer, form), shapes, decomposition.full(layer.shape), strict=True)
-    return tuple(max(1, min(rule(own, shape), most)) for own, shape, most in found)
+    found = zip(values or spectra(layer, form), shapes, strict=True)
+    return decomposition.within(layer.shape, tuple(rule(own, shape) for own, shape in found))
 
 
 def fixed(layer: Factorable, form: str, rank: int) -> Ranks:
     """This rank, where it is not above the full one."""
-    return tuple(min(rank, most) for most in FORMS[form].full(layer.shape))
+    return FORMS[form].within(layer.shape, (rank,) * len(FORMS[form].full(layer.shape)))
 
 
 def by_error(layer: Factorable, form: str, error: float) -> Ranks:

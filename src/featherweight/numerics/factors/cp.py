@@ -21,20 +21,32 @@ def cp(tensor: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
 
     Least squares by tensorly, then sweeps of ``bounded``.
     """
-    import tensorly
-    from tensorly.decomposition import parafac
-
     wide = tensor.detach().double()
-    with tensorly.backend_context("pytorch", local_threadsafe=True), torch.no_grad():
-        weights, factors = parafac(wide, rank, n_iter_max=SWEEPS, init="svd", svd="truncated_svd", tol=1e-7,
-                                   random_state=0, l2_reg=1e-9 * float(wide.square().sum()) ** (2 / 3))
-    factors = [factors[0] * weights, *factors[1:]]
+    factors = least_squares(wide, rank)
     error = (wide - rebuilt(factors)).square().sum()
     bound = float((1 + SLACK) * error + 1e-12 * wide.square().sum())
     for _ in range(CORRECTIONS):
         for mode in range(3):
             factors = bounded(wide, factors, mode, bound)
     return tuple(f.to(tensor.dtype).contiguous() for f in balanced(factors))  # type: ignore[return-value]
+
+
+def least_squares(tensor: Tensor, rank: int) -> Factors:
+    """The factors by alternating least squares alone, started at the singular vectors of each unfolding, and at random
+    beyond those that there are."""
+    import tensorly
+    from tensorly.decomposition import parafac
+
+    generator, start = torch.Generator().manual_seed(0), []
+    for mode, size in enumerate(tensor.shape):
+        found = torch.linalg.svd(tensor.movedim(mode, 0).reshape(size, -1), full_matrices=False).U[:, :rank]
+        more = torch.randn(size, rank - found.shape[1], generator=generator, dtype=tensor.dtype).to(tensor.device)
+        start.append(torch.cat([found, more / size ** 0.5], 1))
+    with tensorly.backend_context("pytorch", local_threadsafe=True), torch.no_grad():
+        ridge = 1e-9 * float(tensor.square().sum()) ** (2 / 3)  # the normal equations may have no inverse
+        weights, factors = parafac(tensor, rank, n_iter_max=SWEEPS, init=(tensor.new_ones(rank), start), tol=1e-7,
+                                   l2_reg=ridge)
+    return [factors[0] * weights, *factors[1:]]
 
 
 def rebuilt(factors: Factors) -> Tensor:

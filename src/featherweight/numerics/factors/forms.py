@@ -30,7 +30,8 @@ class Decomposition:
     sizes: the links of the chain for a kernel's shape. factors: their weights, in that order, for a kernel and ranks.
     ``matrices`` and ``factors`` take the gram [i * k, i * k] of what the kernel is multiplied with (None: all inputs
     are alike), by which the error is that of the outputs. exact: without a gram, the squared error is the energy that
-    the one spectrum loses. most: the full ranks of a kernel's shape, where ``matrices`` do not say them.
+    the one spectrum loses. lower: the ranks that others of them allow. most: the full ranks of a kernel's
+    shape, where ``matrices`` do not say them.
     """
 
     matrices: Callable[[Tensor, Tensor | None], list[list[Tensor]]]
@@ -38,6 +39,7 @@ class Decomposition:
     factors: Callable[[Tensor, Ranks, Tensor | None], list[Tensor]]
     exact: bool = False
     most: Callable[[Shape], Ranks] | None = None
+    lower: Callable[[Shape, Ranks], Ranks] = lambda shape, ranks: ranks
 
     def links(self, kernel: Tensor, ranks: Ranks, gram: Tensor | None = None) -> list[Link]:
         """The chain that takes the kernel's place, in the dtype of ``kernel``."""
@@ -50,6 +52,10 @@ class Decomposition:
         if self.most is not None:
             return self.most(shape)
         return tuple(min(parts[0].shape) for parts in self.matrices(torch.empty(shape, device="meta"), None))
+
+    def within(self, shape: Shape, ranks: Ranks) -> Ranks:
+        """The ranks, lowered where a kernel of this shape, or the other ranks, allow no more."""
+        return self.lower(shape, tuple(max(1, min(r, most)) for r, most in zip(ranks, self.full(shape), strict=True)))
 
     def spectra(self, kernel: Tensor, gram: Tensor | None = None) -> list[Tensor]:
         """For each rank the singular values, float64, descending; of several parts the root of the sum of squares."""
@@ -113,15 +119,17 @@ def _flat(kernel: Tensor, gram: Tensor | None) -> list[list[Tensor]]:
 
 # ---- the same in parts of the input channels, each of the same rank (Liebenwein et al. 2021, "Compressing neural
 # ---- networks: towards determining the optimal layer-wise decomposition", section 2)
-def in_parts(parts: int) -> Decomposition:
-    """The grouped form of this many parts, which must divide the input channels."""
+def in_parts(count: int | None) -> Decomposition:
+    """The grouped form of this many parts, which must divide the input channels; None: one part a channel."""
 
     def sizes(shape: Shape, ranks: Ranks) -> list[Size]:
+        parts = count or shape[1]
         whole = parts * ranks[0]
         return [("reduce", (whole, shape[1] // parts, *shape[2:]), parts),
                 ("expand", (shape[0], whole, *_ones(shape)), 1)]
 
     def split(kernel: Tensor, gram: Tensor | None) -> list[tuple[Tensor, Tensor | None]]:
+        parts = count or kernel.shape[1]
         width = kernel[0].numel() // parts
         own = [slice(p * width, (p + 1) * width) for p in range(parts)]
         return [(kernel.flatten(1)[:, mine], None if gram is None else gram[mine, mine]) for mine in own]
@@ -217,6 +225,14 @@ def _train_sizes(shape: Shape, ranks: Ranks) -> list[Size]:
     return [("reduce", (ranks[0], i, *_ones(shape)), 1), *cores, ("expand", (o, ranks[-1], *_ones(shape)), 1)]
 
 
+def _train_lower(shape: Shape, ranks: Ranks) -> Ranks:
+    """Behind an axis of length k the rank is at most k times the one before it."""
+    found = [ranks[0]]
+    for size, rank in zip(shape[2:], ranks[1:], strict=True):
+        found.append(min(rank, found[-1] * size))
+    return tuple(found)
+
+
 def _train_factors(kernel: Tensor, ranks: Ranks, gram: Tensor | None) -> list[Tensor]:
     made, root = weighed(kernel, gram)
     rest, before, found = _train(made), 1, []
@@ -231,6 +247,18 @@ def _ones(shape: Sequence[int]) -> list[int]:
     return [1] * (len(shape) - 2)
 
 
+# ---- 1 x 1 to few channels, k x k (the squeeze of Iandola et al. 2016, "SqueezeNet")
+def _squeeze_sizes(shape: Shape, ranks: Ranks) -> list[Size]:
+    return [("reduce", (ranks[0], shape[1], *_ones(shape)), 1), ("core", (shape[0], ranks[0], *shape[2:]), 1)]
+
+
+def _squeeze(kernel: Tensor, ranks: Ranks, gram: Tensor | None) -> list[Tensor]:
+    made, root = weighed(kernel, gram)
+    right, left = lowrank.split(lowrank.unfold(made, 1), ranks[0])  # [i, (o, k)]
+    core = right.reshape(ranks[0], made.shape[0], *made.shape[2:]).transpose(0, 1)
+    return [without_root(left.T, root), core]
+
+
 SVD = Decomposition(_flat, _svd_sizes, _svd, exact=True)
 #: parts that the grouped form is tried in
 PARTS = (2, 3, 4, 5)
@@ -241,6 +269,9 @@ FORMS: dict[str, Decomposition] = {
                              exact=True),
     "tucker2": Decomposition(_tucker_matrices, _tucker_sizes, _tucker),
     "cp": Decomposition(lambda kernel, gram: [[weighed(kernel, gram)[0].flatten(1)]], _cp_sizes, _cp, most=_cp_most),
-    "tt": Decomposition(_train_matrices, _train_sizes, _train_factors),
+    "tt": Decomposition(_train_matrices, _train_sizes, _train_factors, lower=_train_lower),
+    "squeeze": Decomposition(lambda kernel, gram: [[lowrank.unfold(weighed(kernel, gram)[0], 1)]], _squeeze_sizes,
+                             _squeeze, exact=True),
+    "separable": in_parts(None),
     **{f"grouped{parts}": in_parts(parts) for parts in PARTS},
 }
