@@ -109,6 +109,36 @@ def test_importances_lessen_what_the_outputs_lose(network, task, importance):
     assert lost(Codebook(bits=2, min_size=0, importance=importance)) < lost(Codebook(bits=2, min_size=0))
 
 
+@pytest.mark.parametrize("rate", [0.0, 0.01])
+def test_a_codebook_for_each_channel_is_what_each_channel_would_get(task, rate):
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Conv2d(3, 64, 3), nn.ReLU(), nn.ConvTranspose2d(64, 6, 3), nn.Flatten(),
+                          nn.Linear(216, 10))
+    with torch.no_grad():
+        model[0].weight.mul_(torch.logspace(-2, 1, 64).view(-1, 1, 1, 1))
+        model[4].weight[model[4].weight.abs() < 0.02] = 0
+    x = torch.randn(2, 3, 6, 6, generator=torch.Generator().manual_seed(0))
+    network = fw.capture(model.eval(), x)
+    step = Codebook(bits=2, min_size=0, per="channel", rate=rate)
+    plan = step.plan(network, task)
+    after = plan.apply(network)
+    expected = network.copy()
+    for item in plan.shared:
+        weight = network.tensor(item.weight).detach()
+        price = [rate * float(w.square().mean()) for w in weight.unbind(item.axis)]
+        made = [coded(w, 4, price=p, hold_zero=item.zeros)
+                for w, p in zip(weight.unbind(item.axis), price, strict=True)]
+        expected.set_tensor(item.weight, torch.stack([c.codebook[c.index.long()] for c in made], item.axis))
+    assert [(s.weight, s.axis) for s in plan.shared] == [("0.weight", 0), ("2.weight", 1), ("4.weight", 0)]
+    torch.testing.assert_close(after(x), expected(x))
+    with torch.no_grad():
+        whole = (Codebook(bits=2, min_size=0, rate=rate).plan(network, task).apply(network)(x) - network(x)).norm()
+        assert (after(x) - network(x)).norm() < whole
+    for candidate in fw.share.Bits(options=(2,), step=step).candidates(network, task):
+        found = candidate.form.weights[candidate.layer](network.tensor(candidate.layer).detach())
+        assert torch.equal(found, expected.tensor(candidate.layer))
+
+
 def test_a_rate_makes_the_archive_smaller(network, task):
     sizes = [fw.codec.archive_bytes(Codebook(bits=5, min_size=0, rate=rate).plan(network, task).apply(network))
              for rate in (0.0, 0.01, 0.1)]
@@ -193,6 +223,14 @@ def test_options_that_make_no_sense_are_refused(network, task):
     wrong = fw.steps.Plan.from_json(plan.to_json(), {**plan.tensors, "index.one.weight": torch.zeros(2, 2).byte()})
     with pytest.raises(PlanError, match="make the plan on this very network"):
         wrong.apply(network)
+    short = {**plan.tensors, "codebook.one.weight": plan.tensors["codebook.one.weight"][:3]}
+    with pytest.raises(PlanError, match="which its index does not fit"):
+        fw.steps.Plan.from_json(plan.to_json(), short).apply(network)
+    alone = Codebook(min_size=0, bits=2, per="channel").plan(network, task).to_json()
+    with pytest.raises(PlanError, match="load it with its tensors"):
+        fw.steps.Plan.from_json(alone).apply(network)
+    with pytest.raises(RecipeError, match="not during training"):
+        fw.recover.Train(during=(Codebook(per="channel"),)).fit(network, task, fw.steps.Context())
 
 
 # ---- vectors
