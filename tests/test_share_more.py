@@ -13,8 +13,9 @@ from torch import nn
 
 import featherweight as fw
 from featherweight.errors import PlanError, RecipeError
-from featherweight.numerics.codebooks import coded
 from featherweight.numerics.kmeans import kmeans
+from featherweight.numerics.sharing.codebooks import coded
+from featherweight.numerics.sharing.mixture import components, surprise
 from featherweight.share import Codebook, Rates, Vectors
 
 
@@ -247,3 +248,53 @@ def test_vectors_keep_the_bits_of_bfloat16_and_matrices_keep_all(network, task):
     shared = Codebook(bits=3, min_size=0).plan(network, task).apply(network)
     rounded = Vectors().plan(shared, task).apply(shared)
     assert fw.codec.archive_bytes(rounded) < fw.codec.archive_bytes(shared) - 2 * 64  # two bytes of every bias
+
+
+# ---- soft sharing
+
+def test_the_mixture_is_the_sum_over_its_components():
+    values, _ = drawn(30, 2)
+    means, scales, logits = torch.tensor([-1.0, 0.5]).double(), torch.tensor([0.1, 0.4, 0.2]).double(), torch.zeros(2)
+    shares, centres = [0.8, 0.1, 0.1], [0.0, -1.0, 0.5]
+    total, most = 0.0, []
+    for value in values.tolist():
+        each = [p / (s * math.sqrt(2 * math.pi)) * math.exp(-0.5 * ((value - m) / s) ** 2)
+                for p, m, s in zip(shares, centres, scales.tolist(), strict=True)]
+        total -= math.log(sum(each)) / 30
+        most.append(each.index(max(each)))
+    found = surprise(values, means, scales.log(), logits.double(), 0.8)
+    assert float(found) == pytest.approx(total)
+    assert components(values, means, scales.log(), logits.double(), 0.8).tolist() == most
+
+
+def test_a_prior_draws_weights_together_and_leaves_codebooks(network, task):
+    def lost(strength: float) -> float:
+        """How far the weights are from their entries at the end of a training, of their norm."""
+        work = network.copy()
+        prior = fw.share.SoftSharing(clusters=8, strength=strength, zero_share=0.5, min_size=0).start(work, task)
+        optimizer = torch.optim.Adam([*work.parameters(), *prior.parameters()], lr=0.01)
+        prior.update(0.0)
+        for _ in range(12):
+            for x, y in task.train():
+                loss = F.cross_entropy(work(x), y) + prior.loss(x, None, y)
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+        plan, far = prior.finish(), 0.0
+        for item in plan.shared:
+            weight, book, index = (work.tensor(item.weight).detach(), *plan.codes(item, work.tensor(item.weight)))
+            assert float(book[0]) == 0
+            assert len(book) <= 8
+            far += float((book[index.long()] - weight).norm() / weight.norm())
+        after = plan.apply(work)
+        assert task.score(after, list(task.batches("validation", None))) > 50
+        return far
+
+    assert lost(1.0) < 0.6 * lost(1e-4)
+
+
+def test_soft_sharing_works_in_a_training_alone(network, task):
+    with pytest.raises(RecipeError, match=r"write Train\(beside=\(SoftSharing"):
+        fw.share.SoftSharing().plan(network, task)
+    with pytest.raises(RecipeError, match=r"zero_share=1\.0"):
+        fw.share.SoftSharing(zero_share=1.0).start(network, task)

@@ -15,7 +15,7 @@ from featherweight.network import Network
 from featherweight.network.edit import WEIGHTED, out_axis, readers_of
 from featherweight.network.layers import Layer, not_finite, select
 from featherweight.network.operators import mutates
-from featherweight.numerics.codebooks import STARTS, coded
+from featherweight.numerics.sharing.codebooks import STARTS, coded
 from featherweight.share.importance import IMPORTANCES
 from featherweight.share.lookup import growth_of
 from featherweight.share.plan import CodebookPlan, Shared
@@ -111,7 +111,7 @@ class Codebook(Rewrite):
     def plan(self, network: Network, task: Task) -> CodebookPlan:
         """Reads no data, unless ``importance`` does. Raises RecipeError as said above."""
         self.check()
-        layers, skipped = self._layers(network)
+        layers, skipped = self.layers(network)
         shared = tuple(Shared(layer.weight, self.entries(), self._holds_zero(network.tensor(layer.weight)),
                               self._axis(layer)) for layer in layers)
         return CodebookPlan(shared=shared, skipped=skipped, tensors=self._decided(network, task, layers))
@@ -120,7 +120,7 @@ class Codebook(Rewrite):
         """The codebooks at work in a training."""
         self.check()
         self.check_training()
-        layers, skipped = self._layers(network)
+        layers, skipped = self.layers(network)
 
         def finish(codes: dict[str, tuple[Tensor, Tensor]]) -> CodebookPlan:
             shared = tuple(Shared(n, len(codebook), self.keep_zeros) for n, (codebook, _) in codes.items())
@@ -165,7 +165,7 @@ class Codebook(Rewrite):
             tensors[f"codebook.{layer.weight}"], tensors[f"index.{layer.weight}"] = codes
         return tensors
 
-    def _layers(self, network: Network) -> tuple[list[Layer], tuple[Skipped, ...]]:
+    def layers(self, network: Network) -> tuple[list[Layer], tuple[Skipped, ...]]:
         """The layers that can have a codebook, and the others with why not."""
         selected = select(network, self.ignore)
         taken, skipped = [], list(selected.skipped)
