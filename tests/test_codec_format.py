@@ -6,6 +6,8 @@ import hashlib
 import json
 import math
 import re
+import subprocess
+import sys
 import zlib
 from collections.abc import Callable
 from importlib.resources import files
@@ -298,6 +300,25 @@ def test_any_safetensors_file_is_packed(tmp_path):
     fw.codec.unpack(tmp_path / "any.fwz", tmp_path / "again")
     assert (tmp_path / "again").read_bytes() == (tmp_path / "any.safetensors").read_bytes()
     assert slow_unpack((tmp_path / "any.fwz").read_bytes())[0] == (tmp_path / "again").read_bytes()
+
+
+def test_an_archive_is_unpacked_without_torch(tmp_path):
+    save_file({"a": np.arange(5000, dtype=np.float32)}, tmp_path / "any.safetensors")
+    fw.codec.pack(tmp_path / "any.safetensors", tmp_path / "any.fwz")
+    hidden = ("import importlib.abc, sys\n"
+              "class Hidden(importlib.abc.MetaPathFinder):\n"
+              "    def find_spec(self, name, path, target=None):\n"
+              "        if name.partition('.')[0] in ('torch', 'onnx', 'safetensors', 'pydantic', 'typer'):\n"
+              "            raise ModuleNotFoundError(name, name=name)\n"
+              "sys.meta_path.insert(0, Hidden())\n")
+    reading = hidden + "from featherweight.codec.__main__ import main; sys.exit(main(sys.argv[1:]))"
+    for arguments, code, said in (((tmp_path / "any.fwz", tmp_path / "again"), 0, "bytes"),
+                                  ((tmp_path / "any.safetensors", tmp_path / "no"), 2, "no featherweight archive"),
+                                  ((tmp_path / "any.fwz",), 2, "usage")):
+        done = subprocess.run([sys.executable, "-c", reading, *map(str, arguments)], capture_output=True, text=True,
+                              check=False)
+        assert (done.returncode, said in done.stdout + done.stderr) == (code, True), done.stderr
+    assert (tmp_path / "again").read_bytes() == (tmp_path / "any.safetensors").read_bytes()
 
 
 def test_one_tensor_is_read_without_the_others(tmp_path):

@@ -53,6 +53,7 @@ STEPS: dict[str, Callable[[], Rewrite]] = {
     "share.Codebook": lambda: fw.share.Codebook(bits=3, min_size=64),
     "share.Codebook priced": lambda: fw.share.Codebook(bits=3, min_size=64, importance="fisher", rate=0.02,
                                                        spacing="density"),
+    "share.Codebook channels": lambda: fw.share.Codebook(bits=2, min_size=64, per="channel"),
     "share.Vectors": lambda: fw.share.Vectors(),
     "quantize.Quantize": lambda: fw.quantize.Quantize(),
     "quantize.Quantize weights": lambda: fw.quantize.Quantize(activations=None, weight_ranges="mse"),

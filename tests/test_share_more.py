@@ -13,8 +13,9 @@ from torch import nn
 
 import featherweight as fw
 from featherweight.errors import PlanError, RecipeError
-from featherweight.numerics.codebooks import coded
 from featherweight.numerics.kmeans import kmeans
+from featherweight.numerics.sharing.codebooks import coded
+from featherweight.numerics.sharing.mixture import components, surprise
 from featherweight.share import Codebook, Rates, Vectors
 
 
@@ -109,6 +110,36 @@ def test_importances_lessen_what_the_outputs_lose(network, task, importance):
     assert lost(Codebook(bits=2, min_size=0, importance=importance)) < lost(Codebook(bits=2, min_size=0))
 
 
+@pytest.mark.parametrize("rate", [0.0, 0.01])
+def test_a_codebook_for_each_channel_is_what_each_channel_would_get(task, rate):
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Conv2d(3, 64, 3), nn.ReLU(), nn.ConvTranspose2d(64, 6, 3), nn.Flatten(),
+                          nn.Linear(216, 10))
+    with torch.no_grad():
+        model[0].weight.mul_(torch.logspace(-2, 1, 64).view(-1, 1, 1, 1))
+        model[4].weight[model[4].weight.abs() < 0.02] = 0
+    x = torch.randn(2, 3, 6, 6, generator=torch.Generator().manual_seed(0))
+    network = fw.capture(model.eval(), x)
+    step = Codebook(bits=2, min_size=0, per="channel", rate=rate)
+    plan = step.plan(network, task)
+    after = plan.apply(network)
+    expected = network.copy()
+    for item in plan.shared:
+        weight = network.tensor(item.weight).detach()
+        price = [rate * float(w.square().mean()) for w in weight.unbind(item.axis)]
+        made = [coded(w, 4, price=p, hold_zero=item.zeros)
+                for w, p in zip(weight.unbind(item.axis), price, strict=True)]
+        expected.set_tensor(item.weight, torch.stack([c.codebook[c.index.long()] for c in made], item.axis))
+    assert [(s.weight, s.axis) for s in plan.shared] == [("0.weight", 0), ("2.weight", 1), ("4.weight", 0)]
+    torch.testing.assert_close(after(x), expected(x))
+    with torch.no_grad():
+        whole = (Codebook(bits=2, min_size=0, rate=rate).plan(network, task).apply(network)(x) - network(x)).norm()
+        assert (after(x) - network(x)).norm() < whole
+    for candidate in fw.share.Bits(options=(2,), step=step).candidates(network, task):
+        found = candidate.form.weights[candidate.layer](network.tensor(candidate.layer).detach())
+        assert torch.equal(found, expected.tensor(candidate.layer))
+
+
 def test_a_rate_makes_the_archive_smaller(network, task):
     sizes = [fw.codec.archive_bytes(Codebook(bits=5, min_size=0, rate=rate).plan(network, task).apply(network))
              for rate in (0.0, 0.01, 0.1)]
@@ -193,6 +224,14 @@ def test_options_that_make_no_sense_are_refused(network, task):
     wrong = fw.steps.Plan.from_json(plan.to_json(), {**plan.tensors, "index.one.weight": torch.zeros(2, 2).byte()})
     with pytest.raises(PlanError, match="make the plan on this very network"):
         wrong.apply(network)
+    short = {**plan.tensors, "codebook.one.weight": plan.tensors["codebook.one.weight"][:3]}
+    with pytest.raises(PlanError, match="which its index does not fit"):
+        fw.steps.Plan.from_json(plan.to_json(), short).apply(network)
+    alone = Codebook(min_size=0, bits=2, per="channel").plan(network, task).to_json()
+    with pytest.raises(PlanError, match="load it with its tensors"):
+        fw.steps.Plan.from_json(alone).apply(network)
+    with pytest.raises(RecipeError, match="not during training"):
+        fw.recover.Train(during=(Codebook(per="channel"),)).fit(network, task, fw.steps.Context())
 
 
 # ---- vectors
@@ -209,3 +248,53 @@ def test_vectors_keep_the_bits_of_bfloat16_and_matrices_keep_all(network, task):
     shared = Codebook(bits=3, min_size=0).plan(network, task).apply(network)
     rounded = Vectors().plan(shared, task).apply(shared)
     assert fw.codec.archive_bytes(rounded) < fw.codec.archive_bytes(shared) - 2 * 64  # two bytes of every bias
+
+
+# ---- soft sharing
+
+def test_the_mixture_is_the_sum_over_its_components():
+    values, _ = drawn(30, 2)
+    means, scales, logits = torch.tensor([-1.0, 0.5]).double(), torch.tensor([0.1, 0.4, 0.2]).double(), torch.zeros(2)
+    shares, centres = [0.8, 0.1, 0.1], [0.0, -1.0, 0.5]
+    total, most = 0.0, []
+    for value in values.tolist():
+        each = [p / (s * math.sqrt(2 * math.pi)) * math.exp(-0.5 * ((value - m) / s) ** 2)
+                for p, m, s in zip(shares, centres, scales.tolist(), strict=True)]
+        total -= math.log(sum(each)) / 30
+        most.append(each.index(max(each)))
+    found = surprise(values, means, scales.log(), logits.double(), 0.8)
+    assert float(found) == pytest.approx(total)
+    assert components(values, means, scales.log(), logits.double(), 0.8).tolist() == most
+
+
+def test_a_prior_draws_weights_together_and_leaves_codebooks(network, task):
+    def lost(strength: float) -> float:
+        """How far the weights are from their entries at the end of a training, of their norm."""
+        work = network.copy()
+        prior = fw.share.SoftSharing(clusters=8, strength=strength, zero_share=0.5, min_size=0).start(work, task)
+        optimizer = torch.optim.Adam([*work.parameters(), *prior.parameters()], lr=0.01)
+        prior.update(0.0)
+        for _ in range(12):
+            for x, y in task.train():
+                loss = F.cross_entropy(work(x), y) + prior.loss(x, None, y)
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+        plan, far = prior.finish(), 0.0
+        for item in plan.shared:
+            weight, book, index = (work.tensor(item.weight).detach(), *plan.codes(item, work.tensor(item.weight)))
+            assert float(book[0]) == 0
+            assert len(book) <= 8
+            far += float((book[index.long()] - weight).norm() / weight.norm())
+        after = plan.apply(work)
+        assert task.score(after, list(task.batches("validation", None))) > 50
+        return far
+
+    assert lost(1.0) < 0.6 * lost(1e-4)
+
+
+def test_soft_sharing_works_in_a_training_alone(network, task):
+    with pytest.raises(RecipeError, match=r"write Train\(beside=\(SoftSharing"):
+        fw.share.SoftSharing().plan(network, task)
+    with pytest.raises(RecipeError, match=r"zero_share=1\.0"):
+        fw.share.SoftSharing(zero_share=1.0).start(network, task)

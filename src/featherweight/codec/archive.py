@@ -16,7 +16,7 @@ import math
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -24,7 +24,9 @@ from featherweight.codec.blocks import BLOCK, FIRST, METHODS, WIDTHS, decode, en
 from featherweight.codec.varints import read_varint, varint
 from featherweight.errors import FileError
 from featherweight.files import written_whole
-from featherweight.network import Network
+
+if TYPE_CHECKING:  # reading an archive needs no torch
+    from featherweight.network import Network
 
 MAGIC = b"\x93FWZ\r\n\x1a"
 VERSION, OLDEST = 2, 1

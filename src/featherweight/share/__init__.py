@@ -1,7 +1,9 @@
 """Weight sharing: codebooks."""
 
 from featherweight.share.candidates import Bits, Rates
-from featherweight.share.steps import Codebook, CodebookPlan
+from featherweight.share.plan import CodebookPlan
+from featherweight.share.soft import SoftSharing
+from featherweight.share.steps import Codebook
 from featherweight.share.vectors import Vectors, VectorsPlan
 
-__all__ = ["Bits", "Codebook", "CodebookPlan", "Rates", "Vectors", "VectorsPlan"]
+__all__ = ["Bits", "Codebook", "CodebookPlan", "Rates", "SoftSharing", "Vectors", "VectorsPlan"]

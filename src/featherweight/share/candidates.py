@@ -7,14 +7,12 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from featherweight.judge.bench import Form
-from featherweight.judge.candidates import Candidate, Family, register
+from featherweight.judge.candidates import Candidate, Family, Option, register
 from featherweight.network import Network
-from featherweight.numerics.kmeans import kmeans
-from featherweight.share.steps import Codebook, CodebookPlan, Shared
+from featherweight.share.steps import Codebook, CodebookPlan
 from featherweight.steps import Plan, Stage
 from featherweight.task import Task
 
@@ -46,15 +44,14 @@ class Bits(Family):
     def candidates(self, network: Network, task: Task, layer: str | None = None) -> tuple[Candidate, ...]:
         found: dict[str, list[Candidate]] = {}
         for bits in self.options:
-            for item in self._at(bits).plan(network, task).shared:
+            plan = self._at(bits).plan(network, task)
+            for item in plan.shared:
                 if layer is None or item.weight == layer:
-                    found.setdefault(item.weight, []).append(
-                        Candidate(item.weight, self.name, bits, Form({item.weight: partial(shared_weight, item)}),
-                                  partial(CodebookPlan, (item,))))
+                    found.setdefault(item.weight, []).append(_candidate(self.name, bits, plan.only(item.weight)))
         return tuple(c for mine in found.values() for c in mine)
 
     def joined(self, plans: Sequence[Plan]) -> tuple[Plan, ...]:
-        return (CodebookPlan(tuple(s for p in plans if isinstance(p, CodebookPlan) for s in p.shared)),)
+        return _joined(plans)
 
 
 @dataclass(frozen=True)
@@ -88,33 +85,37 @@ class Rates(Family):
             plan = replace(self.step, rate=rate).plan(network, task)
             for item in plan.shared:
                 if layer is None or item.weight == layer:
-                    one = plan.only(item.weight)
-                    found.setdefault(item.weight, []).append(
-                        Candidate(item.weight, self.name, rate, Form({item.weight: partial(decided_weight, one)}),
-                                  partial(_itself, one)))
+                    found.setdefault(item.weight, []).append(_candidate(self.name, rate, plan.only(item.weight)))
         return tuple(c for mine in found.values() for c in mine)
 
     def joined(self, plans: Sequence[Plan]) -> tuple[Plan, ...]:
-        mine = [p for p in plans if isinstance(p, CodebookPlan)]
-        return (CodebookPlan(tuple(s for p in mine for s in p.shared),
-                             tensors={n: t for p in mine for n, t in p.tensors.items()}),)
+        return _joined(plans)
 
 
-def decided_weight(plan: CodebookPlan, weight: Tensor) -> Tensor:
-    """The weight as a plan of this weight alone gives it."""
+def _candidate(family: str, option: Option, plan: CodebookPlan) -> Candidate:
+    """The candidate of a plan that is about one weight."""
     name = plan.shared[0].weight
-    found: Tensor = plan.tensors[f"codebook.{name}"][plan.tensors[f"index.{name}"].long()].to(weight)
-    return found
+    return Candidate(name, family, option, Form({name: partial(shared_weight, plan)}), partial(_itself, plan))
+
+
+def _joined(plans: Sequence[Plan]) -> tuple[Plan, ...]:
+    mine = [p for p in plans if isinstance(p, CodebookPlan)]
+    return (CodebookPlan(tuple(s for p in mine for s in p.shared),
+                         tensors={n: t for p in mine for n, t in p.tensors.items()}),)
+
+
+def shared_weight(plan: CodebookPlan, weight: Tensor) -> Tensor:
+    """The weight as a plan of this weight alone gives it."""
+    item = plan.shared[0]
+    codebook, index = plan.codes(item, weight)
+    if item.axis is None:
+        return codebook[index.long()].to(weight.dtype)
+    moved = index.movedim(item.axis, 0)
+    return codebook.gather(1, moved.flatten(1).long()).view(moved.shape).movedim(0, item.axis).to(weight.dtype)
 
 
 def _itself(plan: CodebookPlan) -> CodebookPlan:
     return plan
-
-
-def shared_weight(item: Shared, weight: Tensor) -> Tensor:
-    """The weight as its codebook gives it."""
-    codebook, index = kmeans(weight, item.clusters, hold_zero=item.zeros)
-    return codebook[index.to(torch.int64)].to(weight.dtype)
 
 
 register(Bits())

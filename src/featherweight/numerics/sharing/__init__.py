@@ -1,0 +1,1 @@
+"""Codebooks under a price of bits, and the mixture that draws weights together."""
