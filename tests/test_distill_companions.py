@@ -7,6 +7,7 @@ import os
 import runpy
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -175,7 +176,17 @@ TERMS: dict[str, Any] = {
 KILLED = ("features hint", "features mgd", "relations crd", "own past", "exits", "one", "dkd")
 
 
-@pytest.mark.parametrize("name", TERMS)
+@cache
+def untaught() -> str:
+    """The digest of what the same training without a term gives."""
+    return digest(Train(epochs=1, lr=0.02).fit(maps(), task(PROBLEMS["residual"]), Context()))
+
+
+#: those that every run tries, one of each kind; the others differ by their formula, which test_distill_losses holds
+ALWAYS = ("features hint", "features mgd", "features review", "relations rkd", "relations crd", "exits", "dkd")
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n not in ALWAYS)) for n in TERMS])
 def test_every_term_trains_a_student_of_another_form(name: str) -> None:
     """The result has the student's own graph and tensors, no tap, and is another than without the term."""
     student, teacher = maps(), network(PROBLEMS["residual"])
@@ -184,8 +195,7 @@ def test_every_term_trains_a_student_of_another_form(name: str) -> None:
     assert {n: t.shape for n, t in found.tensors().items()} == {n: t.shape for n, t in student.tensors().items()}
     assert not found._taps
     assert all(bool(torch.isfinite(t).all()) for t in found.tensors().values())
-    plain = Train(epochs=1, lr=0.02).fit(student, task(PROBLEMS["residual"]), Context())
-    assert digest(found) != digest(plain)
+    assert digest(found) != untaught()
 
 
 @pytest.mark.parametrize("name", KILLED)
@@ -369,9 +379,9 @@ def test_torn_and_foreign_files_are_refused_in_words(tmp_path: Path) -> None:
     teachers = [started(net, None, CPU, "Logits") for net in (maps(), maps(seed=1))]
     caches = [OutputCache(tmp_path, t) for t in teachers]
     x = images(4)
-    for cache, teacher in zip(caches, teachers, strict=True):
-        cache.outputs(x, teacher.values(x)[0])
-        cache.flush()
+    for kept, teacher in zip(caches, teachers, strict=True):
+        kept.outputs(x, teacher.values(x)[0])
+        kept.flush()
     [file], [foreign] = (list(c.folder.glob("*.safetensors")) for c in caches)
     whole = file.read_bytes()
     file.write_bytes(whole[:len(whole) // 2])
@@ -504,6 +514,7 @@ def test_attach_does_what_train_does() -> None:
     assert digest(attached.finish()) == digest(wanted)
 
 
+@pytest.mark.slow
 def test_the_example_of_a_loop_of_ones_own_runs() -> None:
     path = Path(__file__).parents[1] / "examples/distill_in_your_loop/train.py"
     found = runpy.run_path(str(path))["main"]()
@@ -513,7 +524,8 @@ def test_the_example_of_a_loop_of_ones_own_runs() -> None:
 
 # ---- other children, other tasks
 
-@pytest.mark.parametrize("name", ["quantized", "factorized", "shallow", "in low bits", "while it is cut"])
+@pytest.mark.parametrize("name", ["quantized", "shallow", "in low bits", *(
+    pytest.param(n, marks=pytest.mark.slow) for n in ("factorized", "while it is cut"))])
 def test_every_child_is_matched_to_its_parent(name: str) -> None:
     """By path, whatever made the child; of what was factorized and dropped the rest."""
     parent, work = network(PROBLEMS["residual"]), task(PROBLEMS["residual"])

@@ -108,11 +108,16 @@ def _identity(source: Any) -> Key:
     if isinstance(source, (str, Path)):
         return str(source), Path(source).stat().st_mtime_ns if Path(source).exists() else 0
     tensors = source.state_dict(keep_vars=True).values() if isinstance(source, nn.Module) else ()
-    return id(source), *((id(t), t._version) for t in tensors)
+    return id(source), *(_state(t) for t in tensors)
 
 
 def _versions(inputs: Any) -> Key:
-    return tuple((id(leaf), leaf._version) if isinstance(leaf, Tensor) else leaf for leaf in flatten(inputs)[0])
+    return tuple(_state(leaf) if isinstance(leaf, Tensor) else leaf for leaf in flatten(inputs)[0])
+
+
+def _state(tensor: Tensor) -> Key:
+    """Another one after every change in place (of tensors made in inference mode nobody counts the changes)."""
+    return id(tensor), 0 if tensor.is_inference() else tensor._version
 
 
 def _mean(outputs: list[Any]) -> Any:
