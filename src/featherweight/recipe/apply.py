@@ -26,7 +26,7 @@ from featherweight.recipe.gauge import Gauge
 from featherweight.recipe.mark import EARLY, first_batches, job_mark, split_mark
 from featherweight.recipe.recipe import Recipe, aimed, planners
 from featherweight.recipe.result import Decision, Result
-from featherweight.recipe.terms import Terms, curves
+from featherweight.recipe.terms import Terms, by_epoch, curves
 from featherweight.recipe.trial import check_finite, check_place, tried
 from featherweight.recipe.writing import OVER
 from featherweight.seeds import generators_kept, seed_all, seed_from
@@ -224,7 +224,7 @@ class _Work:
         folder = self.state.step(index)
         context = Context(original=self.original, workdir=folder, seed=seed_from(self.seed, "fit", index),
                           progress=Terms(folder, getattr(step, "epochs", 0), self.processes.first,
-                                         self._by_epoch(getattr(step, "epochs", None))),
+                                         by_epoch(self.progress, getattr(step, "epochs", None))),
                           plans=self._made(index))
         after = step.fit(before, self.task, context)
         return after, self._plans(index, step)
@@ -266,17 +266,6 @@ class _Work:
         last = len(self.recipe.steps)
         self._tell("measure on the test split", last, {})
         return self.processes.share(lambda: scores_on_test(self.gauge, self.original, network, last))
-
-    def _by_epoch(self, epochs: int | None) -> Progress:
-        """The listener, told of a training's epoch, from 1, too."""
-        if not epochs:
-            return self.progress
-
-        def tell(what: str, done: float, total: float, facts: Mapping[str, float]) -> None:
-            epoch = min(epochs, 1 + int(max(done - 1, 0) * epochs // max(total, 1)))
-            self.progress(what, done, total, {**facts, "epoch": epoch})
-
-        return tell
 
     def _tell(self, what: str, done: float, facts: Mapping[str, float]) -> None:
         if self.processes.first:

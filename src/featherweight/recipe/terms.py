@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from featherweight.recipe.files import read_json, write_json
+from featherweight.recipe.writing import read_json, write_json
 
+#: called with (what, done, total, figures) as work goes on
+Tell = Callable[[str, float, float, Mapping[str, float]], None]
 FILE = "terms.json"
 #: figures of a training that are no terms of its loss
 OTHERS = ("images_per_s",)
@@ -24,7 +26,7 @@ class Terms:
     folder: Path
     epochs: int
     write: bool
-    tell: Callable[[str, float, float, Mapping[str, float]], None]
+    tell: Tell
 
     def __call__(self, what: str, done: float, total: float, figures: Mapping[str, float]) -> None:
         self.tell(what, done, total, figures)
@@ -47,3 +49,15 @@ def curves(folder: Path) -> dict[str, list[float]]:
     """The loss and each of its terms by name, a number an epoch."""
     rows = [row for _, row in sorted(read(folder).items(), key=lambda item: int(item[0]))]
     return {name: [row[name] for row in rows if name in row] for name in (rows[0] if rows else {})}
+
+
+def by_epoch(progress: Tell, epochs: int | None) -> Tell:
+    """A listener that tells ``progress`` of a training's epoch, from 1, too; ``progress`` itself without epochs."""
+    if not epochs:
+        return progress
+
+    def tell(what: str, done: float, total: float, facts: Mapping[str, float]) -> None:
+        epoch = min(epochs, 1 + int(max(done - 1, 0) * epochs // max(total, 1)))
+        progress(what, done, total, {**facts, "epoch": epoch})
+
+    return tell

@@ -12,13 +12,13 @@ Number = float | None
 Text = str | None
 
 
-class Shaped(BaseModel):
+class Described(BaseModel):
     """Fields that are known have their type or are null; more fields are left alone."""
 
     model_config = ConfigDict(extra="allow", strict=True)
 
 
-class LatencyShape(Shaped):
+class LatencyShape(Described):
     """The seconds of one file."""
 
     median_s: Number = None
@@ -42,7 +42,7 @@ class RatioShape(BaseModel):
     high: float
 
 
-class AgreementShape(Shaped):
+class AgreementShape(Described):
     """A file against PyTorch."""
 
     max_abs: Number = None
@@ -51,7 +51,7 @@ class AgreementShape(Shaped):
     tolerance: Number = None
 
 
-class MeasurementShape(Shaped):
+class MeasurementShape(Described):
     """One row of the trail."""
 
     step: Text = None
@@ -73,14 +73,14 @@ class MeasurementShape(Shaped):
     ratios: dict[str, RatioShape] | None = None
 
 
-class SkippedShape(Shaped):
+class SkippedShape(Described):
     """What a step left alone."""
 
     path: Text = None
     reason: Text = None
 
 
-class CurveShape(Shaped):
+class CurveShape(Described):
     """How sensitive the network is to one group."""
 
     group: str
@@ -89,7 +89,7 @@ class CurveShape(Shaped):
     changes: list[float]
 
 
-class DecisionShape(Shaped):
+class DecisionShape(Described):
     """What a step decided."""
 
     step: int | None = None
@@ -101,7 +101,7 @@ class DecisionShape(Shaped):
     curves: list[CurveShape] | None = None
 
 
-class LayerShape(Shaped):
+class LayerShape(Described):
     """One layer."""
 
     path: Text = None
@@ -114,21 +114,21 @@ class LayerShape(Shaped):
     output: list[int] | None = None
 
 
-class LayersShape(Shaped):
+class LayersShape(Described):
     """The layers of both ends."""
 
     before: list[LayerShape] | None = None
     after: list[LayerShape] | None = None
 
 
-class FinalShape(Shaped):
+class FinalShape(Described):
     """Both ends on the test split."""
 
     before: MeasurementShape | None = None
     after: MeasurementShape | None = None
 
 
-class ResultShape(Shaped):
+class ResultShape(Described):
     """The whole file."""
 
     format: int
