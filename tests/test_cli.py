@@ -239,7 +239,7 @@ def test_a_pipe_gets_a_line_now_and_then():
     source = str(Path(fw.__file__).parents[1])
     found = subprocess.run([sys.executable, "-c", LINES], check=True, capture_output=True, text=True,
                            env={**os.environ, "PYTHONPATH": source}).stdout.splitlines()
-    assert found[0] == "step 1: prune.Channels (1 of 5)"
+    assert found[0] == "step 1: prune.Channels (2 of 5)"
     assert found[1].startswith("step 1: prune.Channels, 0 s so far")
     assert found[-1].split() == ["prune.Channels", "params", "12"]
 

@@ -536,6 +536,9 @@ def test_the_time_left_is_told_as_far_as_it_is_known() -> None:
     after(18, "measure recover.Train", 2, 2)
     after(10, "measured recover.Train", 2, 2)
     assert clock.share < 1, "the test split and the latencies are to come"
+    resumed = Clock(lambda: now[0])
+    resumed.tell("measure latencies", 2, 2, {})
+    assert resumed.share == 6 / 7, "a job that goes on tells the end alone"
     assert [duration(s) for s in (3.4, 100, 7500)] == ["3 s", "2 min", "2 h 5 min"]
 
 

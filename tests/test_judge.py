@@ -53,6 +53,7 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 SMALL: dict[str, Family] = {
     "quantize": fw.quantize.Kinds(("int8", "int4/float")),
     "share": fw.share.Bits((2,), Codebook(min_size=1)),
+    "share.rates": fw.share.Rates((0.02,), Codebook(bits=3, min_size=1, importance="inputs")),
     "factorize": fw.factorize.Energies((0.5,)),
     "prune.channels": fw.prune.Shares((0.5,)),
     "prune.weights": fw.prune.Sparsities((0.5,)),

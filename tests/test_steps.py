@@ -61,9 +61,9 @@ def test_shipped_plans_have_the_kinds_that_files_name() -> None:
     assert shipped == {
         "prune.channels/1": "ChannelPlan", "prune.weights/1": "WeightPlan", "prune.layers/1": "LayerPlan",
         "quantize/1": "QuantizePlan", "factorize.low_rank/1": "LowRankPlan", "share.codebook/1": "CodebookPlan",
-        "balance.mixed/1": "MixedPlan", "distill.student/1": "StudentPlan"}
-    newer = ("balance.mixed/1", "distill.student/1")  # which 0.1 had not
-    older = {name: kind for kind, name in shipped.items() if kind not in newer}
+        "share.vectors/1": "VectorsPlan", "balance.mixed/1": "MixedPlan", "distill.student/1": "StudentPlan"}
+    later = {"balance.mixed/1", "share.vectors/1", "distill.student/1"}  # which 0.1 had not
+    older = {name: kind for kind, name in shipped.items() if kind not in later}
     assert {old.partition(".")[2]: kind for old, kind in ALIASES.items()} == older
 
 
@@ -252,7 +252,8 @@ OPTIONS: list[tuple[Any, str]] = [
     (Train(during=(Weights(compensate="obs"),)), "works at once"),
     (Train(during=(Layers(count=1),)), "Layers cannot be used during training"),
     (Train(during=(LowRank(),)), "LowRank cannot be used during training"),
-    (Train(during=(Codebook(),)), "Codebook cannot be used during training"),
+    (Train(during=(Codebook(importance="inputs"),)), 'write importance="none" in Train'),
+    (Train(during=(Codebook(per="channel"),)), "not during training"),
     (Train(during=(Ladder(),)), r"Ladder cannot be used during training.*Train\(during=\(Quantize"),
     (Train(during=(Quantize(rounding="gptq"),)), "rounding='gptq' .* after Train"),
     (Train(during=(Quantize(granularity=4),)), "granularity=4 cannot be used during training"),

@@ -16,8 +16,8 @@ from featherweight.report import units
 
 #: seconds between lines that say that it goes on
 BEAT = 30.0
-#: what ends a job: scores on the test split, latencies
-ENDS = 2
+#: the stages that end a job
+LAST = ("measure on the test split", "measure latencies")
 
 
 @dataclass
@@ -26,6 +26,7 @@ class Clock:
 
     now: Callable[[], float] = time.monotonic
     stage: str = ""  #: what is at work
+    done: int = 0  #: steps that are done
     total: int = 0  #: steps
     finished: int = 0  #: stages: measurings and steps
     inner: tuple[float, float] = (0.0, 0.0)  #: done and total of the stage at work; (0, 0) where it does not say
@@ -40,7 +41,8 @@ class Clock:
             self._finish()
         elif what.startswith(("step ", "measure ")):
             self._finish()
-            self.stage, self.total, self.began = what, int(total), self.now()
+            self.stage, self.done, self.total, self.began = what, int(done), int(total), self.now()
+            self.finished = 2 * self.done + (1 + LAST.index(what) if what in LAST else what.startswith("step "))
             self.inner, self.facts = (0.0, 0.0), {}
         else:
             if not self.inner[1]:
@@ -57,7 +59,7 @@ class Clock:
     @property
     def stages(self) -> int:
         """How many stages the whole has."""
-        return 2 * self.total + 1 + ENDS
+        return 2 * self.total + 1 + len(LAST)
 
     @property
     def share(self) -> float:
@@ -79,9 +81,8 @@ class Clock:
         if here is None:
             return None
         whole, seconds = True, here
-        steps, measured = len(self.durations.get("step", [])), len(self.durations.get("measure", []))
         at_step = self.stage.startswith("step ")
-        for kind, rest in (("step", self.total - steps - at_step), ("measure", self.total + 1 - measured)):
+        for kind, rest in (("step", self.total - self.done - at_step), ("measure", self.total - self.done)):
             known = self.durations.get(kind, [])
             if rest > 0 and known:
                 seconds += rest * sum(known) / len(known)

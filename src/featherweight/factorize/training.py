@@ -48,7 +48,7 @@ class FrobeniusDecay:
         >>> wide = fw.capture(nn.Sequential(nn.Linear(12, 64), nn.ReLU(), nn.Linear(64, 5)), torch.zeros(2, 12))
         >>> thin = fw.factorize.LowRank(ranks={"0": 4}).plan(wide, fw.Task()).apply(wide)
         >>> decay = fw.factorize.FrobeniusDecay(1e-2).start(thin, fw.Task(), fw.steps.Context())
-        >>> float(decay.loss(None, None, None)) > 0
+        >>> float(decay.loss(None, None, None).detach()) > 0
         True
     """
 
