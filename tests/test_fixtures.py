@@ -25,6 +25,7 @@ import featherweight as fw
 from featherweight.cli.app import app
 from featherweight.errors import PlanError, RecipeError
 from featherweight.steps import PLANS, Context, Plan
+from featherweight.steps.plan import ALIASES
 
 torch.set_num_threads(1)
 pytestmark = pytest.mark.filterwarnings("ignore:featherweight.* is now .*the old name goes:DeprecationWarning")
@@ -107,9 +108,8 @@ def test_a_plan_loads_and_does_what_it_did(name: str, tmp_path: Path) -> None:
 
 
 def test_there_is_a_plan_of_every_shipped_kind() -> None:
-    later = {"balance.mixed/1", "share.vectors/1"}  # kinds that version 0.1 did not have
-    shipped = {cls for kind, cls in PLANS.items() if cls.__module__.startswith("featherweight.") and kind not in later}
-    assert {type(Plan.load(HERE / "plans" / f"{name}.plan")) for name in SAVED} == shipped
+    assert {type(Plan.load(HERE / "plans" / f"{name}.plan")) for name in SAVED} == {
+        PLANS[kind] for kind in ALIASES.values()}
 
 
 def test_a_plan_for_another_network_is_refused_in_words() -> None:

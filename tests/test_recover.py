@@ -449,7 +449,7 @@ network = step.fit(t.small(), t.task(train=train, loss=loss), Context(workdir=Pa
 import test_recipe as r
 whole = r.squeeze(r.tiny(), r.task(), r.RECIPE, out=Path({out!r}) / "out")
 assert len(whole.trail) == 5
-assert r.squeeze(r.tiny(), r.task(loss=None), r.RECIPE, out=Path({out!r}) / "out").trail == whole.trail
+assert r.squeeze(r.tiny(), r.task(), r.RECIPE, out=Path({out!r}) / "out").trail == whole.trail
 found = dict(whole=dict(whole.network.state_dict()), tensors=dict(network.state_dict()), seen=seen)
 torch.save(found, Path({out!r}) / f"{{PartialState().process_index}}.pt")
 """

@@ -56,14 +56,18 @@ def defined(name: str, module: str, **members: Any) -> type[Plan]:
                                 "summary": lambda self: "nothing", **members})
 
 
+#: kinds that version 0.1 did not have
+SINCE_0_1 = {"balance.mixed/1": "MixedPlan", "distill.student/1": "StudentPlan", "factorize.merge/1": "MergePlan",
+             "factorize.structured/1": "StructuredPlan", "share.vectors/1": "VectorsPlan"}
+
+
 def test_shipped_plans_have_the_kinds_that_files_name() -> None:
     shipped = {kind: cls.__name__ for kind, cls in PLANS.items() if cls.__module__.startswith("featherweight.")}
     assert shipped == {
         "prune.channels/1": "ChannelPlan", "prune.weights/1": "WeightPlan", "prune.layers/1": "LayerPlan",
         "quantize/1": "QuantizePlan", "factorize.low_rank/1": "LowRankPlan", "share.codebook/1": "CodebookPlan",
-        "share.vectors/1": "VectorsPlan", "balance.mixed/1": "MixedPlan", "distill.student/1": "StudentPlan"}
-    later = {"balance.mixed/1", "share.vectors/1", "distill.student/1"}  # which 0.1 had not
-    older = {name: kind for kind, name in shipped.items() if kind not in later}
+        **SINCE_0_1}
+    older = {name: kind for kind, name in shipped.items() if kind not in SINCE_0_1}
     assert {old.partition(".")[2]: kind for old, kind in ALIASES.items()} == older
 
 

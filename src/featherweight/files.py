@@ -9,7 +9,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import safetensors
+try:
+    from safetensors import SafetensorError
+
+    #: what a library raises where its file cannot be written
+    REFUSED: tuple[type[Exception], ...] = (SafetensorError,)
+except ModuleNotFoundError:  # archives are unpacked without it
+    REFUSED = ()
 
 #: how the name of a half-written neighbour ends
 PART = ".part"
@@ -34,7 +40,7 @@ def written_whole(path: str | Path) -> Iterator[Path]:
         part.replace(whole)
         if os.name == "posix":
             _sync(whole.parent)
-    except safetensors.SafetensorError as error:
+    except REFUSED as error:
         raise OSError(f"{whole} could not be written: {error}; what stood there before is unchanged") from error
     finally:
         part.unlink(missing_ok=True)

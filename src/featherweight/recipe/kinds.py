@@ -151,7 +151,7 @@ def _value(hint: Any, value: Any, where: str) -> Any:
 
 def _nested(hint: Any, value: Any, where: str) -> Any:
     members = _members(hint)
-    if isinstance(value, str) and value == "none" and types.NoneType in members:
+    if isinstance(value, str) and value == "none" and any(m in (Any, types.NoneType) for m in members):
         return None
     if isinstance(value, Mapping):
         if "kind" in value:

@@ -14,14 +14,16 @@ from featherweight.network.network import Network
 aten = torch.ops.aten
 
 
-def _weight_norm(graph: Graph, v: Node, g: Node, dim: int = 0) -> Node:
-    """w = g * v / |v|, |v| over all axes but ``dim`` (Salimans & Kingma 2016, equation 2)."""
-    length = graph.call_function(aten.norm_except_dim.default, (v, 2, dim))
+def _weight_norm(graph: Graph, axes: int, v: Node, g: Node, dim: int = 0) -> Node:
+    """w = g * v / |v|, |v| over all axes but ``dim``, over all if that is -1 (Salimans & Kingma 2016, equation 2)."""
+    over = [axis for axis in range(axes) if axis != dim]
+    length = graph.call_function(aten.linalg_vector_norm.default, (v, 2, over, True))
     scale = graph.call_function(aten.div.Tensor, (g, length))
     return graph.call_function(aten.mul.Tensor, (v, scale))
 
 
-#: private operator, whose kernel trusts its arguments -> what writes it with public ones
+#: private operator, whose kernel trusts its arguments -> what writes it with public ones; it is told how many axes the
+#: first argument has
 PUBLIC: dict[Any, Callable[..., Node]] = {aten._weight_norm.default: _weight_norm}
 
 
@@ -30,7 +32,8 @@ def make_public(network: Network) -> None:
     take a bit each in an archive. Operators that no table knows are named in ``notes``."""
     for node in network.calls(*PUBLIC):
         with network.graph.inserting_before(node):
-            made = PUBLIC[node.target](network.graph, *node.args, **node.kwargs)
+            axes = network.values()[node.all_input_nodes[0].name].dim()
+            made = PUBLIC[node.target](network.graph, axes, *node.args, **node.kwargs)
         for call in [made, *made.all_input_nodes]:
             if call.op == "call_function" and "module" not in call.meta:
                 call.meta = dict(node.meta)
