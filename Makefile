@@ -1,5 +1,6 @@
 # featherweight: `make` lists the targets. Every target sets up what it needs.
-# Benchmarks leave out arms that have a row; `make bench-... AGAIN=1` measures them once more and keeps the old rows.
+# Benchmarks leave out arms that have a row; `make bench-... AGAIN=1` measures them once more and keeps the old rows;
+# ARMS="first arm;second*" measures these alone.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin

@@ -13,6 +13,7 @@ import os
 import platform
 import subprocess
 from datetime import UTC, datetime
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -74,11 +75,15 @@ class Rows:
 
     def __init__(self, file: str | Path, again: bool = bool(os.environ.get("AGAIN"))) -> None:
         """file: within ``results/``, or a path. again (environment: AGAIN=1): rows from before now do not count as
-        there, so that a script that leaves out what it has a row of measures every arm once more."""
+        there, so that a script that leaves out what it has a row of measures every arm once more. The environment's
+        ARMS="first arm;second*" names those (globs) that may be measured; all others count as there."""
         self.path = RESULTS / file
+        self.arms = [arm for arm in os.environ.get("ARMS", "").split(";") if arm]
         self.since = stamp()["date"] if again else ""
 
     def __contains__(self, arm: str) -> bool:
+        if self.arms and not any(fnmatchcase(arm, wanted) for wanted in self.arms):
+            return True
         return any(row.get("date", "") >= self.since for row in histories(self.path).get(arm, ()))
 
     def __getitem__(self, arm: str) -> Row:

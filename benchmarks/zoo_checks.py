@@ -105,9 +105,12 @@ def exported(network: Network, given: Given) -> deploy.Agreement:
 
 def counted(network: Network, given: Given | None) -> measure.Macs:
     """MACs of one sample, or of one call with these inputs (a part of a detector may get hundreds of boxes)."""
-    if given is not None:
-        network.__dict__["example_inputs"] = lambda batch=2, seed=0: given
+    if given is None:
+        return measure.macs(network)
+    network.changed()  # the shapes of other inputs are forgotten
+    network.__dict__["example_inputs"] = lambda batch=2, seed=0: given
     try:
         return measure.macs(network)
     finally:
         network.__dict__.pop("example_inputs", None)
+        network.changed()

@@ -13,6 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from featherweight.errors import RecipeError
 from featherweight.judge.bench import Bench, Form, readings
+from featherweight.judge.portions import portions
 from featherweight.network import Network, trees
 from featherweight.network.devices import device_of
 from featherweight.numerics.damage import relative_change, traces
@@ -111,12 +112,12 @@ def scored(network: Network, task: Task, split: str, batches: int | None) -> flo
 
 def by_output(bench: Bench, judge: Judge) -> Gauge:
     """|y' - y|^2 / |y|^2 over all floating-point outputs, mean over batches."""
-    batches, again = bench.batches(), bench.network.replay()
-    whole = [trees.floats(call(bench.original, x)) for x, _ in batches]
+    again = bench.network.replay()
+    whole = [(x, trees.floats(call(bench.original, x))) for x, _ in bench.batches()]
+    held = [(portions(bench.original, x, outputs), outputs) for x, outputs in whole]
 
     def moved() -> float:
-        changes = [relative_change(trees.floats(call(again, x)), before)
-                   for (x, _), before in zip(batches, whole, strict=True)]
+        changes = [relative_change(batch.floats(again), before) for batch, before in held]
         return sum(changes) / len(changes)
 
     return moved

@@ -38,11 +38,11 @@ def fold_batch_norm(network: Network) -> Network:
         True
     """
     folded = network.copy()
-    before = read_tensors(folded)
+    before, taken = read_tensors(folded), set(folded.tensors())
     for norm in folded.calls(aten.batch_norm.default):
         call = norm.args[0]
         if isinstance(call, Node) and _foldable(folded, call, norm):
-            _fold(folded, call, norm)
+            _fold(folded, call, norm, taken)
     clear_dead(folded, before)
     return folded
 
@@ -59,7 +59,8 @@ def _foldable(network: Network, call: Node, norm: Node) -> bool:
             and (not has_bias or (bias is not None and len(network.users_of(bias)) == 1)))
 
 
-def _fold(network: Network, call: Node, norm: Node) -> None:
+def _fold(network: Network, call: Node, norm: Node, taken: set[str]) -> None:
+    """taken: names of tensors, to which that of a new bias is added."""
     name = str(weight_name(call))
     weight = network.tensor(name).detach()
     beta, mean = (constant_value(network, a) for a in norm.args[2:4])
@@ -73,9 +74,10 @@ def _fold(network: Network, call: Node, norm: Node) -> None:
         network.set_tensor(old, bias.to(weight.dtype))
     else:
         new = name.removesuffix("weight") + "bias"
-        if new in network.tensors() or not name.endswith("weight"):
+        if new in taken or not name.endswith("weight"):
             new = name + "_bias"
         network.add_tensor(new, bias.to(weight.dtype))
+        taken.add(new)
         node = tensor_node(network, new, call)
         call.args = (*call.args[:2], node, *call.args[3:])
     norm.replace_all_uses_with(call)

@@ -15,7 +15,7 @@ from torch.fx import Graph, Node
 from featherweight.network import trees
 from featherweight.network.file.file import save
 from featherweight.network.kept.facts import Facts, Structure
-from featherweight.network.kept.names import Part, Ties, holder, lookup, named, remove
+from featherweight.network.kept.names import Part, Ties, copy_tensors, holder, lookup, named, remove
 from featherweight.network.kept.replay import Replay
 from featherweight.network.kept.values import Alike, values
 from featherweight.network.program import Program, Tap
@@ -231,16 +231,9 @@ class Network(nn.Module):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Network:
         other = Network(copy.deepcopy(self._graph), self._signature)
-        for name, module in self._modules.items():
-            other._modules[name] = copy.deepcopy(module, memo)
-        for name, parameter in self._parameters.items():
-            other._parameters[name] = copy.deepcopy(parameter, memo)
-        for name, buffer in self._buffers.items():
-            other._buffers[name] = copy.deepcopy(buffer, memo)
-        other._non_persistent_buffers_set = set(self._non_persistent_buffers_set)
+        copy_tensors(self, other, memo)
         other.patterns = dict(self.patterns)
         other.notes = list(self.notes)
-        other.train(self.training)
         other._facts = self._facts.carried(self._form(), other._form())
         memo[id(self)] = other
         return other

@@ -38,7 +38,8 @@ def patches_at(x: Tensor, windows: Tensor, chosen: Tensor, groups: int) -> Tenso
     flat = x.reshape(n, c, size).transpose(0, 1).reshape(c, n * size)
     found = flat.index_select(1, (met - 1 + sample[:, None] * size).clamp(min=0).flatten()).view(c, *met.shape)
     found = found.masked_fill_(met == 0, 0)
-    return found.view(groups, c // groups, *met.shape).transpose(1, 2).reshape(groups, len(chosen), -1)
+    rows = found.view(groups, c // groups, *met.shape).transpose(1, 2).reshape(groups, len(chosen), -1)
+    return rows.contiguous()
 
 
 def transposed_patches(x: Tensor, kernel: Sizes, stride: Sizes, padding: Sizes, output_padding: Sizes, dilation: Sizes,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 from torch import Tensor, nn
@@ -12,6 +13,21 @@ class Part(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         raise NotImplementedError("a part of a Network holds tensors only; call the Network itself")
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Part:
+        other = memo[id(self)] = Part()
+        copy_tensors(self, other, memo)
+        return other
+
+
+def copy_tensors(root: nn.Module, other: nn.Module, memo: dict[int, Any]) -> None:
+    """Gives ``other`` copies of all parts, parameters and buffers of ``root``; ``copy.deepcopy`` of a module copies two
+    dozen tables of hooks as well, which costs more than the tensors. memo: that of ``copy.deepcopy``, by which ties
+    stay ties."""
+    for table in ("_modules", "_parameters", "_buffers"):
+        getattr(other, table).update((name, copy.deepcopy(held, memo)) for name, held in getattr(root, table).items())
+    other._non_persistent_buffers_set = set(root._non_persistent_buffers_set)
+    other.training = root.training
 
 
 def named(root: nn.Module) -> dict[str, Tensor]:
