@@ -101,8 +101,10 @@ def cuts(step: str, problem: str) -> bool:
 
 
 #: further options of steps that have a row: most problems, and all files, are slow
-VARIANTS = ("share.Codebook channels", "share.Codebook priced", "factorize.Structured circulant", "distill.Student shallow")
-pairs = over(pair(s, p, *[pytest.mark.slow] * (s in VARIANTS and p not in EXPORTED[:3])) for s in STEPS for p in PROBLEMS)
+VARIANTS = ("share.Codebook channels", "share.Codebook priced", "factorize.Structured circulant",
+            "distill.Student shallow")
+pairs = over(pair(s, p, *[pytest.mark.slow] * (s in VARIANTS and p not in EXPORTED[:3]))
+             for s in STEPS for p in PROBLEMS)
 cut_pairs = over(pair(s, p) for s in STEPS for p in PROBLEMS if cuts(s, p))
 #: every step into two files, every problem into nine; the other two thirds say the same of other widths: slow
 exports = over(pair(s, p, *[pytest.mark.slow] * ((i + j) % 3 > 0 or s in VARIANTS))
