@@ -251,11 +251,37 @@ def frozen_reasons(frozen: list[list[str]]) -> str:
     return "; ".join(f"{n} x {text}" for text, n in ranked[:4]) + ("; ..." if len(ranked) > 4 else "")
 
 
+def taught(rows: Rows) -> list[str]:
+    """Arms over their seeds: mean, deviation where there are several, and how many."""
+    arms: dict[str, list[Row]] = {}
+    for name, row in rows.items():
+        arms.setdefault(name.rpartition(", seed ")[0], []).append(row)
+    lines = []
+    for arm, found in arms.items():
+        scores = [row["top1"] for row in found]
+        spread = f" ± {np.std(scores, ddof=1):.2f}" if len(scores) > 1 else ""
+        lines.append([arm, f"{np.mean([row['validation'] for row in found]):.2f}", f"{np.mean(scores):.2f}{spread}",
+                      str(len(scores)), str(found[0]["epochs"])])
+    return ["## Distillation", "", "`benchmarks/distillation.py` on CIFAR-10. resnet8: taught by ResNet-56 on 2,560 "
+            "images mirrored at random. resnet20: channels cut, retrained on all images with the original as teacher. "
+            "What validation images the trained checkpoints have seen is no measure of them.",
+            *table(["", "validation %", "test %", "seeds", "epochs"], lines)]
+
+
+def low_rank(rows: Rows) -> list[str]:
+    lines = [[name, f"{row['top1']:.2f}", f"{row['params'] / 1e3:.0f}", f"{row['macs'] / 1e6:.1f}"]
+             for name, row in rows.items() if "top1" in row]
+    return ["## Low rank: ResNet-20 on CIFAR-10", "", "`benchmarks/low_rank.py`; no retraining, but where epochs "
+            "are named.",
+            *table(["", "test %", "params (k)", "MACs (M)"], lines)]
+
+
 def main() -> None:
     lines = ["# Measured", "", "Made by `python benchmarks/tables.py` from the files in `benchmarks/results/`.", ""]
     sections = {"cifar_resnets": cifar, "all_families": families, "int8_runtimes": runtimes,
                 "zoo_capture": zoo, "beside_torch_pruning": beside, "depth": depth, "sparse_weights": sparse,
-                "post_training": post_training, "low_bit_training": low_bits, "ladder": wrecked, "zoo": pruned_zoo}
+                "post_training": post_training, "low_bit_training": low_bits, "ladder": wrecked,
+                "distillation": taught, "low_rank": low_rank, "zoo": pruned_zoo}
     for name, make in sections.items():
         file = RESULTS / f"{name}.json"
         if file.exists():
