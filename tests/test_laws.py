@@ -102,7 +102,7 @@ def cuts(step: str, problem: str) -> bool:
 
 #: further options of steps that have a row: most problems, and all files, are slow
 VARIANTS = ("share.Codebook channels", "share.Codebook priced", "factorize.Structured circulant",
-            "distill.Student shallow")
+            "factorize.Structured monarch", "factorize.LowRank budget", "distill.Student shallow")
 pairs = over(pair(s, p, *[pytest.mark.slow] * (s in VARIANTS and p not in EXPORTED[:3]))
              for s in STEPS for p in PROBLEMS)
 cut_pairs = over(pair(s, p) for s in STEPS for p in PROBLEMS if cuts(s, p))
