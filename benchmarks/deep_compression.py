@@ -62,9 +62,12 @@ def lenet(name: str, seed: int, arm: Arm) -> dict[str, Any]:
         shared = fw.recover.Train(epochs=arm.epochs[2], lr=arm.lr / 10, weight_decay=0.0, beside=(taught,)).fit(
             shared, task, context)
         small = fw.share.Vectors().plan(shared, task).apply(shared)
-        print(name, seed, bits, rate, score(small, task, "validation"), fw.codec.archive_bytes(small), flush=True)
-        if score(small, task, "validation") >= least:
+        reached = score(small, task, "validation")
+        print(name, seed, bits, rate, reached, fw.codec.archive_bytes(small), flush=True)
+        if reached >= least:
             break
+    else:
+        raise SystemExit(f"{name}, seed {seed}: no codebook of {CODEBOOKS} keeps a validation score of {least}")
     return {"sparsity": arm.sparsity, "bits": bits, "rate": rate, "epochs": list(arm.epochs), "seed": seed,
             **figures(whole, small, task, f"{name}_{seed}"), "minutes": (time.perf_counter() - began) / 60}
 

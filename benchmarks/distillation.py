@@ -8,7 +8,7 @@ small, small-more: a fresh ResNet-8 on a subset of CIFAR-10 (2,560 training imag
     scores.
 pruned, pruned-3x: ResNet-20 at 2.1x and 3x fewer MACs after 8 epochs on the whole split, as in beside_torch_pruning.py,
     taught by the outputs and by the activations of what it was cut from: kept channels compared directly.
-costs: seconds and peak memory of a step of each arm as a ratio to plain training, in interleaved rounds.
+costs: seconds of a step of each arm as a ratio to plain training, in interleaved rounds.
 
 Every row goes into benchmarks/results/distillation.json as soon as it is measured; one that is there is not run again.
 A training that was stopped goes on from its checkpoint in out/distillation.

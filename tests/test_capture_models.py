@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -138,11 +139,18 @@ def test_captured_in_parts_with_the_reason(name: str) -> None:
         torch.testing.assert_close(found(x), model(x), rtol=1e-2, atol=1e-2)
 
 
+@functools.cache
+def own_library() -> torch.library.Library:
+    """Operators of somebody else's namespace; they are there as long as the library is held."""
+    library = torch.library.Library("featherweight_test", "DEF")
+    library.define("twice(Tensor x) -> Tensor")
+    library.impl("twice", lambda x: x * 2, "CompositeExplicitAutograd")
+    torch.library.register_fake(torch.ops.featherweight_test.twice.default, torch.empty_like)
+    return library
+
+
 def own_operator() -> nn.Module:
-    if not hasattr(torch.ops.featherweight_test, "twice"):
-        torch.library.define("featherweight_test::twice", "(Tensor x) -> Tensor")
-        torch.library.impl("featherweight_test::twice", "CompositeExplicitAutograd", lambda x: x * 2)
-        torch.library.register_fake("featherweight_test::twice", torch.empty_like)
+    own_library()
     return Calls(lambda m, x: torch.ops.featherweight_test.twice(m.a(x)))
 
 

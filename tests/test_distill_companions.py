@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import runpy
-import subprocess
-import sys
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -44,6 +41,7 @@ from featherweight.recover import Train, attach
 from featherweight.recover.companions import Companions
 from featherweight.steps import Context
 from problems import CLASSES, PROBLEMS, images, network, task
+from two_processes import run_by_two
 
 torch.set_num_threads(1)
 CPU = torch.device("cpu")
@@ -477,15 +475,7 @@ torch.save(dict(tensors=dict(net.state_dict()), bank=banks[0]), out / f"{{Partia
 
 def test_two_processes_learn_alike_and_keep_one_bank(tmp_path: Path) -> None:
     """Weights and the memory bank are the same in both; each sample's outputs are cached by one of them."""
-    script = tmp_path / "script.py"
-    script.write_text(SCRIPT.format(tests=str(Path(__file__).parent), out=str(tmp_path)))
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(fw.__file__).parents[1]),
-                   "ACCELERATE_USE_CPU": "true"}
-    done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=0",
-                           "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0", str(script)],
-                          env=environment, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr[-3000:]
-    one, other = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
+    one, other = run_by_two(SCRIPT, tmp_path)
     assert all(torch.equal(tensor, other["tensors"][name]) for name, tensor in one["tensors"].items())
     assert torch.equal(one["bank"], other["bank"])
     kept = [safetensors.torch.load_file(f)["codes"] for f in (tmp_path / "outputs").rglob("*.safetensors")]

@@ -286,7 +286,7 @@ DECIDES: dict[type[Plan], Callable[[Any, fw.Network], Iterable[str]]] = {
     fw.factorize.StructuredPlan: lambda plan, net: [s.weight for s in plan.layers],
     fw.factorize.MergePlan: lambda plan, net: [n for p in plan.pairs for n in (p.first, p.second)],
     fw.share.CodebookPlan: lambda plan, net: [s.weight for s in plan.shared],
-    fw.share.VectorsPlan: lambda plan, net: [n for n in net.tensors() if net.tensor(n).dim() > 1],
+    fw.share.VectorsPlan: lambda plan, net: plan.names,
     fw.quantize.QuantizePlan: lambda plan, net: [s.weight for s in plan.stored],
     fw.balance.MixedPlan: lambda plan, net: [n for p in plan.plans() for n in DECIDES[type(p)](p, net)],
 }

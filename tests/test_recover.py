@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
-import subprocess
-import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -24,6 +21,7 @@ from featherweight.recover import BatchNorm, Train
 from featherweight.recover.batches import epoch
 from featherweight.recover.schedules import SCHEDULES
 from featherweight.steps import ALONE, Companion, Context, Plan, Rewrite, Stage
+from two_processes import run_by_two
 
 torch.set_num_threads(1)
 
@@ -456,15 +454,7 @@ torch.save(found, Path({out!r}) / f"{{PartialState().process_index}}.pt")
 
 
 def test_two_processes_share_the_batches_and_agree(tmp_path: Path) -> None:
-    script = tmp_path / "script.py"
-    script.write_text(SCRIPT.format(tests=str(Path(__file__).parent), out=str(tmp_path)))
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(fw.__file__).parents[1]),
-                   "ACCELERATE_USE_CPU": "true"}
-    done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=0",
-                           "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0", str(script)],
-                          env=environment, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr[-3000:]
-    one, other = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
+    one, other = run_by_two(SCRIPT, tmp_path)
     for key in ("tensors", "whole"):
         for name, tensor in one[key].items():
             assert torch.equal(tensor, other[key][name]), name

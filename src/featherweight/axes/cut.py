@@ -15,8 +15,9 @@ from featherweight.axes.zero import zero
 from featherweight.errors import PlanError, did_you_mean
 from featherweight.network import Network
 from featherweight.network.edit import clear_dead, read_tensors
+from featherweight.steps.plan import Kept
 
-__all__ = ["cut", "kept_atoms", "zero"]
+__all__ = ["cut", "kept_atoms", "kept_positions", "zero"]
 
 
 def kept_atoms(axes: AxisGroups, keep: Mapping[str, Sequence[int] | Ints]) -> np.ndarray:
@@ -37,6 +38,21 @@ def kept_atoms(axes: AxisGroups, keep: Mapping[str, Sequence[int] | Ints]) -> np
         stays[group.components[~mask]] = False
     kept: np.ndarray = stays[axes.component]
     return kept
+
+
+
+def kept_positions(network: Network, axes: AxisGroups, kept: np.ndarray) -> dict[str, Kept]:
+    """What ``Plan.kept`` says of a cut: every tensor that loses something, by all its names -> what stays of its axes.
+
+    kept [atoms] bool says what stays.
+    """
+    known = network.tensors()
+    found: dict[str, Kept] = {}
+    for name, atoms in axes.tensors.items():
+        if any(own is not None and not kept[own].all() for own in atoms):
+            stays = tuple(None if own is None else torch.from_numpy(np.flatnonzero(kept[own])) for own in atoms)
+            found |= {tied: stays for tied, tensor in known.items() if tensor is known[name]}
+    return found
 
 
 def cut(network: Network, axes: AxisGroups, kept: np.ndarray) -> Network:

@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
-import torch
 
 from featherweight.axes.blocks import Block, Blocks, droppable, without
-from featherweight.axes.cut import cut, kept_atoms
+from featherweight.axes.cut import cut, kept_atoms, kept_positions
 from featherweight.axes.groups import AxisGroup, axis_groups
 from featherweight.distill.strategies.online import fresh
 from featherweight.errors import PlanError
@@ -70,13 +69,7 @@ class StudentPlan(Plan):
     def kept(self, network: Network) -> dict[str, Kept]:
         shallow = self._shallow(network)
         axes = axis_groups(shallow)
-        stays, known = kept_atoms(axes, self.keep), shallow.tensors()
-        found: dict[str, Kept] = {}
-        for name, atoms in axes.tensors.items():
-            if any(own is not None and not stays[own].all() for own in atoms):
-                kept = tuple(None if own is None else torch.from_numpy(np.flatnonzero(stays[own])) for own in atoms)
-                found |= {tied: kept for tied, tensor in known.items() if tensor is known[name]}
-        return found
+        return kept_positions(shallow, axes, kept_atoms(axes, self.keep))
 
     def summary(self) -> str:
         share = self.macs_small / self.macs_whole if self.macs_whole else 1.0

@@ -13,6 +13,9 @@ from featherweight.network.layers import Skipped, ignored, known_by
 from featherweight.steps import Plan, Rewrite, Stage
 from featherweight.task import Task
 
+#: why tensors of several axes stay
+MATRIX = "no vector: Codebook and Quantize are for tensors of several axes"
+
 
 @dataclass(frozen=True)
 class VectorsPlan(Plan):
@@ -65,9 +68,9 @@ class Vectors(Rewrite):
         """Reads no data."""
         names, skipped = [], []
         for name, tensor in network.tensors().items():
-            if tensor.dim() != 1 or tensor.dtype != torch.float32:
+            if tensor.dim() == 0 or tensor.dtype != torch.float32:
                 continue
-            reason = ignored(known_by((name,), ()), self.ignore)
+            reason = ignored(known_by((name,), ()), self.ignore) or (tensor.dim() > 1 and MATRIX)
             if reason:
                 skipped.append(Skipped(name, reason))
             else:

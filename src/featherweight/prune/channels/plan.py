@@ -6,11 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-import numpy as np
-import torch
 from torch import Tensor
 
-from featherweight.axes.cut import cut, kept_atoms
+from featherweight.axes.cut import cut, kept_atoms, kept_positions
 from featherweight.axes.groups import AxisGroups, axis_groups
 from featherweight.axes.zero import zero
 from featherweight.errors import PlanError, did_you_mean
@@ -56,14 +54,7 @@ class ChannelPlan(Plan):
 
     def kept(self, network: Network) -> dict[str, Kept]:
         axes = self._fit(network)
-        stays = kept_atoms(axes, self.keep)
-        known = network.tensors()
-        found: dict[str, Kept] = {}
-        for name, atoms in axes.tensors.items():
-            if any(own is not None and not stays[own].all() for own in atoms):
-                kept = tuple(None if own is None else torch.from_numpy(np.flatnonzero(stays[own])) for own in atoms)
-                found |= {tied: kept for tied, tensor in known.items() if tensor is known[name]}
-        return found
+        return kept_positions(network, axes, kept_atoms(axes, self.keep))
 
     def after(self, earlier: Plan, network: Network) -> Plan:
         """The plan itself after one that keeps all shapes. Raises PlanError after another cut."""
