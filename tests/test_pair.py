@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import featherweight as fw
 import problems
-from featherweight.calibrate import walk
+from featherweight.calibrate import portions, walk
 from featherweight.calibrate.pair import Pair
 from featherweight.calibrate.walk import Flow, Order
 from featherweight.network import Network
@@ -158,6 +158,36 @@ def test_batches_come_in_where_there_is_room_and_the_others_are_named(monkeypatc
         assert pair.samples == 192
         want = [recorded(network, inputs(s), {"relu"})["relu"] for s in range(3)]
         assert all(torch.equal(a, b) for a, b in zip(pair.whole.reads("linear_1"), want, strict=True))
+
+
+class Norm(nn.Module):
+    """A linear layer and a batch norm; together: the mean of the batch is taken off the outputs."""
+
+    def __init__(self, together: bool) -> None:
+        super().__init__()
+        self.layer, self.norm, self.together = nn.Linear(24, 8), nn.BatchNorm1d(8), together
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(self.layer(x))
+        return y - y.mean(0) if self.together else y
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_large_batches_are_run_in_portions_where_samples_do_not_know_of_one_another(
+        together: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(64, 24)
+    network = fw.capture(Norm(together).eval(), x)
+    network.train()
+    before = {name: tensor.clone() for name, tensor in network.tensors().items()}
+    monkeypatch.setattr(portions, "LARGEST", 20 * 24 * 4)  # the inputs of 20 samples
+    pair = Pair.of(network, [(x, None)])
+    pair.admit()
+    with torch.no_grad():
+        pair.go_to("linear")
+        assert [len(part) for part in pair.whole.reads("linear")] == ([64] if together else [20, 20, 20, 4])
+        assert torch.equal(torch.cat(pair.compressed.reads("linear")), x)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in network.tensors().items())
 
 
 # ---- a family of one's own

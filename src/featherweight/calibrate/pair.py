@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
+from featherweight.calibrate.portions import split_batch
 from featherweight.calibrate.walk import Flow, Order, Waiting
 from featherweight.network.devices import device_of
 from featherweight.network.edit import weight_name
@@ -70,9 +71,9 @@ class Pair:
         """
         fullest = max(self.whole.order.held) + max(self.compressed.order.held)
         for inputs in self.waiting.admitted(fullest if sample_bytes is None else sample_bytes):
-            placed = move(inputs, device_of(self.whole.network))
-            self.whole.add(placed)
-            self.compressed.add(placed)
+            for leaves in split_batch(self.whole.network, move(inputs, device_of(self.whole.network))).leaves:
+                self.whole.take(leaves)
+                self.compressed.take(leaves)
         return self.waiting.left_out()
 
     def go_to(self, name: str) -> None:

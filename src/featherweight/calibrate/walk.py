@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import accumulate, chain
 from typing import Any
@@ -130,9 +130,12 @@ class Flow:
 
     def add(self, inputs: Inputs) -> None:
         """Brings one more batch to where the others are."""
+        self.take(call(lambda *args, **kwargs: self.network.signature.leaves(args, kwargs),
+                       move(inputs, device_of(self.network))))
+
+    def take(self, leaves: Sequence[Any]) -> None:
+        """``add`` of a batch that is at hand as the tensor inputs of the network, on its device."""
         names = [n.name for n in self.network.graph.nodes if n.op == "placeholder"]
-        leaves = call(lambda *args, **kwargs: self.network.signature.leaves(args, kwargs),
-                      move(inputs, device_of(self.network)))
         values: dict[str, Any] = dict(zip(names, leaves, strict=True))
         self._run(values, 0, self.done)
         self.batches.append(values)

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from featherweight.calibrate.portions import split_batch
 from featherweight.errors import RecipeError
 from featherweight.judge.bench import Bench, Form, readings
-from featherweight.judge.portions import portions
 from featherweight.network import Network, trees
 from featherweight.network.devices import device_of
 from featherweight.numerics.damage import relative_change, traces
@@ -114,7 +114,7 @@ def by_output(bench: Bench, judge: Judge) -> Gauge:
     """|y' - y|^2 / |y|^2 over all floating-point outputs, mean over batches."""
     again = bench.network.replay()
     whole = [(x, trees.floats(call(bench.original, x))) for x, _ in bench.batches()]
-    held = [(portions(bench.original, x, outputs), outputs) for x, outputs in whole]
+    held = [(split_batch(bench.original, x, outputs), outputs) for x, outputs in whole]
 
     def moved() -> float:
         changes = [relative_change(batch.floats(again), before) for batch, before in held]

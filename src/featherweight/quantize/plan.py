@@ -87,14 +87,19 @@ class QuantizePlan(Plan):
         result = self._folded(network)
         for product in self.products:
             multiply(result, product, self._tensor(product.factor).to(device_of(result)))
-        for name in self.changed:
-            self._change(result, name)
-        for stored in self.stored:
-            store_weight(result, stored, self.tensors.get(scale_name(stored.weight)))
-        for point in self.points:
-            round_value(result, point)
-        result.changed()
+        self.round(result)
         return result
+
+    def round(self, folded: Network) -> None:
+        """Stores weights and rounds activations in ``folded`` itself: the network in the form that activations are
+        rounded in, with the products that even channels out."""
+        for name in self.changed:
+            self._change(folded, name)
+        for stored in self.stored:
+            store_weight(folded, stored, self.tensors.get(scale_name(stored.weight)))
+        for point in self.points:
+            round_value(folded, point)
+        folded.changed()
 
     def after(self, earlier: Plan, network: Network) -> QuantizePlan:
         """The plan with weights and scales as ``earlier`` leaves them, rounding what is read then. Raises PlanError
@@ -137,12 +142,12 @@ class QuantizePlan(Plan):
         return self.tensors[name]
 
 
-def announced(plan: QuantizePlan, network: Network) -> QuantizePlan:
+def announced(plan: QuantizePlan, network: Network, after: Network | None = None) -> QuantizePlan:
     """The plan with its word on what grows: the file of so small a network that its graph grows by more than its
-    weights shrink."""
+    weights shrink. after: what the plan makes of the network, where that is at hand."""
     if not plan.stored and not plan.points:
         return plan
-    return replace(plan, grows=growth(network, plan.apply(network), ("bytes",)))
+    return replace(plan, grows=growth(network, plan.apply(network) if after is None else after, ("bytes",)))
 
 
 def _carried(point: Point, before: Network, after: Network) -> Point | None:

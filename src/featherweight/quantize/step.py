@@ -130,7 +130,7 @@ class Quantize(Rewrite):
             found, _ = layers(folded, request)
             placed = placement(folded, found, request)
         skipped = [*skipped, *placed.skipped, *self._left_float(found, placed)]
-        even = folded.copy()  # what biases are corrected towards
+        even = folded.copy() if self.correct_bias else None  # what biases are corrected towards
         scales = weight_scales(folded, found, self.weight_ranges)
         points = value_grids(folded, task, placed, found, self.activations, self.ranges,
                              self.calibration_batches)
@@ -142,7 +142,10 @@ class Quantize(Rewrite):
                             skipped=tuple(dict.fromkeys([*skipped, *said, *more, *rest])))
         if self.correct_bias:
             made = corrected(made, network, task, self.calibration_batches, even)
-        return announced(made, network)
+        if not found:
+            return announced(made, network)
+        made.round(folded)
+        return announced(made, network, folded)
 
     def check(self) -> None:
         """Raises RecipeError, or ExportError, for options that make no sense."""

@@ -16,6 +16,7 @@ What stays possible: a graph that asks for more memory or time than there is. Ru
 
 from __future__ import annotations
 
+import functools
 import importlib
 import math
 import operator
@@ -114,6 +115,7 @@ def check_table(names: Collection[str], also: Collection[str]) -> None:
                         f"wrote the file, write fw.load(path, operators=[{named}])")
 
 
+@functools.cache
 def refusal(target: torch._ops.OpOverload) -> str:
     """Why a file may not name this operator; "" if it may."""
     schema = target._schema

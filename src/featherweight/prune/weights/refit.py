@@ -10,15 +10,17 @@ from torch import Tensor
 from torch.fx import Node
 
 from featherweight.calibrate.moments import gram, second_moments
+from featherweight.calibrate.portions import split_batch
 from featherweight.calibrate.walk import Flow, Order, Waiting
 from featherweight.network import Network
+from featherweight.network.devices import device_of
 from featherweight.network.edit import WEIGHTED, readers_of
 from featherweight.network.matrices import as_matrix, from_matrix
 from featherweight.numerics.obs import LAZY, Decide, Rule, least_squares, sweep
 from featherweight.prune.weights.masks import Pattern, lowest, lowest_of_rows, of_groups
 from featherweight.prune.weights.scores import BATCHES
 from featherweight.steps import Skipped
-from featherweight.task import Batch, Task
+from featherweight.task import Batch, Task, move
 
 COMPENSATIONS = ("none", "obs", "least_squares")
 #: share of the mean diagonal added to every Hessian
@@ -66,7 +68,8 @@ def started(network: Network, task: Task, calls: Mapping[str, Sequence[Node]]) -
     waiting = Waiting(task.batches("calibration", BATCHES) if places else iter(()))
     with torch.no_grad():
         for inputs in waiting.admitted(max((flow.order.held[p] for p in places), default=0.0)):
-            flow.add(inputs)
+            for leaves in split_batch(network, move(inputs, device_of(network))).leaves:
+                flow.take(leaves)
     return flow, list(waiting.batches)
 
 

@@ -26,22 +26,23 @@ class Portions:
     """One batch, as tensor inputs of a network, portion after portion."""
 
     signature: Signature
-    inputs: Sequence[list[Tensor]]
+    leaves: Sequence[list[Any]]
 
     def floats(self, network: Callable[..., Any]) -> list[Tensor]:
         """The floating-point outputs of ``network`` for the whole batch."""
         given = []
-        for tensors in self.inputs:
-            args, kwargs = self.signature.nest(tensors)
+        for leaves in self.leaves:
+            args, kwargs = self.signature.nest(leaves)
             given.append(trees.floats(network(*args, **kwargs)))
         return given[0] if len(given) == 1 else [torch.cat(parts) for parts in zip(*given, strict=True)]
 
 
-def portions(network: Network, inputs: Inputs, outputs: Sequence[Tensor]) -> Portions:
+def split_batch(network: Network, inputs: Inputs, outputs: Sequence[Tensor] | None = None) -> Portions:
     """``inputs``, one batch on the CPU, in portions of samples.
 
-    outputs: what ``network`` gives for the whole batch. Where portions give something else, as where the samples of a
-    batch know of one another, the batch is one portion.
+    outputs: the floating-point outputs of ``network`` for the whole batch; None computes them if they are needed. Where
+    portions give something else, as where the samples of a batch know of one another, the batch is one portion. In
+    evaluation mode, whatever the network's is.
     """
     signature = network.signature
     leaves = call(lambda *args, **kwargs: signature.leaves(args, kwargs), inputs)
@@ -55,15 +56,19 @@ def portions(network: Network, inputs: Inputs, outputs: Sequence[Tensor]) -> Por
         return whole
     split = Portions(signature, [[t[start:start + size] if batched else t for t, batched in
                                   zip(leaves, along, strict=True)] for start in range(0, samples, size)])
-    given = split.floats(network)
+    run = network.copy().eval() if network.training else network
+    with torch.no_grad():
+        given, outputs = split.floats(run), whole.floats(run) if outputs is None else outputs
     same = [g.shape for g in given] == [o.shape for o in outputs] and relative_change(given, outputs) <= ALIKE
     return split if same else whole
 
 
 def _samples(network: Network) -> int:
     """How many samples have a largest activation of ``LARGEST`` bytes; at least one."""
-    of_two = max((v.nbytes for v in network.values(2).values() if isinstance(v, Tensor)), default=1)
+    values = network.values(2)
+    given = [values[n.name] for n in network.graph.nodes if n.op in ("placeholder", "call_function")]
+    of_two = max((v.nbytes for v in given if isinstance(v, Tensor)), default=1)
     return max(1, int(2 * LARGEST / max(1, of_two)))
 
 
-__all__ = ["Portions", "portions"]
+__all__ = ["Portions", "split_batch"]
