@@ -101,8 +101,8 @@ class _Placer:
         values = network.values()
         self.float = {name for name, v in values.items() if isinstance(v, Tensor) and v.dtype == torch.float32}
         self.joined: dict[Node, list[Node]] = {}
-        self.supplied: set[Node] = set()  # values that come from an integer kernel
-        self.demanded: set[Node] = set()  # values that an integer kernel reads
+        self.supplied: set[Node] = set()  # activations that come from an integer kernel
+        self.demanded: set[Node] = set()  # activations that an integer kernel reads
         self.whole: set[Node] = set()  # joiners that run on integers
 
     def place(self) -> Placement:

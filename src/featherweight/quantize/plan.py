@@ -72,7 +72,7 @@ class QuantizePlan(Plan):
         stayed = [r.name for r in self.trail if r.kept]
         names = " + ".join(stayed[2:] or stayed[1:])
         climbed = f"; {names}: {self.trail[0].score:.4g} -> {self._reached():.4g}" if stayed else ""
-        return ", ".join([*parts, *(f"{n} values as {kind}" for kind, n in values.items())]) + climbed
+        return ", ".join([*parts, *(f"{n} activations as {kind}" for kind, n in values.items())]) + climbed
 
     def _reached(self) -> float:
         return [r.score for r in self.trail if r.kept][-1]

@@ -69,7 +69,7 @@ def activation_grids(network: Network, task: Task, groups: Mapping[str, list[str
 
 
 def watched(network: Network, task: Task, taps: Mapping[str, Tap], batches: int | None,
-            wanting: str = "quantized values need") -> None:
+            wanting: str = "quantized activations need") -> None:
     """Runs the calibration data through the network, as it evaluates, with ``taps``. Raises TaskError without data,
     which says who is ``wanting`` it."""
     seen, device, mode = 0, device_of(network), network.training

@@ -42,10 +42,10 @@ class Quantize(Rewrite):
     weights: "int8" to "int3" (symmetric), "ternary", "int2" (four levels, none of them zero), "binary" (signs); a scale
         per output channel. "apot3" to "apot5": additive powers of two. "fp16", "bf16": two bytes a weight, computed as
         float32.
-    activations: "uint8" to "uint1" (affine, a grid per value), "int8" to "int2" (symmetric, signed only where values
-        lie below zero), or None: activations stay float and weights are read back to float. "dynamic": linear calls
-        round what they read to 8 bits when they run, to a grid over the range of all that is read, so that no data is
-        needed; what else has a weight reads floats. The samples of a batch share that grid.
+    activations: "uint8" to "uint1" (affine, a grid per activation), "int8" to "int2" (symmetric, signed only where
+        activations lie below zero), or None: activations stay float and weights are read back to float. "dynamic":
+        linear calls round what they read to 8 bits when they run, to a grid over the range of all that is read, so
+        that no data is needed; what else has a weight reads floats. The samples of a batch share that grid.
     ranges: how a value's grid is chosen from calibration data: "minmax", "mse" (least squared error), "percentile",
         "kl"; None takes "minmax" for 8 bits and "mse" for fewer. weight_ranges: "minmax", "mse" or None.
     granularity: what has a scale of its own: "channel", "tensor", or a number of weights (a group of one row).
@@ -54,13 +54,13 @@ class Quantize(Rewrite):
     rescale: where the channels of a value differ too much for one grid, and no neighbour absorbs a scale for each of
         them (as equalize and smooth need), products with vectors are put in before and after it.
     correct_bias: shifts biases so that the mean of every channel stays what it was.
-    mixed: pattern -> another form for what it fits: {"blocks.3.*": "int8"}, with values: {"head": "int8/uint8"} or
+    mixed: pattern -> another form for what it fits: {"blocks.3.*": "int8"}, with activations: {"head": "int8/uint8"} or
         {"stem": "int8/float"}. The last pattern that fits holds.
     ends: the same for the calls that see the input or give the output, where fewer than 8 bits are asked for; None
         treats them like the others.
     learn: how rounding is trained when the step is used during training, ``learners.LEARNERS``: "lsq" (learned scales),
         "ste", "pact", "dorefa"; "apot" for weights of "apot3" to "apot5"; "ttq" for weights="ternary"; "balanced" and
-        "react" for weights="binary". Where values have one bit too, "balanced" needs Train(clip=1.0), as
+        "react" for weights="binary". Where activations have one bit too, "balanced" needs Train(clip=1.0), as
         gradients grow with every layer towards its end, and AdamW at lr=0.01 without weight decay goes further than
         SGD (benchmarks/low_bit_training.py, "lsq": 82.22 % against 80.52).
     progressive: forms that the training passes through, in equal shares of it, before it ends with the form above:
@@ -159,7 +159,8 @@ class Quantize(Rewrite):
             weights, values = split(text, self.activations)
             if weights not in GRIDS or (values is not None and values not in ACTIVATIONS):
                 raise RecipeError(f"progressive={self.progressive!r}: {text!r} is no form to train; expected weights "
-                                  f"of {', '.join(GRIDS)}, with values or without, as in ('int8/uint8', 'int6/uint6')")
+                                  f"of {', '.join(GRIDS)}, with activations or without, as in ('int8/uint8', "
+                                  "'int6/uint6')")
         if self.target is not None:
             deploy.target(self.target)
 

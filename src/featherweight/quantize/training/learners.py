@@ -13,9 +13,9 @@ from featherweight.quantize.training.weight_quantizers import Apot, Balanced, Do
 
 @dataclass(frozen=True)
 class Learner:
-    """weights, values: made as (spec, scale, zero point, whether they are values). kinds: the weights it is for, keys
-    of ``GRIDS``; those of other kinds beside them (``ends``, ``mixed``) are trained by learned scales. progressive:
-    whether the number of bits may change during training."""
+    """weights, values: made as (spec, scale, zero point, whether they are activations). kinds: the weights it is for,
+    keys of ``GRIDS``; those of other kinds beside them (``ends``, ``mixed``) are trained by learned scales.
+    progressive: whether the number of bits may change during training."""
 
     weights: Callable[..., Quantizer] = Lsq
     values: Callable[..., Quantizer] = Lsq

@@ -92,7 +92,7 @@ class Quantizer(ABC):
     stored_as: str | None = None
 
     def __init__(self, spec: Spec, scale: Tensor, zero: int = 0, values: bool = False) -> None:
-        """scale: broadcastable to what is quantized; positive. values: whether that is no weight."""
+        """scale: broadcastable to what is quantized; positive. values: whether that is an activation."""
         self.spec, self.zero, self.values = spec, zero, values
         self.start = scale.detach().clone().float()
         self.own: list[Tensor] = []
@@ -121,10 +121,10 @@ class Quantizer(ABC):
 
 
 class Lsq(Quantizer):
-    """A learned scale: for weights one a channel, for values one. Its gradient is divided by sqrt(numbers that it
+    """A learned scale: for weights one a channel, for activations one. Its gradient is divided by sqrt(numbers that it
     serves * highest) (Esser et al. 2020, section 2.2; of values, all in the batch are counted: with those of one sample
     scales move faster, which in short runs was no better). Where one bit is left, gradients pass everywhere for
-    weights, and around the step for values, whose threshold moves with the scale."""
+    weights, and around the step for activations, whose threshold moves with the scale."""
 
     def __init__(self, spec: Spec, scale: Tensor, zero: int = 0, values: bool = False) -> None:
         super().__init__(spec, scale, zero, values)
