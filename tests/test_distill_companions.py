@@ -161,7 +161,7 @@ class Killed(Exception):
     pass
 
 
-FEATURES = list(features_file.LOSSES)
+FEATURES = [name for name, row in features_file.LOSSES.items() if not row.tokens]
 TERMS: dict[str, Any] = {
     **{f"features {n}": Features(n) for n in FEATURES},
     **{f"relations {n}": Relations(n) for n in (*relations_file.LOSSES, "crd")},
@@ -247,6 +247,65 @@ def test_a_features_term_ends_where_it_is_told_to() -> None:
     for progress, there in ((0.2, True), (0.6, False)):
         companions.update(progress)
         assert ("distill.Features" in companions.terms(x, student(x), torch.zeros(4, dtype=torch.long))) == there
+
+
+class Attending(nn.Module):
+    """Tokens [n, t, width] that attend to one another, by a fused call or by hand."""
+
+    def __init__(self, width: int, heads: int, fused: bool, causal: bool = False) -> None:
+        super().__init__()
+        self.read, self.out = nn.Linear(6, width), nn.Linear(width, 4)
+        self.parts = nn.Linear(width, 3 * width)
+        self.heads, self.fused, self.causal = heads, fused, causal
+
+    def forward(self, tokens: Tensor, seen: Tensor) -> Tensor:
+        x = self.read(tokens)
+        q, k, v = (part.unflatten(2, (self.heads, -1)).transpose(1, 2) for part in self.parts(x).chunk(3, 2))
+        shown = seen[:, None, None, :]
+        if self.fused:
+            y = F.scaled_dot_product_attention(q, k, v, None if self.causal else shown, is_causal=self.causal)
+        else:
+            y = self.map(q, k, shown) @ v
+        return self.out(y.transpose(1, 2).flatten(2).mean(1))
+
+    def map(self, q: Tensor, k: Tensor, shown: Tensor) -> Tensor:
+        scores = q @ k.transpose(2, 3) / q.shape[-1] ** 0.5
+        hidden = torch.ones(q.shape[2], q.shape[2], dtype=torch.bool).triu(1) if self.causal else ~shown
+        return scores.masked_fill(hidden, -1e9).softmax(-1)
+
+    def attention(self, tokens: Tensor, seen: Tensor) -> Tensor:
+        q, k, _ = (part.unflatten(2, (self.heads, -1)).transpose(1, 2) for part in self.parts(self.read(tokens)).chunk(
+            3, 2))
+        return self.map(q, k, seen[:, None, None, :])
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize(("fused", "heads"), [(True, 2), (False, 4)])
+def test_attention_maps_are_those_that_the_modules_make(fused: bool, heads: int, causal: bool) -> None:
+    """Of fused calls they are made of queries, keys and mask; heads are averaged where their numbers differ."""
+    torch.manual_seed(0)
+    one, other = Attending(8, heads, fused, causal).eval(), Attending(12, 4, True, causal).eval()
+    inputs = torch.randn(3, 5, 6), torch.tensor([[True] * 5, [True] * 3 + [False] * 2, [True] * 4 + [False]])
+    student, teacher = (fw.capture(m, inputs) for m in (one, other))
+    term = Features("maps", taps="attention", mask=lambda given, target: given[1])
+    companions = Companions((term,), student, fw.Task(loss=F.cross_entropy), Context(original=teacher))
+    found = companions.terms(inputs, student(*inputs), torch.zeros(3, dtype=torch.long))["distill.Features"]
+    companions.close()
+    wanted, count = 0.0, 0
+    maps_ = [m.attention(*inputs).mean(1, keepdim=True) if heads != 4 else m.attention(*inputs) for m in (one, other)]
+    for sample in range(3):
+        for query in range(5):
+            if inputs[1][sample, query]:
+                for a, b in zip(*(m[sample, :, query].flatten().tolist() for m in maps_), strict=True):
+                    wanted, count = wanted + (a - b) ** 2, count + 1
+    assert float(found.detach()) == pytest.approx(wanted / count, rel=1e-4)
+
+
+def test_maps_are_asked_of_attention_only() -> None:
+    with pytest.raises(RecipeError, match=r'write Features\(\'maps\', taps="attention"\)'):
+        Features("maps").check()
+    with pytest.raises(RecipeError, match="matched nothing of the student with the teacher"):
+        match(maps(), network(PROBLEMS["residual"]), "attention")
 
 
 def test_padding_does_not_count() -> None:

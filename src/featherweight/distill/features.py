@@ -15,6 +15,7 @@ from featherweight.distill.losses import feature, tokens
 from featherweight.distill.outputs import Where, counted
 from featherweight.distill.taps.match import Match, Matches, match
 from featherweight.distill.teachers import Teacher, started
+from featherweight.errors import RecipeError
 from featherweight.network import Network
 from featherweight.network.devices import device_of
 from featherweight.seeds import seed_from
@@ -31,7 +32,8 @@ class FeatureLoss:
     """A row of ``LOSSES``. loss: of two activations [n, c, ...] and a mask (bool, [n, ...] or None).
 
     width: both need equal widths, so a projector is put where they differ. scaled: both are divided by the teacher's
-    root mean square, so that the loss is relative and ``weight`` means the same at every place.
+    root mean square, so that the loss is relative and ``weight`` means the same at every place. tokens: the mask is
+    one of tokens [n, t], whatever the activation's axes.
     """
 
     loss: Callable[[Tensor, Tensor, Tensor | None], Tensor]
@@ -39,6 +41,7 @@ class FeatureLoss:
     scaled: bool = True
     generator: bool = False
     fused: bool = False
+    tokens: bool = False
 
 
 def _zeroed(loss: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor, Tensor | None], Tensor]:
@@ -67,6 +70,7 @@ LOSSES: dict[str, FeatureLoss] = {
     "mgd": FeatureLoss(_zeroed(feature.hint), generator=True),
     "hidden": FeatureLoss(_tokens(tokens.hidden)),
     "relations": FeatureLoss(_tokens(tokens.relations), width=False, scaled=False),
+    "maps": FeatureLoss(tokens.attention_maps, width=False, scaled=False, tokens=True),
 }
 
 
@@ -77,11 +81,11 @@ class Features:
     loss: "hint" (mean squared difference), "attention" (maps of energy), "similarity" (of samples), "review" (fused
         from deep to shallow, over several scales), "cwd" (channels as distributions over places), "fgd" (focal and
         global, for detectors), "mgd" (the teacher's map generated from a masked one), "hidden" and "relations" (of
-        tokens).
+        tokens), "maps" (attention maps of transformers, with taps="attention").
     weight: factor on the term, which is the mean over the places. end: share of the training, 0..1, after which the
         term is left out.
-    taps: "stages" (the end of every resolution), "trunk" or "layers" (all that one module gives), found automatically;
-        or paths of modules or nodes, as a mapping where the teacher's are named otherwise.
+    taps: "stages" (the end of every resolution), "trunk", "layers" (all that one module gives) or "attention" (the
+        attention maps, of fused calls too), found automatically; or paths of modules or nodes, as a mapping where the teacher's are named otherwise.
     teacher: a network, or the path of a saved one; None is the original.
     mask: where it counts (padding does not), or for "fgd" what lies in objects: a key of the inputs, or a function of
         (inputs, target) that gives a mask [n, h, w] or [n, t].
@@ -112,6 +116,9 @@ class Features:
         """Raises RecipeError for options that make no sense."""
         check_numbers(self, NUMBERS)
         check_known("Features", "loss", self.loss, LOSSES)
+        if LOSSES[self.loss].tokens and self.taps != "attention":
+            raise RecipeError(f"Features(loss={self.loss!r}, taps={self.taps!r}) compares attention maps, which no such "
+                              f'places give; write Features({self.loss!r}, taps="attention")')
 
     def start(self, network: Network, task: Task, context: Context) -> Companion:
         """The teacher, taps on both networks and projectors. Raises RecipeError where nothing matches."""
@@ -129,9 +136,10 @@ class Tapping:
         self.teacher, self.matches, self.device = teacher, matches, teacher.device
         self._seen: dict[str, Tensor] = {}
         for found in matches.found:
-            teacher.tap(found.teacher.node)
+            for node in found.teacher.reads:
+                teacher.tap(node)
         self._removers = [network.add_tap(node, partial(keep, self._seen, node))
-                          for node in dict.fromkeys(m.student.node for m in matches.found)]
+                          for node in dict.fromkeys(node for m in matches.found for node in m.student.reads)]
 
     def pairs(self, inputs: Inputs) -> list[tuple[Match, Tensor, Tensor]]:
         """(match, the student's activation, the teacher's) as [n, c, ...], float32, of what ran last and of ``inputs``;
@@ -139,8 +147,8 @@ class Tapping:
         _, theirs = self.teacher.values(inputs)
         found = []
         for one in self.matches.found:
-            given = self._seen[one.student.node].float().movedim(one.student.axis, 1)
-            wanted = theirs[one.teacher.node].float().movedim(one.teacher.axis, 1).to(self.device)
+            given = one.student.of(self._seen).float().movedim(one.student.axis, 1)
+            wanted = one.teacher.of(theirs).float().movedim(one.teacher.axis, 1).to(self.device)
             if one.kept is not None:
                 wanted = wanted.index_select(1, one.kept.to(self.device))
             found.append((one, given, wanted))
@@ -232,7 +240,7 @@ class _Hints(Companion):
             hidden = torch.rand(given[:, 0].shape, device=given.device) < self.options.masked
             second = self.projectors[f"{one.student.node}/second"]
             given = conv2d(relu(conv2d(feature.dropped(given, ~hidden), first, padding=1)), second, padding=1)
-        return self.row.loss(given, wanted, _resized(mask, given))
+        return self.row.loss(given, wanted, mask if self.row.tokens else _resized(mask, given))
 
     def close(self) -> None:
         self.tapping.close()

@@ -11,14 +11,17 @@ from torch import Tensor
 
 from featherweight.axes.groups import AxisGroups, axis_groups
 from featherweight.axes.labels import Labels
+from featherweight.distill.taps.attention import attentions
 from featherweight.distill.taps.paths import output_node
-from featherweight.distill.taps.places import CHOICES, Place, places
+from featherweight.distill.taps.places import Place, layers, places, stages, trunk
 from featherweight.errors import RecipeError
 from featherweight.network import Network
 from featherweight.network.edit import WEIGHTED
 from featherweight.network.layers import Skipped
 from featherweight.steps import Plan
 
+#: the names that ``taps`` may be, beside paths
+CHOICES = {"stages": stages, "trunk": trunk, "layers": layers, "attention": attentions}
 #: share of the layers of both that both have by path, from which the student is taken for a child of the teacher
 CHILD = 0.5
 
@@ -67,7 +70,7 @@ def match(student: Network, teacher: Network, taps: str | Sequence[str] | Mappin
           plans: Sequence[Plan] = ()) -> Matches:
     """The activations to compare.
 
-    taps: "stages", "trunk" or "layers" (``places.CHOICES``), found automatically; or paths of modules or nodes, as a
+    taps: a key of ``CHOICES``, found automatically; or paths of modules or nodes, as a
         mapping where the teacher's are named otherwise.
     plans: those that made the student of the teacher, in order; they know which channels were kept.
 
@@ -108,16 +111,13 @@ def _named(student: Network, teacher: Network, taps: str | Sequence[str] | Mappi
 
 
 def _same_paths(student: Network, teacher: Network, taps: str) -> Matches:
-    ours = places(student)
+    ours = {p.node: p for p in attentions(student)} if taps == "attention" else places(student)
     found: list[Match] = []
     left: list[Skipped] = []
     for place in CHOICES[taps](teacher):
         own = ours.get(place.node)
         if own is None or own.path != place.path:
-            try:
-                own = ours.get(output_node(student, place.path, "student"))
-            except RecipeError:
-                own = None
+            own = _at(student, ours, place.path, taps)
         if own is None:
             left.append(Skipped(str(place), "the student gives no one activation at this path"))
         elif own.resolution != place.resolution:
@@ -125,6 +125,17 @@ def _same_paths(student: Network, teacher: Network, taps: str) -> Matches:
         else:
             found.append(Match(own, place))
     return Matches(tuple(found), tuple(left))
+
+
+def _at(student: Network, ours: Mapping[str, Place], path: str, taps: str) -> Place | None:
+    """The one place of the student at a module's path; None where there is none, or several."""
+    if taps == "attention":
+        found = [place for place in ours.values() if place.path == path]
+        return found[0] if len(found) == 1 else None
+    try:
+        return ours.get(output_node(student, path, "student"))
+    except RecipeError:
+        return None
 
 
 def _by_size(student: Network, teacher: Network, taps: str) -> Matches:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -40,6 +41,15 @@ class Place:
         """Sizes of the axes other than samples and channels."""
         axis = (self.axis - 1) % len(self.shape) if self.axis > 0 else len(self.shape) - 1
         return self.shape[:axis] + self.shape[axis + 1:]
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """The nodes whose activations say it."""
+        return (self.node,)
+
+    def of(self, seen: Mapping[str, Tensor]) -> Tensor:
+        """The activation, of what its nodes gave by name."""
+        return seen[self.node]
 
     def __str__(self) -> str:
         return self.path or self.node
@@ -124,7 +134,3 @@ def layers(network: Network) -> list[Place]:
         if node in known and node not in output and known[node].shape:
             found[node] = known[node]
     return sorted(found.values(), key=lambda p: p.depth)
-
-
-#: the names that ``taps`` may be, beside paths
-CHOICES = {"stages": stages, "trunk": trunk, "layers": layers}
