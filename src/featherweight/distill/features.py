@@ -85,7 +85,8 @@ class Features:
     weight: factor on the term, which is the mean over the places. end: share of the training, 0..1, after which the
         term is left out.
     taps: "stages" (the end of every resolution), "trunk", "layers" (all that one module gives) or "attention" (the
-        attention maps, of fused calls too), found automatically; or paths of modules or nodes, as a mapping where the teacher's are named otherwise.
+        attention maps, of fused calls too), found automatically; or paths of modules or nodes, as a mapping where the
+        teacher's are named otherwise.
     teacher: a network, or the path of a saved one; None is the original.
     mask: where it counts (padding does not), or for "fgd" what lies in objects: a key of the inputs, or a function of
         (inputs, target) that gives a mask [n, h, w] or [n, t].
@@ -117,8 +118,8 @@ class Features:
         check_numbers(self, NUMBERS)
         check_known("Features", "loss", self.loss, LOSSES)
         if LOSSES[self.loss].tokens and self.taps != "attention":
-            raise RecipeError(f"Features(loss={self.loss!r}, taps={self.taps!r}) compares attention maps, which no such "
-                              f'places give; write Features({self.loss!r}, taps="attention")')
+            raise RecipeError(f"Features(loss={self.loss!r}, taps={self.taps!r}) compares attention maps, which no "
+                              f'such places give; write Features({self.loss!r}, taps="attention")')
 
     def start(self, network: Network, task: Task, context: Context) -> Companion:
         """The teacher, taps on both networks and projectors. Raises RecipeError where nothing matches."""
