@@ -50,6 +50,9 @@ STEPS: dict[str, Callable[[], Rewrite]] = {
     "factorize.Merge": lambda: fw.factorize.Merge(),
     "factorize.Structured monarch": lambda: fw.factorize.Structured("monarch", blocks=4),
     "factorize.Structured circulant": lambda: fw.factorize.Structured("circulant", blocks=4),
+    "factorize.Compact": lambda: fw.factorize.Compact("ghost", data=True),
+    "factorize.Compact fire": lambda: fw.factorize.Compact("fire"),
+    "factorize.Compact shift": lambda: fw.factorize.Compact("shift", terms=2),
     "share.Codebook": lambda: fw.share.Codebook(bits=3, min_size=64),
     "share.Codebook priced": lambda: fw.share.Codebook(bits=3, min_size=64, importance="fisher", rate=0.02,
                                                        spacing="density"),
@@ -102,7 +105,8 @@ def cuts(step: str, problem: str) -> bool:
 
 #: further options of steps that have a row: most problems, and all files, are slow
 VARIANTS = ("share.Codebook channels", "share.Codebook priced", "factorize.Structured circulant",
-            "factorize.Structured monarch", "factorize.LowRank budget", "distill.Student shallow")
+            "factorize.Structured monarch", "factorize.LowRank budget", "factorize.Compact", "factorize.Compact fire",
+            "factorize.Compact shift", "distill.Student shallow")
 pairs = over(pair(s, p, *[pytest.mark.slow] * (s in VARIANTS and p not in EXPORTED[:3]))
              for s in STEPS for p in PROBLEMS)
 cut_pairs = over(pair(s, p) for s in STEPS for p in PROBLEMS if cuts(s, p))
@@ -284,6 +288,7 @@ DECIDES: dict[type[Plan], Callable[[Any, fw.Network], Iterable[str]]] = {
     fw.prune.LayerPlan: lambda plan, net: inside_blocks(plan, net),
     fw.factorize.LowRankPlan: lambda plan, net: [s.weight for s in plan.splits],
     fw.factorize.StructuredPlan: lambda plan, net: [s.weight for s in plan.layers],
+    fw.factorize.CompactPlan: lambda plan, net: [s.weight for s in plan.layers],
     fw.factorize.MergePlan: lambda plan, net: [n for p in plan.pairs for n in (p.first, p.second)],
     fw.share.CodebookPlan: lambda plan, net: [s.weight for s in plan.shared],
     fw.share.VectorsPlan: lambda plan, net: plan.names,
