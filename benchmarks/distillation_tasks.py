@@ -1,7 +1,7 @@
 """What is distilled beside classification of images: a detector, a segmenter and a small transformer, with their data.
 
-Detection: BCCD (blood cells, 364 photographs in VOC's form, 3 classes, its own split 205 / 87 / 72), at 256 x 192, by an
-anchor-free detector of one stage and one scale (FCOS, Tian et al. 2019). Segmentation: 64 x 64 drawings of overlapping
+Detection: BCCD (blood cells, 364 photographs in VOC's form, 3 classes, its own split 205 / 87 / 72), at 256 x 192, by
+an anchor-free detector of one stage and one scale (FCOS, Tian et al. 2019). Segmentation: 64 x 64 drawings of overlapping
 shapes in noise, 4 classes and the ground. Text: the snippets of Hutto and Gilbert 2014 (films, goods, news, tweets; the
 archive of the package vaderSentiment holds them), liked or not, by a transformer on words.
 """
@@ -260,7 +260,8 @@ class Attention(nn.Module):
         self.heads = heads
 
     def forward(self, x: Tensor, shown: Tensor) -> Tensor:
-        q, k, v = (part(x).unflatten(2, (self.heads, -1)).transpose(1, 2) for part in (self.query, self.key, self.value))
+        parts = self.query(x), self.key(x), self.value(x)
+        q, k, v = (part.unflatten(2, (self.heads, -1)).transpose(1, 2) for part in parts)
         y = F.scaled_dot_product_attention(q, k, v, shown[:, None, None, :])
         found: Tensor = self.out(y.transpose(1, 2).flatten(2))
         return found

@@ -57,8 +57,8 @@ def test_fire_of_full_rank_is_the_kernel_and_of_few_the_best_of_its_kind() -> No
 
 
 def slow_ghost(one: Tensor, other: Tensor, stride: int) -> float:
-    """Squared error of ``other`` [i, 3, 3] as a 3 x 3 filter on the outputs, ``stride`` apart, of ``one``: by columns of
-    the kernel that both make together, written out place by place."""
+    """Squared error of ``other`` [i, 3, 3] as a 3 x 3 filter on the outputs, ``stride`` apart, of ``one``: by columns
+    of the kernel that both make together, written out place by place."""
     reach = 3 + 2 * stride
     columns = np.zeros((9, one.shape[0], reach, reach))
     for t, (dy, dx) in enumerate(itertools.product(range(3), repeat=2)):
