@@ -1,9 +1,9 @@
 """What is distilled beside classification of images: a detector, a segmenter and a small transformer, with their data.
 
 Detection: BCCD (blood cells, 364 photographs in VOC's form, 3 classes, its own split 205 / 87 / 72), at 256 x 192, by
-an anchor-free detector of one stage and one scale (FCOS, Tian et al. 2019). Segmentation: 64 x 64 drawings of overlapping
-shapes in noise, 4 classes and the ground. Text: the snippets of Hutto and Gilbert 2014 (films, goods, news, tweets; the
-archive of the package vaderSentiment holds them), liked or not, by a transformer on words.
+an anchor-free detector of one stage and one scale (FCOS, Tian et al. 2019). Segmentation: 64 x 64 drawings of
+overlapping shapes in noise, 4 classes and the ground. Text: the snippets of Hutto and Gilbert 2014 (films, goods, news,
+tweets; the archive of the package vaderSentiment holds them), liked or not, by a transformer on words.
 """
 
 from __future__ import annotations

@@ -57,6 +57,7 @@ STEPS: dict[str, Callable[[], Rewrite]] = {
     "share.Codebook priced": lambda: fw.share.Codebook(bits=3, min_size=64, importance="fisher", rate=0.02,
                                                        spacing="density"),
     "share.Codebook channels": lambda: fw.share.Codebook(bits=2, min_size=64, per="channel"),
+    "share.Transferred": lambda: fw.share.Transferred("flips", share=0.25),
     "share.Vectors": lambda: fw.share.Vectors(),
     "quantize.Quantize": lambda: fw.quantize.Quantize(),
     "quantize.Quantize weights": lambda: fw.quantize.Quantize(activations=None, weight_ranges="mse"),
@@ -106,7 +107,7 @@ def cuts(step: str, problem: str) -> bool:
 #: further options of steps that have a row: most problems, and all files, are slow
 VARIANTS = ("share.Codebook channels", "share.Codebook priced", "factorize.Structured circulant",
             "factorize.Structured monarch", "factorize.LowRank budget", "factorize.Compact", "factorize.Compact fire",
-            "factorize.Compact shift", "distill.Student shallow")
+            "factorize.Compact shift", "share.Transferred", "distill.Student shallow")
 pairs = over(pair(s, p, *[pytest.mark.slow] * (s in VARIANTS and p not in EXPORTED[:3]))
              for s in STEPS for p in PROBLEMS)
 cut_pairs = over(pair(s, p) for s in STEPS for p in PROBLEMS if cuts(s, p))
@@ -291,6 +292,7 @@ DECIDES: dict[type[Plan], Callable[[Any, fw.Network], Iterable[str]]] = {
     fw.factorize.CompactPlan: lambda plan, net: [s.weight for s in plan.layers],
     fw.factorize.MergePlan: lambda plan, net: [n for p in plan.pairs for n in (p.first, p.second)],
     fw.share.CodebookPlan: lambda plan, net: [s.weight for s in plan.shared],
+    fw.share.TransferredPlan: lambda plan, net: [o.weight for o in plan.orbits],
     fw.share.VectorsPlan: lambda plan, net: plan.names,
     fw.quantize.QuantizePlan: lambda plan, net: [s.weight for s in plan.stored],
     fw.balance.MixedPlan: lambda plan, net: [n for p in plan.plans() for n in DECIDES[type(p)](p, net)],

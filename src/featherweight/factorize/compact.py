@@ -93,8 +93,9 @@ class Compact(Rewrite):
 
     form: "ghost": ``share`` of the filters stay, and every other output is made of one of theirs by a small filter of
         ``size`` x ``size`` (Han et al. 2020). "fire": 1 x 1 to ``share`` of the input channels, then k x k for half of
-        the outputs and 1 x 1 for the others (Iandola et al. 2016). "shift": every input channel moved by ``terms`` offsets,
-        then 1 x 1 (Wu et al. 2018). Depthwise separable filters and a squeeze before k x k are forms of ``LowRank``.
+        the outputs and 1 x 1 for the others (Iandola et al. 2016). "shift": every input channel moved by ``terms``
+        offsets, then 1 x 1 (Wu et al. 2018). Depthwise separable filters and a squeeze before k x k are forms of
+        ``LowRank``.
     data: errors are those of outputs on calibration data, layer after layer, from what the network that is compressed
         so far gives to what the whole one gives; biases make up for the change of means.
     ignore: patterns of layers to leave alone (``network/layers``).

@@ -1,9 +1,11 @@
-"""Weight sharing: codebooks."""
+"""Weight sharing: codebooks, and filters made of one another."""
 
 from featherweight.share.candidates import Bits, Rates
 from featherweight.share.plan import CodebookPlan
 from featherweight.share.soft import SoftSharing
 from featherweight.share.steps import Codebook
+from featherweight.share.transferred import Transferred, TransferredPlan
 from featherweight.share.vectors import Vectors, VectorsPlan
 
-__all__ = ["Bits", "Codebook", "CodebookPlan", "Rates", "SoftSharing", "Vectors", "VectorsPlan"]
+__all__ = ["Bits", "Codebook", "CodebookPlan", "Rates", "SoftSharing", "Transferred", "TransferredPlan", "Vectors",
+           "VectorsPlan"]
