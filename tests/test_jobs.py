@@ -5,6 +5,7 @@ What went wrong once is a test here; a kill is an exception at a file operation,
 
 from __future__ import annotations
 
+import functools
 import gc
 import itertools
 import json
@@ -189,6 +190,20 @@ def test_a_kill_at_any_file_operation_changes_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["steps", "training", "low rank and codebooks"])
 def test_a_kill_before_and_after_every_file_operation_changes_nothing(tmp_path: Path, name: str) -> None:
     check(FAMILIES[name], tmp_path, 1)
+
+
+def test_a_training_killed_within_an_epoch_tells_the_losses_of_all_its_steps(tmp_path: Path) -> None:
+    recipe = [fw.recover.Train(epochs=2, lr=0.05, distill=fw.distill.Logits(), checkpoint_every=0.0)]
+    def kill(when: int, what: str, done: float, *rest: Any) -> None:
+        if (what, done) == ("recover.Train", when):
+            raise Killed
+
+    for when in (3, 9):
+        with pytest.raises(Killed):
+            squeeze(tiny(), task(), recipe, out=tmp_path, progress=functools.partial(kill, when))
+    whole = squeeze(tiny(), task(), recipe)
+    assert squeeze(tiny(), task(), recipe, out=tmp_path).losses == whole.losses
+    assert len(whole.losses["1"]["loss"]) == 2
 
 
 def test_a_kill_in_claiming_or_clearing_leaves_a_folder_that_is_accepted(tmp_path: Path) -> None:
