@@ -5,13 +5,17 @@ What went wrong once is a test here; a kill is an exception at a file operation,
 
 from __future__ import annotations
 
+import functools
+import gc
 import itertools
 import json
+import logging
 import os
 import re
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +24,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.fx import graph_module
 
 import featherweight as fw
 from featherweight.cli.flags import in_flags
@@ -31,6 +36,7 @@ from featherweight.recipe.files import State
 from featherweight.recipe.mark import function_mark
 from featherweight.report import render
 from featherweight.report.shape import check_shape
+from killing import FAMILIES, KILL, Killed, check
 from test_recipe import Named, Nudge, Scale, assert_same, batches, squeeze, task, tiny
 
 torch.set_num_threads(1)
@@ -176,85 +182,28 @@ def test_a_malformed_result_is_told_where(tmp_path: Path) -> None:
 
 # ---- kills
 
-class Killed(BaseException):
-    """Stands for SIGKILL."""
-
-
-class Kill:
-    """Lets so many file operations in a folder through; from then on none works."""
-
-    folder, left, seen = "", 0, 0
-
-    def arm(self, folder: Path, after: int) -> None:
-        self.folder, self.left, self.seen = str(folder), after, 0
-
-    def hear(self, event: str, arguments: tuple[Any, ...]) -> None:
-        if not self.folder or event not in CHANGES or not str(arguments[0]).startswith(self.folder):
-            return
-        if event == "open" and not (arguments[2] & (os.O_WRONLY | os.O_RDWR)):
-            return
-        self.seen += 1
-        if self.seen > self.left:
-            raise Killed
-
-
-CHANGES = {"open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.chmod", "os.truncate"}
-KILL = Kill()
-sys.addaudithook(lambda event, arguments: KILL.hear(event, arguments))
-
-FAMILIES = {
-    "steps": fw.Recipe([Scale(by=None), Nudge(), fw.prune.Weights(sparsity=0.5)]),
-    "training": fw.Recipe([fw.prune.Channels(macs=0.7),
-                           fw.recover.Train(epochs=2, lr=0.05, distill=fw.distill.Logits(), checkpoint_every=0.0)]),
-    "low rank and codebooks": fw.Recipe([fw.factorize.LowRank(energy=0.9), fw.share.Codebook()]),
-}
-
-
-def without_times(values: Any) -> Any:
-    """What ``result.json`` holds, but seconds and what is said of them."""
-    if isinstance(values, dict):
-        return {k: without_times(v) for k, v in values.items()
-                if k not in ("latency", "beside", "ratios", "seconds", "recipe_toml")}
-    if isinstance(values, list):
-        return [without_times(v) for v in values if not (isinstance(v, str) and ("slower" in v or "latencies" in v))]
-    return values
-
-
-def killed_after(count: int, out: Path, recipe: fw.Recipe, resume: bool = True) -> bool:
-    """Runs a job that is killed after so many file operations; whether it was."""
-    KILL.arm(out, count)
-    try:
-        squeeze(tiny(), task(test=lambda: batches(4)), recipe, out=out, seconds=0.0, resume=resume)
-    except Killed:
-        return True
-    finally:
-        KILL.folder = ""
-    return False
-
-
-def check_kills(recipe: fw.Recipe, folder: Path, step: int) -> None:
-    whole = squeeze(tiny(), task(test=lambda: batches(4)), recipe, out=folder / "whole", seconds=0.0)
-    wanted = without_times(json.loads((folder / "whole" / "result.json").read_text()))
-    for count in itertools.count(0, step):
-        out = folder / str(count)
-        if not killed_after(count, out, recipe):
-            assert count > 40, "the kills were heard"
-            return
-        resumed = squeeze(tiny(), task(test=lambda: batches(4)), recipe, out=out, seconds=0.0)
-        assert_same(resumed.network, whole.network)
-        assert without_times(json.loads((out / "result.json").read_text())) == wanted
-        left = [p for p in out.rglob("*") if p.suffix in (".part", ".lock", ".holder") or "cleared" in p.name]
-        assert left == []
-
-
 def test_a_kill_at_any_file_operation_changes_nothing(tmp_path: Path) -> None:
-    check_kills(FAMILIES["steps"], tmp_path, 31)
+    check(FAMILIES["steps"], tmp_path, 31)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", ["steps", "training", "low rank and codebooks"])
 def test_a_kill_before_and_after_every_file_operation_changes_nothing(tmp_path: Path, name: str) -> None:
-    check_kills(FAMILIES[name], tmp_path, 1)
+    check(FAMILIES[name], tmp_path, 1)
+
+
+def test_a_training_killed_within_an_epoch_tells_the_losses_of_all_its_steps(tmp_path: Path) -> None:
+    recipe = [fw.recover.Train(epochs=2, lr=0.05, distill=fw.distill.Logits(), checkpoint_every=0.0)]
+    def kill(when: int, what: str, done: float, *rest: Any) -> None:
+        if (what, done) == ("recover.Train", when):
+            raise Killed
+
+    for when in (3, 9):
+        with pytest.raises(Killed):
+            squeeze(tiny(), task(), recipe, out=tmp_path, progress=functools.partial(kill, when))
+    whole = squeeze(tiny(), task(), recipe)
+    assert squeeze(tiny(), task(), recipe, out=tmp_path).losses == whole.losses
+    assert len(whole.losses["1"]["loss"]) == 2
 
 
 def test_a_kill_in_claiming_or_clearing_leaves_a_folder_that_is_accepted(tmp_path: Path) -> None:
@@ -368,6 +317,15 @@ def test_a_folder_that_is_removed_meanwhile_is_told_and_made_anew(tmp_path: Path
         squeeze(tiny(), task(), recipe, out=tmp_path / "out", progress=remove)
     assert removed
     squeeze(tiny(), task(), recipe, out=tmp_path / "out")
+
+
+def test_a_job_without_a_folder_leaves_what_others_write_beside_it(tmp_path: Path,
+                                                                   monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    (tmp_path / "other.holder.4711-0123abcd.part").write_text("of another process")
+    squeeze(tiny(), task(), ONE)
+    left = [p.name for p in tmp_path.iterdir() if not p.name.startswith("torch")]
+    assert left == ["other.holder.4711-0123abcd.part"]
 
 
 # ---- errors of one's own functions
@@ -577,3 +535,34 @@ def test_messages_speak_in_flags_on_the_command_line(tmp_path: Path) -> None:
     assert not any(word in said for word in ("compress(", "resume=", "out="))
 
 
+# ---- again and again in one process
+
+def living() -> Counter[str]:
+    """Objects of the library's own classes and of torch's export, by class."""
+    gc.collect()
+    kinds = (type(o) for o in gc.get_objects())
+    return Counter(f"{k.__module__}.{k.__qualname__}" for k in kinds if isinstance(k.__module__, str) and
+                   k.__module__.startswith(("featherweight.", "torch.fx.", "torch._subclasses.", "torch.export.")))
+
+
+@pytest.fixture
+def _no_logs() -> Iterator[None]:
+    logging.disable(logging.CRITICAL)  # pytest keeps what torch tells its log, and all that it speaks of
+    yield
+    logging.disable(logging.NOTSET)
+
+
+@pytest.mark.usefixtures("_no_logs")
+def test_a_process_that_compresses_again_and_again_does_not_grow(tmp_path: Path) -> None:
+    def once() -> None:
+        network = tiny()
+        squeeze(network, task(), ONE, seconds=0.0)
+        fw.deploy.target("onnxruntime").export(network, tmp_path / "model.onnx")
+
+    seen: list[Counter[str]] = []
+    for _ in range(4):
+        once()
+        seen.append(living())
+        seen[-1]["sources of graphs"] = len(graph_module._loader.eval_cache)
+    kinds = set().union(*seen)
+    assert {k for k in kinds if all(a[k] < b[k] for a, b in itertools.pairwise(seen))} == set(), "grew at every call"

@@ -71,7 +71,7 @@ def compress(network: Network, task: Task, recipe: Recipe | Iterable[Step], targ
     ready = recipe if isinstance(recipe, Recipe) else Recipe(recipe)
     _check_given(network, target, threads=threads, seed=seed, seconds=seconds)
     processes = Processes()
-    folder = Path(out) / "state" if out is not None else processes.folder()
+    folder = (Path(out) if out is not None else processes.folder()) / "state"
     with _stops_told(folder, out is None and processes.first):
         check_place(folder, network, target, len(ready.steps))
         check_finite(network, "the network to be compressed")
@@ -104,8 +104,8 @@ def _check_given(network: Any, target: str, **options: Any) -> None:
 
 @contextmanager
 def _stops_told(folder: Path, removed: bool) -> Iterator[None]:
-    """Where files cannot be written, or Ctrl-C came, it is said how to go on; ``removed``: the folder goes at the end.
-    """
+    """Where files cannot be written, or Ctrl-C came, it is said how to go on; ``removed``: the folder that the state is
+    in goes at the end."""
     try:
         yield
     except (OSError, SafetensorError) as error:
@@ -118,7 +118,7 @@ def _stops_told(folder: Path, removed: bool) -> Iterator[None]:
         raise
     finally:
         if removed:
-            shutil.rmtree(folder, ignore_errors=True)
+            shutil.rmtree(folder.parent, ignore_errors=True)
 
 
 @dataclasses.dataclass(frozen=True)

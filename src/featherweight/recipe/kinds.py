@@ -185,6 +185,7 @@ def _choices(hint: Any) -> list[str]:
     return [c for m in _members(hint) for c in get_args(m) if isinstance(c, str)]
 
 
+@cache
 def _adapter(hint: Any) -> TypeAdapter[Any]:
     return TypeAdapter(_plain(hint), config=ConfigDict(arbitrary_types_allowed=True))
 

@@ -97,14 +97,15 @@ def _check_format(path: Path, form: str) -> None:
                           "another Context(workdir=...), or delete it to start over")
 
 
-def taken(position: Position, network: Network, optimizer: Optimizer, companions: Companions,
-          progress: float) -> Checkpoint:
-    """All that a run needs to go on from ``position``."""
+def taken(position: Position, network: Network, optimizer: Optimizer, companions: Companions, progress: float,
+          sums: Mapping[str, Tensor], count: int) -> Checkpoint:
+    """All that a run needs to go on from ``position``. sums, count: of the losses of this epoch's steps so far."""
     state, numbers = pack(optimizer)
     held = {f"optimizer/{name}": tensor for name, tensor in state.items()}
     held |= {f"network/{name}": tensor for name, tensor in unique(network).items()}
     held |= {f"driver/{name}": tensor for name, tensor in companions.state().items()}
-    return Checkpoint(position, held, {"optimizer": numbers, "progress": progress})
+    held |= {f"sum/{name}": tensor for name, tensor in sums.items()}
+    return Checkpoint(position, held, {"optimizer": numbers, "progress": progress, "count": count})
 
 
 def restored(found: Checkpoint, network: Network, optimizer: Optimizer, companions: Companions) -> float:

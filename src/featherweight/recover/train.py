@@ -190,7 +190,8 @@ class _Run:
 
     def _epoch(self, number: int, position: Position) -> None:
         first = position.step if number == position.epoch else 0
-        self.sums, self.count = {}, 0
+        if not first:
+            self.sums, self.count = {}, 0
         stream = epoch(self.task, self.seed("epoch", number), first, self.step.batches, self.processes.rank,
                        self.processes.world, self.normalizes)
         index = first
@@ -265,7 +266,8 @@ class _Run:
 
     def _save(self, position: Position) -> None:
         if self.context.workdir is not None and self.processes.rank == 0:
-            run = files.taken(position, self.work, self.optimizer, self.companions, self.progress)
+            run = files.taken(position, self.work, self.optimizer, self.companions, self.progress, self.sums,
+                              self.count)
             files.write(self.context.workdir, self.mark, run)
             self.saved = time.monotonic()
 
@@ -280,4 +282,6 @@ class _Run:
             count = rounds(self.task, self.seed("epoch", 0), self.step.batches, self.processes.world, self.normalizes)
             return Position(0, 0, count)
         self.progress = files.restored(found, self.work, self.optimizer, self.companions)
+        self.sums = {name: tensor.to(self.device) for name, tensor in found.under("sum/").items()}
+        self.count = int(found.numbers.get("count", 0))
         return found.position

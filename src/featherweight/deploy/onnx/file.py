@@ -29,6 +29,7 @@ from featherweight.deploy.onnx.ready import cut_off, four_axes, slices_of_batch
 from featherweight.errors import ExportError
 from featherweight.files import written_whole
 from featherweight.network import Network, trees
+from featherweight.network.traced import forgotten
 
 METADATA = "featherweight"
 #: a protobuf message holds less than 2 GiB; what is larger gets its weights in a file beside it
@@ -95,9 +96,10 @@ def to_onnx(network: Network, passes: Passes, store: Callable[[Any], None]) -> t
     tensors = tuple(v for i, v in enumerate(leaves) if i not in network.signature.constants)
     shapes = tuple({axis: Dim.DYNAMIC for axis, size in enumerate(i.shape) if size is None} for i in inputs)
     try:
-        with _quiet(), torch.no_grad():
+        with _quiet(), torch.no_grad(), forgotten() as programs:
             program = torch.export.export(flat, tensors, dynamic_shapes=(shapes,), strict=False)
             outputs = told[-1]
+            programs.append(program)
             onnx_program = torch.onnx.export(program, dynamo=True, verbose=False, optimize=True,
                                              custom_translation_table=TRANSLATIONS)
     except ExportError:

@@ -17,6 +17,7 @@ from featherweight.network.capture.export import Arguments, Attempt, attempts, e
 from featherweight.network.capture.products import write_linear
 from featherweight.network.capture.public import make_public
 from featherweight.network.network import Network
+from featherweight.network.traced import forgotten
 
 
 def run(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -54,7 +55,7 @@ def capture_whole(model: nn.Module, calls: list[Arguments], expected: Any, toler
     wanted = [expected, *(run(model, *call) for call in calls[1:])]
     for attempt in attempts(*calls[0], spatial=spatial):
         try:
-            network = convert(export(model, attempt), model)
+            network = _converted(model, attempt)
             if not keep:
                 store_computed_weights(network)
             write_linear(network)
@@ -72,6 +73,12 @@ def capture_whole(model: nn.Module, calls: list[Arguments], expected: Any, toler
             network.notes.append(f"why the batch size is fixed: {failure}")
         return network
     raise failure or CaptureError("nothing could be exported")
+
+
+def _converted(model: nn.Module, attempt: Attempt) -> Network:
+    with forgotten() as programs:
+        programs.append(export(model, attempt))
+        return convert(programs[0], model)
 
 
 def _agree(network: Network, calls: list[Arguments], wanted: list[Any], tolerance: float) -> None:
