@@ -56,6 +56,7 @@ STEPS: dict[str, Callable[[], Rewrite]] = {
     "share.Codebook": lambda: fw.share.Codebook(bits=3, min_size=64),
     "share.Codebook priced": lambda: fw.share.Codebook(bits=3, min_size=64, importance="fisher", rate=0.02,
                                                        spacing="density"),
+    "share.Codebook made up for": lambda: fw.share.Codebook(bits=3, min_size=64, rate=0.01, compensate="obs"),
     "share.Codebook channels": lambda: fw.share.Codebook(bits=2, min_size=64, per="channel"),
     "share.Transferred": lambda: fw.share.Transferred("flips", share=0.25),
     "share.Vectors": lambda: fw.share.Vectors(),
@@ -105,9 +106,9 @@ def cuts(step: str, problem: str) -> bool:
 
 
 #: further options of steps that have a row: most problems, and all files, are slow
-VARIANTS = ("share.Codebook channels", "share.Codebook priced", "factorize.Structured circulant",
-            "factorize.Structured monarch", "factorize.LowRank budget", "factorize.Compact", "factorize.Compact fire",
-            "factorize.Compact shift", "share.Transferred", "distill.Student shallow")
+VARIANTS = ("share.Codebook channels", "share.Codebook priced", "share.Codebook made up for", "share.Transferred",
+            "factorize.Structured circulant", "factorize.Structured monarch", "factorize.LowRank budget",
+            "factorize.Compact", "factorize.Compact fire", "factorize.Compact shift", "distill.Student shallow")
 pairs = over(pair(s, p, *[pytest.mark.slow] * (s in VARIANTS and p not in EXPORTED[:3]))
              for s in STEPS for p in PROBLEMS)
 cut_pairs = over(pair(s, p) for s in STEPS for p in PROBLEMS if cuts(s, p))

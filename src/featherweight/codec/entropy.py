@@ -42,10 +42,10 @@ def encode(symbols: Symbols) -> bytes:
     if first == last:
         return bytes((first, last))
     levels = levels_of(counts[first:])
-    short = _deflate(levels.tobytes())
+    short = deflate(levels.tobytes())
     model = b"\x00" + levels.tobytes() if len(short) + 1 >= levels.size else bytes((1, len(short))) + short
     coder = _queue.RangeEncoder()
-    coder.encode((flat - first).astype(np.int32), _model(levels))
+    coder.encode((flat - first).astype(np.int32), model_of(levels))
     words: bytes = coder.get_compressed().astype("<u4").tobytes()
     return bytes((first, last)) + model + words
 
@@ -69,7 +69,7 @@ def decode(stream: bytes, count: int) -> Symbols:
         raise FileError("a coded stream ends inside a word")
     try:
         coder = _queue.RangeDecoder(np.frombuffer(words, "<u4").astype(np.uint32))
-        symbols: NDArray[np.int32] = coder.decode(_model(levels), count)
+        symbols: NDArray[np.int32] = coder.decode(model_of(levels), count)
     except (AssertionError, ValueError, KeyError) as error:
         raise FileError(f"a coded stream is damaged: {error}") from error
     return (symbols + first).astype(np.uint8)
@@ -95,7 +95,8 @@ def _read_levels(data: bytes, size: int) -> tuple[NDArray[np.uint8], bytes]:
     return levels, rest
 
 
-def _deflate(data: bytes) -> bytes:
+def deflate(data: bytes) -> bytes:
+    """A raw deflate stream (RFC 1951)."""
     writer = zlib.compressobj(9, zlib.DEFLATED, -15)
     return writer.compress(data) + writer.flush()
 
@@ -115,6 +116,6 @@ def count_of(levels: NDArray[np.integer[Any]]) -> NDArray[np.int64]:
     return np.where(wide < 16, wide, (8 + wide % 8) << np.maximum(wide // 8 - 1, 0))
 
 
-def _model(levels: NDArray[np.uint8]) -> object:
+def model_of(levels: NDArray[np.uint8]) -> object:
     """constriction's table for these counts; ``perfect=False`` needs no logarithms, so it is the same everywhere."""
     return _Categorical(count_of(levels).astype(np.float64), perfect=False)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from featherweight.errors import PlanError, did_you_mean
 from featherweight.network import Network
-from featherweight.network.edit import clear_dead, read_tensors
+from featherweight.network.edit import bias_name, clear_dead, read_tensors, readers_of
 from featherweight.numerics.kmeans import kmeans
 from featherweight.share.lookup import put
 from featherweight.steps import Plan
@@ -32,7 +32,7 @@ class Shared:
 class CodebookPlan(Plan):
     """Which weights get codebooks of how many entries: ``tensors["codebook.NAME"]`` [k] or [c, k] and
     ``tensors["index.NAME"]`` (uint8, the weight's shape). Where a weight has none there, ``apply`` does k-means, which
-    needs no data.
+    needs no data. ``tensors["bias.NAME"]``: of the call that reads the weight, where the bias makes up for something.
 
     Example:
         >>> plan = fw.share.Codebook(bits=4, min_size=100).plan(network, task)
@@ -57,9 +57,19 @@ class CodebookPlan(Plan):
                 raise PlanError(f"the plan shares the weights of {item.weight!r}, which is {weight.dtype}, no float; "
                                 "plan again on this network")
             codebook, index = self.codes(item, weight)
+            if (bias := self.tensors.get(f"bias.{item.weight}")) is not None:
+                self._mend(changed, item.weight, bias)
             put(changed, item.weight, codebook, index, item.zeros, item.axis)
         clear_dead(changed, before)
         return changed
+
+    def _mend(self, network: Network, weight: str, bias: Tensor) -> None:
+        """Sets the bias of the call that reads the weight. Raises PlanError where there is none of this shape."""
+        name = bias_of(network, weight)
+        if name is None or network.tensor(name).shape != bias.shape:
+            raise PlanError(f"the plan has a bias of shape {list(bias.shape)} for what reads {weight!r}, which has no "
+                            "such bias: make the plan on this very network")
+        network.set_tensor(name, bias.to(network.tensor(name)))
 
     def codes(self, item: Shared, weight: Tensor) -> tuple[Tensor, Tensor]:
         """The codebook and the index of one of the ``shared`` weights. Raises PlanError where they do not fit it."""
@@ -94,6 +104,8 @@ class CodebookPlan(Plan):
                 index = narrowed(tensors[key], kept.get(item.weight, ()))
                 zero = left.tensor(item.weight).detach().to(index.device) == 0
                 tensors[key] = index.masked_fill(zero, 0) if item.zeros else index
+            if (key := f"bias.{item.weight}") in tensors and (name := bias_of(network, item.weight)) is not None:
+                tensors[key] = narrowed(tensors[key], kept.get(name, ()))
         return replace(self, tensors=tensors)
 
     def summary(self) -> str:
@@ -105,4 +117,11 @@ class CodebookPlan(Plan):
                 + (f", zeros held in {held}" if held else ""))
 
 
-__all__ = ["CodebookPlan", "Shared"]
+def bias_of(network: Network, weight: str) -> str | None:
+    """The name of the bias that the one call of a weight adds, and nobody else reads; None where there is none."""
+    calls = readers_of(network, weight)
+    name = bias_name(calls[0]) if len(calls) == 1 else None
+    return name if name is not None and len(readers_of(network, name)) == 1 else None
+
+
+__all__ = ["CodebookPlan", "Shared", "bias_of"]

@@ -15,7 +15,8 @@ from featherweight.network import Network
 from featherweight.network.edit import WEIGHTED, out_axis, readers_of
 from featherweight.network.layers import Layer, not_finite, select
 from featherweight.network.operators import mutates
-from featherweight.numerics.sharing.codebooks import STARTS, coded
+from featherweight.numerics.sharing.codebooks import STARTS, Coded, coded
+from featherweight.share.compensate import COMPENSATIONS, codes_of
 from featherweight.share.importance import IMPORTANCES
 from featherweight.share.lookup import growth_of
 from featherweight.share.plan import CodebookPlan, Shared
@@ -47,6 +48,9 @@ class Codebook(Rewrite):
     rate: the price of a bit in the archive. 0: the nearest entry. Above, a weight takes a cheaper entry where its
         relative error costs less than the bits: the cost of a weight is importance * error^2 / mean(importance *
         weight^2) + rate * bits (entropy-constrained: Chou et al. 1989), 0.01 being worth about 3 bits a weight.
+    compensate: "none"; "obs": on calibration data, layer by layer in the order of the graph, weights make up for those
+        whose entries are settled, and biases for means (``share/compensate``; not in training). Then a rate of 0.03
+        is worth about 3 bits a weight. It weighs errors itself: leave ``importance`` out.
 
     During training (in a Fit's ``during=(...)``) from progress ``begin`` on the network computes with the codebook:
     weights are assigned anew every ``frequency`` of the way until ``end``, by gradients that pass to weights and
@@ -76,6 +80,7 @@ class Codebook(Rewrite):
     begin: float = 0.0
     end: float = 0.75
     frequency: float = 0.05
+    compensate: str = "none"
     stage: ClassVar[Stage] = Stage.PRECISION
 
     def check(self) -> None:
@@ -93,6 +98,11 @@ class Codebook(Rewrite):
                               "Codebook(per='channel')")
         check_known("Codebook", "spacing", self.spacing, STARTS)
         check_known("Codebook", "importance", self.importance, IMPORTANCES)
+        check_known("Codebook", "compensate", self.compensate, COMPENSATIONS)
+        if self.compensate != "none" and (self.per, self.importance) != ("layer", "none"):
+            raise RecipeError(f"Codebook(compensate={self.compensate!r}, per={self.per!r}, importance="
+                              f"{self.importance!r}): it weighs errors itself, by one codebook a layer; write "
+                              f"Codebook(compensate={self.compensate!r})")
         check_pace(self)
 
     def check_training(self) -> None:
@@ -103,6 +113,9 @@ class Codebook(Rewrite):
         if self.per != "layer":
             raise RecipeError("Codebook(per='channel') works at once, not during training; write Codebook(per='layer') "
                               "in Train(during=...), or put Codebook into the recipe as a step of its own")
+        if self.compensate != "none":
+            raise RecipeError(f"Codebook(compensate={self.compensate!r}) works at once, a training makes up for errors "
+                              'itself; write compensate="none" in Train(during=...)')
 
     def entries(self) -> int:
         """Entries of a codebook."""
@@ -132,11 +145,15 @@ class Codebook(Rewrite):
 
     def code(self, weight: Tensor, hold_zero: bool, importance: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The codebook and the index of a weight. importance: in its shape; None: alike."""
+        found, _ = self._priced(weight, hold_zero, importance)
+        return found.codebook, found.index
+
+    def _priced(self, weight: Tensor, hold_zero: bool, importance: Tensor | None) -> tuple[Coded, float]:
+        """The code of a weight, and what a bit of it costs."""
         h = torch.ones_like(weight, dtype=torch.float64) if importance is None else importance
         price = self.rate * float((h * weight.detach().double().square()).mean())
-        found = coded(weight, self.entries(), importance=importance, price=price, start=self.spacing,
-                      hold_zero=hold_zero)
-        return found.codebook, found.index
+        return coded(weight, self.entries(), importance=importance, price=price, start=self.spacing,
+                     hold_zero=hold_zero), price
 
     def _by_channel(self, weight: Tensor, hold_zero: bool, importance: Tensor | None,
                     axis: int) -> tuple[Tensor, Tensor]:
@@ -154,6 +171,8 @@ class Codebook(Rewrite):
     def _decided(self, network: Network, task: Task, layers: Sequence[Layer]) -> dict[str, Tensor]:
         """Codebooks and indices where ``apply`` could not find them itself."""
         measure = IMPORTANCES[self.importance]
+        if layers and self.compensate != "none":
+            return codes_of(network, task, layers, self._priced, self._holds_zero)
         if not layers or (measure is None and not self.rate and self.spacing == "linear" and self.per == "layer"):
             return {}
         found = measure(network, task, {layer.weight: list(layer.calls) for layer in layers}) if measure else {}

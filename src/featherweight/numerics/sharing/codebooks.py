@@ -68,11 +68,20 @@ def coded(values: Tensor, clusters: int, *, importance: Tensor | None = None, pr
             entries[0] = 0.0
         if torch.equal(index, before):
             break
-    order = torch.argsort(entries[int(hold_zero):]) + int(hold_zero)
-    order = torch.cat([torch.arange(int(hold_zero)), order])
-    place = torch.empty_like(order)
+    return packed(values, entries, index.view(values.shape), hold_zero, importance)
+
+
+def packed(values: Tensor, entries: Tensor, index: Tensor, hold_zero: bool, importance: Tensor | None = None) -> Coded:
+    """The code of ``values`` by ``index`` (int64, their shape) into ``entries``, ascending and without those that no
+    value has; entry 0 stays where it is held."""
+    used = torch.bincount(index.reshape(-1), minlength=len(entries)) > 0
+    used[0] |= hold_zero
+    ascending = int(hold_zero) + torch.argsort(entries[int(hold_zero):])
+    order = torch.cat([torch.arange(int(hold_zero)), ascending])
+    order = order[used[order]]
+    place = torch.empty_like(used, dtype=torch.int64)
     place[order] = torch.arange(len(order))
-    made = place[index].to(torch.uint8 if len(order) <= 256 else torch.int16).view(values.shape)
+    made = place[index].to(torch.uint8 if len(order) <= 256 else torch.int16)
     return _measured(values, entries[order].to(values.dtype), made, importance)
 
 
@@ -106,4 +115,4 @@ def _measured(values: Tensor, codebook: Tensor, index: Tensor, importance: Tenso
     return Coded(codebook, index, damage, float(-(counts * (counts / counts.sum()).log2()).sum()))
 
 
-__all__ = ["STARTS", "Coded", "coded"]
+__all__ = ["STARTS", "Coded", "coded", "packed"]
