@@ -8,13 +8,13 @@ import onnxruntime
 import pytest
 import torch
 import torch.nn.functional as F
-from problems import unsettle
 from torch import Tensor, nn
 
 import featherweight as fw
 from featherweight import deploy, measure
 from featherweight.errors import CaptureError, InputError
 from featherweight.network import FreeAxis, Network
+from problems import unsettle
 
 WORDS, CLASSES = 50, 3
 LENGTHS = (5, 17, 64, 128)

@@ -14,7 +14,8 @@ from featherweight.network import Signature, trees
 
 
 def feed(like: Signature, read: Collection[str], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Name -> array of the inputs that the file reads. Raises InputError for a call in another nest, number type or free size."""
+    """Name -> array of the inputs that the file reads. Raises InputError for a call in another nest, of another number
+    type, or of a size that the graph is not right for."""
     leaves, spec = trees.flatten((args, kwargs))
     if spec != like.in_spec:
         names = ", ".join(i.name for i in like.inputs)
