@@ -300,7 +300,7 @@ def test_a_failed_export_leaves_nothing(tmp_path):
 
 
 def test_wrong_calls_say_what_to_do(tmp_path):
-    network = fw.capture(nn.Conv2d(3, 4, 3).eval(), torch.randn(2, 3, 8, 8))
+    network = fw.capture(nn.Conv2d(3, 4, 3).eval(), torch.randn(2, 3, 8, 8), dynamic={})
     runner = deployed(network, tmp_path / "m.xml")
     with pytest.raises(InputError, match="call it as the example inputs were"):
         runner(torch.randn(2, 3, 8, 8), torch.randn(1))

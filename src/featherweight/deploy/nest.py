@@ -14,7 +14,8 @@ from featherweight.network import Signature, trees
 
 
 def feed(like: Signature, read: Collection[str], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Name -> array of the inputs that the file reads. Raises InputError for a call in another nest or number type."""
+    """Name -> array of the inputs that the file reads. Raises InputError for a call in another nest, of another number
+    type, or of a size that the graph is not right for."""
     leaves, spec = trees.flatten((args, kwargs))
     if spec != like.in_spec:
         names = ", ".join(i.name for i in like.inputs)
@@ -28,6 +29,8 @@ def feed(like: Signature, read: Collection[str], args: tuple[Any, ...], kwargs: 
             raise InputError(f"input {item.name!r} is a {given}; expected a tensor of {item.dtype}")
         if item.name in read:
             found[item.name] = tensor.detach().cpu().contiguous().numpy()
+    if all(tensor.dim() == len(item.shape) for item, tensor in zip(like.inputs, tensors, strict=True)):
+        like.check_sizes(tensors)
     return found
 
 

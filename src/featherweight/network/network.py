@@ -19,7 +19,7 @@ from featherweight.network.kept.names import Part, Ties, copy_tensors, holder, l
 from featherweight.network.kept.replay import Replay
 from featherweight.network.kept.values import Alike, values
 from featherweight.network.program import Program, Tap
-from featherweight.network.signature import Input, Signature, shape_text
+from featherweight.network.signature import FreeAxis, Input, Signature, shape_text
 from featherweight.network.snapshot import Snapshot
 
 Parameters = dict[str, Tensor]
@@ -65,6 +65,11 @@ class Network(nn.Module):
     @property
     def signature(self) -> Signature:
         return self._signature
+
+    @signature.setter
+    def signature(self, new: Signature) -> None:
+        self._signature = new
+        self.changed()
 
     def changed(self) -> None:
         """To be called after the graph or the tensors' names changed."""
@@ -198,7 +203,7 @@ class Network(nn.Module):
     def example_inputs(self, batch: int = 2, seed: int = 0) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """``(args, kwargs)`` that fit, on the weights' device: normal noise for floats, zeros for integers.
 
-        Free sizes other than the batch are 64.
+        Free sizes other than the batch are those of the examples at capture (64 in files that do not say).
         """
         generator = torch.Generator().manual_seed(seed)
 
@@ -213,8 +218,7 @@ class Network(nn.Module):
     def _examples(self, batch: int, make: Callable[[list[int], torch.dtype, torch.device], Tensor]) -> list[Tensor]:
         """``make(shape, dtype, device)`` of every input."""
         device = next((t.device for t in self.tensors().values()), torch.device("cpu"))
-        return [make([s if s is not None else 64 if axis else batch for axis, s in enumerate(item.shape)],
-                     item.dtype, device) for item in self._signature.inputs]
+        return [make(item.sizes(batch), item.dtype, device) for item in self._signature.inputs]
 
     def nest(self, tensors: list[Tensor]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """``(args, kwargs)`` from the tensor inputs in order."""
@@ -287,4 +291,4 @@ class Network(nn.Module):
         return f"{ins}; {len(self.calls())} operators, {sum(p.numel() for p in self.parameters())} parameters"
 
 
-__all__ = ["Input", "Network", "Part", "Signature", "shape_text"]
+__all__ = ["FreeAxis", "Input", "Network", "Part", "Signature", "shape_text"]

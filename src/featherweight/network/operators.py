@@ -44,6 +44,11 @@ def is_free(size: Any) -> bool:
     return isinstance(size, torch.SymInt) and size.node.maybe_as_int() is None
 
 
+def formula(size: Any) -> Any:
+    """A free size as torch's symbols."""
+    return size.node.expr
+
+
 def mutates(node: Node) -> bool:
     """Whether the call writes into one of its arguments."""
     return has_schema(node.target) and bool(node.target._schema.is_mutable)  # type: ignore[union-attr]

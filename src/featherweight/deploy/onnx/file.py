@@ -15,7 +15,7 @@ import re
 import shutil
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from featherweight.deploy.onnx.passes import Passes, suit
 from featherweight.deploy.onnx.ready import cut_off, four_axes, slices_of_batch
 from featherweight.errors import ExportError
 from featherweight.files import written_whole
-from featherweight.network import Network, trees
+from featherweight.network import Input, Network, trees
 from featherweight.network.traced import forgotten
 
 METADATA = "featherweight"
@@ -111,19 +111,20 @@ def to_onnx(network: Network, passes: Passes, store: Callable[[Any], None]) -> t
     suit(model, passes)
     store(model)
     named = list(dict.fromkeys(o.get("tensor") or o["number"] for o in outputs if "constant" not in o))
-    _name_values(model, [i.name for i in inputs], named)
+    _name_values(model, inputs, named)
     return model, outputs
 
 
-def _name_values(model: Any, inputs: list[str], outputs: list[str]) -> None:
-    """Gives inputs and outputs the network's names, and the weights theirs."""
+def _name_values(model: Any, inputs: Sequence[Input], outputs: list[str]) -> None:
+    """Gives inputs and outputs the network's names, and their free sizes; and the weights theirs."""
     import onnx_ir
 
     graph = model.graph
     for name, value in list(graph.initializers.items()):
         if name.startswith("network."):
             value.name = name.removeprefix("network.")
-    wanted = {id(v): n for v, n in zip([*graph.inputs, *graph.outputs], [*inputs, *outputs], strict=True)}
+    wanted = {id(v): n for v, n in zip([*graph.inputs, *graph.outputs], [*(i.name for i in inputs), *outputs],
+                                              strict=True)}
     clashing = set(wanted.values())
     for node in graph:
         for value in node.outputs:
@@ -131,7 +132,7 @@ def _name_values(model: Any, inputs: list[str], outputs: list[str]) -> None:
                 value.name = f"{value.name}_inner"
     for value in [*graph.inputs, *graph.outputs]:
         value.name = f"__{wanted[id(value)]}"  # first out of one another's way
-    named: dict[str, str] = {}
+    named = {str(value.shape[a.axis]): a.name for value, i in zip(graph.inputs, inputs, strict=True) for a in i.axes}
     for value in [*graph.inputs, *graph.outputs]:
         value.name = wanted[id(value)]
         if value.shape is not None:

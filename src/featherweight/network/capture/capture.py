@@ -14,13 +14,15 @@ from featherweight.network import trees
 from featherweight.network.assembly import Assembly
 from featherweight.network.capture.export import Arguments
 from featherweight.network.capture.parts import capture_parts
-from featherweight.network.capture.whole import capture_whole, run
+from featherweight.network.capture.run import run
+from featherweight.network.capture.sizes.asked import Dynamic
+from featherweight.network.capture.whole import capture_whole
 from featherweight.network.network import Network
 
 
 def capture(model: nn.Module, example_inputs: Any, *, kwargs: Mapping[str, Any] | None = None,
             parts: bool | None = None, tolerance: float = 1e-4,
-            keep_parametrizations: bool = False) -> Network | Assembly:
+            keep_parametrizations: bool = False, dynamic: Dynamic | None = None) -> Network | Assembly:
     """Captures ``model`` as a graph that runs, trains, saves and exports without the model's class.
 
     example_inputs: a tensor, a tuple (positions) or a dict (keywords) that ``model`` can be called with.
@@ -31,9 +33,13 @@ def capture(model: nn.Module, example_inputs: Any, *, kwargs: Mapping[str, Any] 
     keep_parametrizations: weights that the model computes from parameters (weight_norm, spectral_norm, orthogonal,
         ``torch.nn.utils.prune``, LoRA) go on being computed. By default they are stored as they are in evaluation,
         which ``notes`` then says, so that every technique treats them like other weights.
+    dynamic: the sizes that stay free beside the batch: input -> axis -> a name, ``{"input_ids": {1: "tokens"}}``; sizes
+        of one name are equal. None finds them; ``{}`` fixes them at the examples' sizes.
 
     The model is captured in evaluation mode and left as it was. Axis 0 of the inputs stays free (the batch) unless the
-    model fixes it, which ``notes`` then says. Raises CaptureError with module path, source line and the parts that
+    model fixes it, and so does every other axis along which the model runs on other sizes (a length, a height). Each
+    was proved by running the model on other sizes; ``notes`` and ``network.signature`` say which there are and how far
+    they go, and a call beyond is refused. Raises CaptureError with module path, source line and the parts that
     could be captured.
 
     Example:
@@ -54,9 +60,10 @@ def capture(model: nn.Module, example_inputs: Any, *, kwargs: Mapping[str, Any] 
         trees.register_dataclasses(expected)
         if parts is not True:
             try:
-                return capture_whole(model, [(args, keywords)], expected, tolerance, keep_parametrizations)
+                return capture_whole(model, [(args, keywords)], expected, tolerance, keep_parametrizations, dynamic,
+                                     costly=False)
             except CaptureError as error:
-                if parts is False:
+                if parts is False or dynamic:
                     raise
                 whole_error = error
         else:

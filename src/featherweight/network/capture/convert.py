@@ -148,12 +148,6 @@ def _mark_counters(network: Network, model: nn.Module) -> None:
 def _notes(network: Network, model: nn.Module) -> list[str]:
     """What was lost or assumed."""
     notes = []
-    if not network.signature.dynamic_batch:
-        notes.append("the batch size is fixed by the model: inputs must have exactly the examples' shapes")
-    notes += [f"the model does something else beyond a size: axis {axis} of input {i.name!r} goes "
-              f"{f'from {least}' if least > 1 else ''}{' ' if least > 1 and most else ''}"
-              f"{f'up to {most}' if most is not None else ''}"
-              for i in network.signature.inputs for axis, least, most in i.limits]
     notes += [f"asks for self.training in {place}: the graph has what it does in evaluation"
               for place in training_branches(model)]
     lost = sorted(p for p, m in model.named_modules() if type(m).__name__ in TRAINING_ONLY
@@ -166,3 +160,20 @@ def _notes(network: Network, model: nn.Module) -> list[str]:
     if written:
         notes.append(f"is written into whenever the network runs: {', '.join(written)}")
     return notes
+
+
+def size_notes(network: Network) -> list[str]:
+    """Which sizes are free, and which are fixed though a user may expect otherwise."""
+    inputs = network.signature.inputs
+    notes = []
+    if not network.signature.dynamic_batch:
+        notes.append("the batch size is fixed by the model: inputs must have exactly the examples' shapes")
+    notes += [f"the model does something else beyond a size: axis {axis} of input {i.name!r} goes "
+              f"{f'from {least}' if least > 1 else ''}{' ' if least > 1 and most else ''}"
+              f"{f'up to {most}' if most is not None else ''}"
+              for i in inputs for axis, least, most in i.limits]
+    free: dict[str, list[str]] = {}
+    for i in inputs:
+        for a in i.axes:
+            free.setdefault(f"{a.name} ({a.rule()})", []).append(f"axis {a.axis} of {i.name!r}")
+    return notes + [f"is free beside the batch: {name}: {', '.join(places)}" for name, places in free.items()]

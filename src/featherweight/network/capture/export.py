@@ -21,47 +21,69 @@ from torch.nn.modules import transformer
 
 from featherweight.errors import CaptureError
 from featherweight.network import trees
-from featherweight.network.operators import is_free
+from featherweight.network.capture.run import kept, slow_attention
+from featherweight.network.capture.sizes import asked
+from featherweight.network.capture.sizes.asked import Dynamic, Names
+from featherweight.network.operators import formula, is_free
 
+INVOLVED = 200  #: operations in a size's formula, above which torch.export takes minutes
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 @dataclass(frozen=True)
 class Attempt:
-    """One way to export: the example inputs, and which of their sizes are free (leaf by leaf: axis -> Dim)."""
+    """One way to export: the example inputs, which of their sizes are free (leaf by leaf: axis -> Dim), and what those
+    beside the batch are called.
+
+    asked: the user named these axes, so that they must stay free.
+    """
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     free: tuple[dict[int, Any] | None, ...]
+    names: Names
+    asked: bool = False
 
     @property
     def dynamic(self) -> bool:
         return any(self.free)
 
+    @property
+    def wide(self) -> bool:
+        """Whether more than the batch is free."""
+        return any(self.names)
 
-def attempts(args: tuple[Any, ...], kwargs: dict[str, Any], spatial: bool) -> list[Attempt]:
-    """What to try, best first: height, width and batch free (``spatial``), the batch free, nothing free.
+
+def attempts(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any],
+             dynamic: Dynamic | None) -> Iterator[Attempt]:
+    """What to try, best first: the batch and other axes free, the batch alone, nothing.
 
     The batch is the leading size that most inputs have. An example batch of one is doubled, since export takes sizes of
-    one as constants.
+    one as constants. Other axes are those that ``dynamic`` names, and no less then; None: those along which the model
+    runs on other sizes.
     """
     leaves, spec = trees.flatten((args, kwargs))
     sizes = Counter(leaf.shape[0] for leaf in leaves if isinstance(leaf, Tensor) and leaf.dim())
     nothing: tuple[dict[int, Any] | None, ...] = tuple({} if isinstance(leaf, Tensor) else None for leaf in leaves)
-    if not sizes:
-        return [Attempt(args, kwargs, nothing)]
-    batch = sizes.most_common(1)[0][0]
+    unnamed: Names = tuple({} for _ in leaves)
+    batch = sizes.most_common(1)[0][0] if sizes else 0
     batched = [isinstance(leaf, Tensor) and leaf.dim() > 0 and leaf.shape[0] == batch for leaf in leaves]
     if batch == 1:
         leaves = [torch.cat([leaf, leaf]) if own else leaf for own, leaf in zip(batched, leaves, strict=True)]
-    free = [{0: Dim.AUTO} if own else none for own, none in zip(batched, nothing, strict=True)]
     more_args, more_kwargs = trees.unflatten(leaves, spec)
-    found = [Attempt(more_args, more_kwargs, tuple(free)), Attempt(args, kwargs, nothing)]
-    if spatial and any(own and leaf.dim() == 4 for own, leaf in zip(batched, leaves, strict=True)):
-        wide = tuple({0: Dim.AUTO, 2: Dim.AUTO, 3: Dim.AUTO} if own and leaf.dim() == 4 else f
-                     for own, leaf, f in zip(batched, leaves, free, strict=True))
-        found.insert(0, Attempt(more_args, more_kwargs, wide))
-    return found
+    free = tuple({0: Dim.AUTO} if own else none for own, none in zip(batched, nothing, strict=True))
+    names = (asked.found(model, more_args, more_kwargs, batched) if dynamic is None
+             else asked.named(model, more_args, more_kwargs, dynamic))
+    names = tuple({a: n for a, n in own.items() if a or not batched[i]} for i, own in enumerate(names))
+    if any(names):
+        wide = tuple({**(f or {}), **dict.fromkeys(own, Dim.AUTO)} if own else f
+                     for f, own in zip(free, names, strict=True))
+        yield Attempt(more_args, more_kwargs, wide, names, bool(dynamic))
+        if dynamic:
+            return
+    if sizes:
+        yield Attempt(more_args, more_kwargs, free, unnamed)
+    yield Attempt(args, kwargs, nothing, unnamed)
 
 
 def export(model: nn.Module, attempt: Attempt) -> ExportedProgram:
@@ -71,7 +93,7 @@ def export(model: nn.Module, attempt: Attempt) -> ExportedProgram:
     try:
         args, kwargs = trees.unflatten(attempt.free, spec)
         shapes = inspect.signature(model.forward).bind(*args, **kwargs).arguments if attempt.dynamic else None
-        with watch, torch.enable_grad(), _plain():
+        with watch, torch.enable_grad(), kept(model), _plain():
             return torch.export.export(model, attempt.args, attempt.kwargs, dynamic_shapes=shapes, strict=False)
     except Exception as error:
         raise CaptureError(watch.explain(error)) from error
@@ -87,7 +109,7 @@ def limits(program: ExportedProgram, value: Any) -> tuple[tuple[int, int, int | 
     there is no end. A size of one counts as any other unless the least is above two."""
     found = []
     for axis, size in enumerate(value.shape):
-        bound = program.range_constraints.get(size.node.expr) if is_free(size) else None
+        bound = program.range_constraints.get(formula(size)) if is_free(size) else None
         if bound is None:
             continue
         most = int(bound.upper) if bound.upper.is_Integer and int(bound.upper) < 2**31 else None
@@ -95,17 +117,6 @@ def limits(program: ExportedProgram, value: Any) -> tuple[tuple[int, int, int | 
         if most is not None or least > 1:
             found.append((axis, least, most))
     return tuple(found)
-
-
-@contextmanager
-def slow_attention() -> Iterator[None]:
-    """Attention as a graph has it, for a while: torch's fast path is one opaque operator."""
-    before = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(before)
 
 
 @contextmanager
@@ -153,6 +164,10 @@ class _Watch:
             handle.remove()
 
     def _enter(self, module: nn.Module, inputs: Any) -> None:
+        for tensor in inputs if isinstance(inputs, tuple) else ():
+            for size in tensor.shape if isinstance(tensor, Tensor) else ():
+                if is_free(size) and formula(size).count_ops() > INVOLVED:
+                    raise CaptureError("sizes follow from the inputs' in ways that are too involved")
         self.stack.append(self.paths.get(id(module), self.stack[-1] if self.stack else ""))
 
     def _leave(self, module: nn.Module, inputs: Any, output: Any) -> None:

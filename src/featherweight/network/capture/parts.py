@@ -13,7 +13,8 @@ from featherweight.errors import CaptureError
 from featherweight.network import trees
 from featherweight.network.assembly import Assembly, put
 from featherweight.network.capture.export import Arguments
-from featherweight.network.capture.whole import capture_whole, difference, run
+from featherweight.network.capture.run import difference, run
+from featherweight.network.capture.whole import capture_whole
 from featherweight.network.network import Network
 
 CALLS = 8  #: calls of one child, of different shapes, that its capture is compared on
@@ -38,7 +39,7 @@ def capture_parts(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any
                 if where not in calls:
                     raise CaptureError("it was not called (or by another method than forward)")
                 given = _given(child, calls[where][0])
-                network = capture_whole(child, calls[where], given, tolerance, keep, spatial=True)
+                network = capture_whole(child, calls[where], given, tolerance, keep)
                 put(outer, where, network)
                 _still_runs(outer, args, kwargs, where, child)
             except CaptureError as error:

@@ -3,82 +3,99 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from featherweight.errors import CaptureError, InputError
+from featherweight.errors import CaptureError
 from featherweight.network import trees
 from featherweight.network.capture.computed import store_computed_weights
-from featherweight.network.capture.convert import convert
-from featherweight.network.capture.export import Arguments, Attempt, attempts, export, hopeless, slow_attention
+from featherweight.network.capture.convert import convert, size_notes
+from featherweight.network.capture.export import Arguments, Attempt, attempts, export, hopeless
 from featherweight.network.capture.products import write_linear
 from featherweight.network.capture.public import make_public
+from featherweight.network.capture.run import difference, run
+from featherweight.network.capture.sizes.admissible import Sizes, free_sizes
+from featherweight.network.capture.sizes.asked import Dynamic, leaf_names
+from featherweight.network.capture.sizes.constants import from_sizes
+from featherweight.network.capture.sizes.proved import Proof, prove
 from featherweight.network.network import Network
 from featherweight.network.traced import forgotten
 
 
-def run(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """What ``model`` gives without gradients, on copies of the inputs and with its buffers put back: it may write into
-    both. Attention goes the way that a graph has, not torch's fast path, which gives zeros at padded tokens."""
-    leaves, spec = trees.flatten((args, kwargs))
-    own_args, own_kwargs = trees.unflatten([v.clone() if isinstance(v, Tensor) else v for v in leaves], spec)
-    with torch.no_grad(), buffers_kept(model), slow_attention():
-        return model(*own_args, **own_kwargs)
-
-
-@contextmanager
-def buffers_kept(model: nn.Module) -> Iterator[None]:
-    """Puts every buffer of ``model`` back as it was: the same tensor with the same values."""
-    before = [(module, name, buffer, buffer.detach().clone()) for module in model.modules()
-              for name, buffer in module._buffers.items() if isinstance(buffer, Tensor)]
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for module, name, buffer, value in before:
-                module._buffers[name] = buffer
-                if not torch.equal(buffer, value):
-                    buffer.copy_(value)
-
-
 def capture_whole(model: nn.Module, calls: list[Arguments], expected: Any, tolerance: float, keep: bool,
-                   spatial: bool = False) -> Network:
+                  dynamic: Dynamic | None = None, costly: bool = True) -> Network:
     """The first attempt whose network gives what the model gives, on all ``calls`` and on other sizes of the first.
 
-    expected: what the model gives on the first call.
+    expected: what the model gives on the first call. dynamic: as ``capture`` takes it. costly: images and videos may
+    be of any size even where the graph then computes at every run what a fixed size makes a constant of (the masks of
+    windows).
     """
     failure: CaptureError | None = None
+    fixed = ""
     trees.register_dataclasses(expected)
     wanted = [expected, *(run(model, *call) for call in calls[1:])]
-    for attempt in attempts(*calls[0], spatial=spatial):
+    for attempt in attempts(model, *calls[0], dynamic):
         try:
-            network = _converted(model, attempt)
+            network, sizes = _converted(model, attempt)
+            if attempt.wide and not sizes:
+                continue  # the model fixes them
             if not keep:
                 store_computed_weights(network)
             write_linear(network)
             make_public(network)
             if attempt.dynamic and not any(None in i.shape for i in network.signature.inputs):
                 continue  # the model fixes the sizes, and those of this attempt may be doubled
+            if not costly and attempt.wide and not attempt.asked and (computed := from_sizes(network)):
+                raise CaptureError(f"with free sizes the graph computes {computed} at every run, which is a constant "
+                                   f"for a fixed size; to have them free all the same, write {_naming(network)}")
             _agree(network, calls, wanted, tolerance)
             _agree_elsewhere(model, network, tolerance, attempt)
+            prove(Proof(model, network, attempt, tolerance), sizes)
         except CaptureError as error:
-            failure = failure or error
+            fixed = fixed or (str(error) if attempt.wide else "")
+            if attempt.asked:
+                raise
+            failure = failure if attempt.wide else failure or error
             if hopeless(error):
                 break
             continue
         if failure is not None and not attempt.dynamic:
             network.notes.append(f"why the batch size is fixed: {failure}")
+        network.notes += size_notes(network)
+        if fixed and not attempt.wide:
+            network.notes.append(f"why all sizes but the batch are fixed: {fixed}")
         return network
     raise failure or CaptureError("nothing could be exported")
 
 
-def _converted(model: nn.Module, attempt: Attempt) -> Network:
+def _converted(model: nn.Module, attempt: Attempt) -> tuple[Network, list[Sizes]]:
+    """The network of an attempt, and the sizes beside the batch that stayed free."""
     with forgotten() as programs:
-        programs.append(export(model, attempt))
-        return convert(programs[0], model)
+        program = export(model, attempt)
+        programs.append(program)
+        sizes = free_sizes(program, attempt)
+        _check_asked(model, attempt, sizes)
+        return convert(program, model), sizes
+
+
+def _naming(network: Network) -> str:
+    """What names the free sizes of a network."""
+    named = {i.name: {a: f"size_{a}" for a, s in enumerate(i.shape) if s is None and (a or not i.batched)}
+             for i in network.signature.inputs}
+    return f"capture(..., dynamic={ {name: axes for name, axes in named.items() if axes} })"
+
+
+def _check_asked(model: nn.Module, attempt: Attempt, sizes: list[Sizes]) -> None:
+    """Raises CaptureError where the model fixes a size that the user wants free."""
+    free = {place for one in sizes for place in one.places}
+    known = leaf_names(model, attempt.args, attempt.kwargs)
+    for leaf, axes in enumerate(attempt.names if attempt.asked else ()):
+        for axis, name in axes.items():
+            if (leaf, axis) not in free:
+                raise CaptureError(f"the model fixes axis {axis} of the input {known[leaf]!r}, which dynamic calls "
+                                   f"{name!r}: leave it out")
 
 
 def _agree(network: Network, calls: list[Arguments], wanted: list[Any], tolerance: float) -> None:
@@ -129,46 +146,6 @@ def _other_sizes(network: Network, attempt: Attempt) -> Iterator[tuple[str, bool
     if any(s[:1] == (None,) for s in shapes):
         yield "a batch of another size", True, resized((0,), lambda n: 2 if n == 3 else 3)
         yield "a batch of one", False, resized((0,), lambda n: 1)
-    if any(len(s) == 4 and None in s[2:] for s in shapes):
-        yield "half the height and width", True, resized((2, 3), lambda n: max(n // 2, 1))
-        yield "height and width smaller by one", True, resized((2, 3), lambda n: max(n - 1, 1))
 
 
-def difference(expected: Any, network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> float:
-    """``compare``, but infinite where the network does not run."""
-    try:
-        return compare(expected, network, args, kwargs)
-    except (InputError, RuntimeError, ValueError, IndexError, TypeError):
-        return float("inf")
-
-
-def compare(expected: Any, network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> float:
-    """Largest relative difference between ``expected`` and what ``network`` gives; inf where the nests differ."""
-    wanted, spec = trees.flatten(expected)
-    given, other = trees.flatten(run(network, args, kwargs))
-    if spec != other:
-        return float("inf")
-    worst = 0.0
-    for want, got in zip(wanted, given, strict=True):
-        if isinstance(want, Tensor) and isinstance(got, Tensor):
-            worst = max(worst, _apart(want, got))
-        elif isinstance(want, Tensor) or isinstance(got, Tensor) or want != got:
-            return float("inf")
-    return worst
-
-
-def _apart(want: Tensor, got: Tensor) -> float:
-    """Largest difference relative to the largest finite value; inf where shapes, dtypes, nans or infs differ."""
-    if want.shape != got.shape or want.dtype != got.dtype:
-        return float("inf")
-    wide = torch.complex128 if want.is_complex() else torch.float64
-    a, b = want.detach().to(wide), got.detach().to(wide)
-    finite = torch.isfinite(a)
-    if not torch.equal(finite, torch.isfinite(b)) or not torch.equal(
-            torch.nan_to_num(a[~finite]), torch.nan_to_num(b[~finite])):
-        return float("inf")
-    a, b = a[finite], b[finite]
-    if not a.numel():
-        return 0.0
-    scale = a.abs().max().clamp_min(1e-12) if want.is_floating_point() or want.is_complex() else 1.0
-    return float((a - b).abs().max() / scale)
+__all__ = ["capture_whole"]

@@ -13,7 +13,7 @@ from torch.fx import Graph, Node
 from featherweight.errors import FileError, did_you_mean
 from featherweight.network import trees
 from featherweight.network.file import allowed, arguments, shapes
-from featherweight.network.signature import Input, Signature
+from featherweight.network.signature import FreeAxis, Input, Signature
 from featherweight.network.snapshot import Snapshot
 
 #: what is kept of a node beside its call, and the type each must have
@@ -37,7 +37,8 @@ def describe(snapshot: Snapshot) -> tuple[dict[str, Any], dict[str, Tensor]]:
         "in_spec": trees.to_json(signature.in_spec),
         "out_spec": trees.to_json(signature.out_spec),
         "inputs": [{"name": i.name, "shape": list(i.shape), "dtype": _plain_name(i.dtype), "batched": i.batched,
-                    **({"limits": [list(limit) for limit in i.limits]} if i.limits else {})}
+                    **({"limits": [list(limit) for limit in i.limits]} if i.limits else {}),
+                    **({"axes": [_axis(a) for a in i.axes]} if i.axes else {})}
                    for i in signature.inputs],
         "constants": [[i, _argument(v)] for i, v in signature.constants.items()],
         "nodes": [_node(n) for n in snapshot.graph.nodes],
@@ -45,6 +46,10 @@ def describe(snapshot: Snapshot) -> tuple[dict[str, Any], dict[str, Tensor]]:
         "patterns": dict(snapshot.patterns), "notes": list(snapshot.notes),
     }
     return description, dict(snapshot.tensors)
+
+
+def _axis(free: FreeAxis) -> list[Any]:
+    return [free.axis, free.name, free.example, free.period, list(free.remainders)]
 
 
 def _node(node: Node) -> dict[str, Any]:
@@ -175,7 +180,8 @@ def _input(item: Any) -> Input:
     if not fits or not isinstance(item["batched"], bool):
         raise FileError(f"input {str(item['name'])[:80]!r} has the shape {str(shape)[:80]}")
     limits = tuple(_limit(limit, shape) for limit in _list(item.get("limits", [])))
-    return Input(_text(item["name"]), shape, _tagged("dtype", item["dtype"]), item["batched"], limits)
+    return Input(_text(item["name"]), shape, _tagged("dtype", item["dtype"]), item["batched"], limits,
+                 tuple(_free_axis(axis, shape) for axis in _list(item.get("axes", []))))
 
 
 def _limit(item: Any, shape: tuple[int | None, ...]) -> tuple[int, int, int | None]:
@@ -184,6 +190,17 @@ def _limit(item: Any, shape: tuple[int | None, ...]) -> tuple[int, int, int | No
     fits = 0 <= found[1] < LARGEST and (found[2] is None or found[1] <= found[2] < LARGEST)
     if not fits or not 0 <= found[0] < len(shape) or shape[found[0]] is not None:
         raise FileError(f"an input is limited along axis {str(axis)[:20]}, which is not free, or by no sizes")
+    return found
+
+
+def _free_axis(item: Any, shape: tuple[int | None, ...]) -> FreeAxis:
+    axis, name, example, period, remainders = _list(item)
+    found = FreeAxis(_integer(axis), _text(name), _integer(example), _integer(period),
+                     tuple(_integer(r) for r in _list(remainders)))
+    if not 0 <= found.axis < len(shape) or shape[found.axis] is not None:
+        raise FileError(f"an input names axis {str(axis)[:20]}, which is not free")
+    if not 0 < found.period < LARGEST or not 0 < found.example < LARGEST or not found.fits(found.example):
+        raise FileError(f"the sizes of the free axis {found.name[:80]!r} make no sense")
     return found
 
 

@@ -30,8 +30,8 @@ BYTES = 1 << 40  #: no tensor of a graph is larger
 PIECES = 1 << 12  #: no call gives more results
 READ = 1 << 17  #: no graph passes on more results of such calls, all together
 POWER = 64  #: no number is raised to a higher power
-#: (batch, other free sizes) that are tried in turn
-SIZES = ((2, 64), (6, 224), (24, 240), (1, 1), (2, 2048))
+#: (batch, other free sizes) that are tried in turn; None: the sizes of the examples at capture
+SIZES: tuple[tuple[int, int | None], ...] = ((2, None), (2, 64), (6, 224), (24, 240), (1, 1), (2, 2048))
 UNKNOWN = object()
 aten = torch.ops.aten
 #: operator -> how many results it gives, of the size of the axis that is cut and the arguments by name
@@ -68,7 +68,7 @@ class _Trial:
         self.results: dict[Any, Any] = {}
         self.read = 0  # results in lists, so far
 
-    def run(self, batch: int, other: int) -> None:
+    def run(self, batch: int, other: int | None) -> None:
         waiting = iter(self.snapshot.signature.inputs)
         found: dict[Node, Any] = {}
         with torch.no_grad():
@@ -163,9 +163,9 @@ def _check_result(given: Any) -> None:
             raise ValueError("it gives a number of more than 63 bits")
 
 
-def _input(item: Input, batch: int, other: int) -> Tensor:
+def _input(item: Input, batch: int, other: int | None) -> Tensor:
     """A tensor without data for an input; free sizes as asked for, within the input's limits."""
-    shape = [size if size is not None else other if axis else batch for axis, size in enumerate(item.shape)]
+    shape = item.sizes(batch, other)
     for axis, least, most in item.limits:
         shape[axis] = max(least, shape[axis] if most is None else min(most, shape[axis]))
     if math.prod(shape) * item.dtype.itemsize > BYTES:

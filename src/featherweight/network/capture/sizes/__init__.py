@@ -1,0 +1,1 @@
+"""Which sizes of the inputs stay free beside the batch, and how far they go."""
