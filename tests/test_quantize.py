@@ -228,7 +228,7 @@ def test_file_shrinks_to_about_a_quarter(tmp_path):
 
 def test_stored_weights_are_the_rounded_folded_ones():
     network, task, _ = prepared(Residual(), 3, 8, 8)
-    quantized = Quantize().plan(network, task).apply(network)
+    quantized = Quantize(device="vnni").plan(network, task).apply(network)
     folded = {k: v.detach() for k, v in fw.network.fold_batch_norm(network).tensors().items()}
     for name in ("stem.weight", "conv2.weight", "linear.weight"):
         weight, stored = folded[name], quantized.tensor(name)

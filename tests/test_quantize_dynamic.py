@@ -59,7 +59,8 @@ def test_no_data_is_needed_and_the_runtime_multiplies_whole_numbers(wide, tmp_pa
 
 def test_values_are_rounded_to_the_grid_over_their_range(wide):
     network, _, x = wide
-    quantized = Quantize(activations="dynamic", mixed={"conv": "int8/float"}).plan(network, fw.Task()).apply(network)
+    step = Quantize(activations="dynamic", mixed={"conv": "int8/float"}, device="vnni")
+    quantized = step.plan(network, fw.Task()).apply(network)
     model = Wide().eval()
     weights = {n: fake_quantize(w, *minmax(w, Spec(8, axis=0)), Spec(8, axis=0)) if n.endswith("weight") else w
                for n, w in network.tensors().items()}

@@ -3,6 +3,7 @@
 from featherweight.deploy.onnx import onnxruntime
 from featherweight.deploy.openvino import target as openvino  # registers the targets
 from featherweight.deploy.processor import saturates
+from featherweight.deploy.saturation import saturating
 from featherweight.deploy.target import (
     FLOAT_TOLERANCE,
     QUANTIZED_TOLERANCE,
@@ -16,4 +17,4 @@ from featherweight.deploy.target import (
 )
 
 __all__ = ["FLOAT_TOLERANCE", "QUANTIZED_TOLERANCE", "TARGETS", "Agreement", "Runner", "Target",
-           "onnxruntime", "openvino", "register", "saturates", "target", "verify"]
+           "onnxruntime", "openvino", "register", "saturates", "saturating", "target", "verify"]

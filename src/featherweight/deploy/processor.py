@@ -7,15 +7,16 @@ from functools import cache
 import numpy as np
 
 #: what to do where a file differs because of it
-ADVICE = ("this processor has no VNNI instructions, and sums of products of uint8 and int8 may saturate on it: write "
-          "Quantize(weights='int7', ends=None), whose sums fit, or measure on one that has them")
+ADVICE = ("this processor has no VNNI instructions, and sums of products of uint8 and int8 saturate on it: write "
+          "Quantize(device='any'), or Quantize(weights='int7', ends=None), whose sums fit, or measure on one that has "
+          "them")
 
 
 @cache
 def saturates() -> bool:
     """Whether kernels add pairs of products of uint8 and int8 in 16 bits, and so cut off what does not fit: x86
-    processors without VNNI instructions do. Asked of ONNX Runtime, which does it unless told not to; OpenVINO cannot be
-    told. Weights from -64 to 64 are never cut off.
+    processors without VNNI instructions do. Asked of ONNX Runtime; OpenVINO does the same. Weights from -64 to 64 are
+    never cut off, nor are those of ``Quantize(device="any")``.
 
     Example:
         >>> fw.deploy.saturates() in (True, False)

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from featherweight.deploy.processor import ADVICE
+from featherweight.deploy.saturation import saturating
 from featherweight.errors import ExportError, did_you_mean
 from featherweight.network import Network, Signature, trees
 from featherweight.network.operators import schema_argument
@@ -135,7 +136,7 @@ class Agreement:
     max_abs: largest absolute difference of any float output value; max_rel: the same relative to the largest magnitude
     in its output tensor, or for integers the share of values that differ, whichever is worse over the outputs.
     ok: max_rel <= tolerance. It is not where an output of the network is NaN.
-    saturates: the runner's kernels may have cut off sums of products of 8 bits.
+    saturates: where it is not ok, whether the runner's kernels cut off sums of products of 8 bits on these inputs.
 
     Example:
         >>> fw.deploy.verify(network, runner, (images,)).max_rel < 1e-4
@@ -187,8 +188,9 @@ def verify(network: Network, runner: Runner, args: tuple[Any, ...], kwargs: Mapp
     for index, (want, got) in enumerate(zip(wanted, given, strict=True)):
         absolute, relative = _difference(index, want, got)
         worst_abs, worst_rel = max(worst_abs, absolute), max(worst_rel, relative)
-    return Agreement(worst_abs, worst_rel, worst_rel <= tolerance, tolerance,
-                     is_quantized(network) and not runner.exact_sums)
+    ok = worst_rel <= tolerance
+    return Agreement(worst_abs, worst_rel, ok, tolerance,
+                     not ok and not runner.exact_sums and bool(saturating(network, args, kwargs)))
 
 
 def is_quantized(network: Network) -> bool:

@@ -12,7 +12,7 @@ from featherweight.quantize.layers import LayerForm
 from featherweight.quantize.placement import Placement
 from featherweight.quantize.prepare.equalize import equalized
 from featherweight.quantize.prepare.smooth import smoothed
-from featherweight.quantize.ranges import activation_grids, usual_method
+from featherweight.quantize.ranges import Tops, activation_grids, usual_method
 from featherweight.quantize.store import Point, chosen_scale
 from featherweight.steps import Skipped
 from featherweight.task import Task
@@ -47,10 +47,11 @@ def weight_scales(folded: Network, found: list[LayerForm], method: str | None) -
 
 
 def value_grids(folded: Network, task: Task, placed: Placement, found: list[LayerForm], activations: str | None,
-                ranges: str | None, batches: int | None) -> tuple[Point, ...]:
+                ranges: str | None, batches: int | None, tops: Tops | None = None) -> tuple[Point, ...]:
     """The grids of the activations: those that share one take the widest kind that a reader of theirs wants.
 
     activations, ranges, batches: the options ``activations``, ``ranges`` and ``calibration_batches`` of ``Quantize``.
+    tops: the largest values of channels, looked at in the same pass.
     """
     dynamic = tuple(Point(name, 1.0, 0, readers, DYNAMIC) for name, readers in placed.dynamic.items())
     if not placed.points:
@@ -70,6 +71,6 @@ def value_grids(folded: Network, task: Task, placed: Placement, found: list[Laye
         kinds[leader] = max(asked, key=bits)
     specs = {g: ACTIVATIONS[k] for g, k in kinds.items()}
     method = ranges or usual_method(min(s.bits for s in specs.values()))
-    chosen = activation_grids(folded, task, groups, specs, method, batches)
+    chosen = activation_grids(folded, task, groups, specs, method, batches, tops)
     return tuple(Point(name, chosen[leader].scale, chosen[leader].zero_point, placed.readers[name], kinds[leader],
                        chosen[leader].signed) for name, leader in placed.points.items()) + dynamic

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -31,6 +31,24 @@ class Grid:
     signed: bool
 
 
+@dataclass(frozen=True)
+class Tops:
+    """The largest value of each channel of activations, filled while calibration data runs.
+
+    axes: activation's node -> the axes, counted from the end, along which its readers have their channels. found:
+    (node, axis) -> [channels].
+    """
+
+    axes: Mapping[str, tuple[int, ...]]
+    found: dict[tuple[str, int], Tensor] = field(default_factory=dict)
+
+    def look(self, name: str, value: Tensor) -> None:
+        for axis in self.axes.get(name, ()):
+            others = [i for i in range(-value.dim(), 0) if i != axis]
+            top = value.detach().amax(others)
+            self.found[name, axis] = torch.maximum(self.found.get((name, axis), top), top)
+
+
 #: method -> (bin centers, spec, counts) -> (scale, zero point); "minmax" needs no histogram
 SEARCHES: dict[str, Search] = {
     "mse": least_squares, "percentile": ranges.percentile, "kl": ranges.kullback_leibler,
@@ -44,15 +62,16 @@ def usual_method(bits: int) -> str:
 
 
 def activation_grids(network: Network, task: Task, groups: Mapping[str, list[str]], specs: Mapping[str, Spec],
-                     method: str, batches: int | None) -> dict[str, Grid]:
+                     method: str, batches: int | None, tops: Tops | None = None) -> dict[str, Grid]:
     """Leader -> the grid that all points of its group share.
 
     groups: leader -> node names. specs: leader -> what its grid may be; a symmetric one loses its sign where no value
     lies below zero. method: one of METHODS; all but "minmax" run the data a second time, to fill a histogram per group.
-    Raises TaskError where the calibration split is missing or empty, or values are not finite.
+    tops: what else is looked at in the same pass. Raises TaskError where the calibration split is missing or empty, or
+    values are not finite.
     """
     leaders = {name: leader for leader, names in groups.items() for name in names}
-    lows, highs = _extremes(network, task, leaders, batches)
+    lows, highs = _extremes(network, task, leaders, batches, tops or Tops({}))
     counts = {} if method == "minmax" else _histograms(network, task, leaders, lows, highs, batches)
     grids = {}
     for leader in groups:
@@ -86,8 +105,8 @@ def watched(network: Network, task: Task, taps: Mapping[str, Tap], batches: int 
                         "Task(calibration=lambda: my_batches, ...)")
 
 
-def _extremes(network: Network, task: Task, leaders: dict[str, str],
-              batches: int | None) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+def _extremes(network: Network, task: Task, leaders: dict[str, str], batches: int | None,
+              tops: Tops) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     lows: dict[str, Tensor] = {}
     highs: dict[str, Tensor] = {}
 
@@ -97,6 +116,7 @@ def _extremes(network: Network, task: Task, leaders: dict[str, str],
             leader = leaders[name]
             lows[leader] = torch.minimum(lows.get(leader, low), low)
             highs[leader] = torch.maximum(highs.get(leader, high), high)
+            tops.look(name, value)
 
         return tap
 

@@ -21,9 +21,11 @@ from featherweight.quantize.prepare.biases import corrected
 from featherweight.quantize.prepare.expand_activations import gated, write_out
 from featherweight.quantize.prepare.rescale import Product, rescaled
 from featherweight.quantize.ranges import METHODS as RANGES
+from featherweight.quantize.ranges import Tops
 from featherweight.quantize.request import Request, split
 from featherweight.quantize.rounding.methods import METHODS, rounded
 from featherweight.quantize.store import scale_name
+from featherweight.quantize.sums import DEVICES, channel_axes, unsaturated
 from featherweight.quantize.training.driver import Learning, Training
 from featherweight.quantize.training.learners import LEARNERS, check_learner
 from featherweight.steps import ALONE, Context, Rewrite, Skipped, Stage
@@ -72,16 +74,16 @@ class Quantize(Rewrite):
     calibration_batches: at most so many batches of the calibration split; None takes all (4 where they are made).
     target: the runtime whose integer kernels decide where values are rounded (``rules.RULES``); None takes
         the job's, or "onnxruntime". The network runs in any runtime, if not always as fast.
+    device: "any": scales of weights are chosen so that kernels saturate nowhere on calibration data, in a plain session
+        on any processor (x86 ones without VNNI instructions add two products of 8 bits in 16 bits; ``quantize/sums``).
+        "vnni": for processors known to have VNNI, or other sums of 32 bits; scales are not limited.
 
     With ``activations=None`` files shrink, and runtimes differ. ONNX Runtime reads the weights of convolutions back
     once, when it loads (as fast as in float), and rounds what linear calls read to 8 bits, which makes them faster the
     larger they are (4096 to 4096, one row: 9 times with 4 bits, 3 times with 8). OpenVINO reads the weights of
     convolutions back once, and rounds what linear calls read to 8 bits, in groups and anew at every run; so it does
-    for "dynamic" too, with which ONNX Runtime is two to three times as fast where linear calls read many rows. On x86
-    without VNNI instructions, kernels cut off sums of products of uint8 and int8 at 16 bits. ONNX Runtime does not if
-    the session's entry "session.x64quantprecision" is "1", as in ours: write it into yours. OpenVINO has no such entry;
-    there, write Quantize("int7", ends=None), whose sums fit. Values of fewer than 8 bits are simulated: no runtime here
-    has kernels for them.
+    for "dynamic" too, with which ONNX Runtime is two to three times as fast where linear calls read many rows. Values
+    of fewer than 8 bits are simulated: no runtime here has kernels for them.
 
     Example:
         >>> plan = fw.quantize.Quantize(weights="int8", activations="uint8").plan(network, task)
@@ -109,6 +111,7 @@ class Quantize(Rewrite):
     calibration: str = "data"
     calibration_batches: int | None = None
     target: str | None = None
+    device: str = "any"
 
     def plan(self, network: Network, task: Task) -> QuantizePlan:
         """Raises RecipeError for unknown options, ExportError for an unknown target and TaskError where calibration
@@ -132,8 +135,11 @@ class Quantize(Rewrite):
         skipped = [*skipped, *placed.skipped, *self._left_float(found, placed)]
         even = folded.copy() if self.correct_bias else None  # what biases are corrected towards
         scales = weight_scales(folded, found, self.weight_ranges)
+        tops = Tops({} if DEVICES[self.device] else channel_axes(folded, found, placed))
         points = value_grids(folded, task, placed, found, self.activations, self.ranges,
-                             self.calibration_batches)
+                             self.calibration_batches, tops)
+        if not DEVICES[self.device]:
+            scales = unsaturated(folded, found, scales, placed, points, tops)
         new, points, rest = rounded(self.rounding, folded, task, found, scales, points, self.calibration_batches)
         values |= new
         tensors = {scale_name(name): scale for name, scale in scales.items()} | values | vectors
@@ -150,7 +156,8 @@ class Quantize(Rewrite):
     def check(self) -> None:
         """Raises RecipeError, or ExportError, for options that make no sense."""
         self.request().check()
-        names: dict[str, Collection[str]] = {"rounding": METHODS, "learn": LEARNERS, "calibration": CALIBRATIONS}
+        names: dict[str, Collection[str]] = {"rounding": METHODS, "learn": LEARNERS, "calibration": CALIBRATIONS,
+                                             "device": DEVICES}
         names |= {option: known for option, known in USUAL.items() if getattr(self, option) is not None}
         for option, known in names.items():
             check_known(type(self).__name__, option, getattr(self, option), known)

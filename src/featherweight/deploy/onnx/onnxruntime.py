@@ -17,10 +17,6 @@ from featherweight.deploy.target import register
 from featherweight.errors import ExportError, InputError
 from featherweight.network import Network, Signature, fold_batch_norm
 
-#: without VNNI instructions, products of uint8 and int8 are summed in pairs in 16 bits, which saturate; this asks for
-#: the slower sums that do not, and changes nothing elsewhere
-EXACT_SUMS = ("session.x64quantprecision", "1")
-
 
 @dataclass(frozen=True)
 class OnnxRuntime:
@@ -45,43 +41,25 @@ class OnnxRuntime:
         import onnxruntime
 
         try:
-            session, exact = _exact_if_possible(path, threads)
+            session = inference_session(path, threads)
         except Exception as error:
             raise ExportError(f"ONNX Runtime {onnxruntime.__version__} does not load {path}: {error}") from error
         text = session.get_modelmeta().custom_metadata_map.get(METADATA)
         if text is None:
             raise ExportError(f"{path} was not written by featherweight: it does not say how its outputs are nested; "
                               "export the network again")
-        return OnnxRunner(session, like, json.loads(text)["outputs"], exact)
+        return OnnxRunner(session, like, json.loads(text)["outputs"])
 
 
 def inference_session(path: str | Path, threads: int) -> Any:
-    """ONNX Runtime's session of any file, on the CPU with ``threads`` threads, all graph optimizations on, and
-    EXACT_SUMS (but not where two calls read one weight, or two weights one zero point: ONNX Runtime 1.32 fails to make
-    it uint8 twice)."""
-    return _exact_if_possible(path, threads)[0]
-
-
-def _exact_if_possible(path: str | Path, threads: int) -> tuple[Any, bool]:
-    """The session, and whether it has EXACT_SUMS."""
-    import onnxruntime
-
-    try:
-        return _session(path, threads, EXACT_SUMS), True
-    except onnxruntime.capi.onnxruntime_pybind11_state.Fail:
-        return _session(path, threads), False
-
-
-def _session(path: str | Path, threads: int, *entries: tuple[str, str]) -> Any:
+    """ONNX Runtime's session of any file, on the CPU with ``threads`` threads; all else as it comes, which is how
+    files are opened where they are deployed."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
-    options.log_severity_level = 4 if entries else 3
-    for entry in entries:
-        options.add_session_config_entry(*entry)
+    options.log_severity_level = 3
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
@@ -90,9 +68,8 @@ class OnnxRunner:
 
     precision = "f32"
 
-    def __init__(self, session: Any, like: Signature, outputs: list[Any], exact: bool) -> None:
+    def __init__(self, session: Any, like: Signature, outputs: list[Any]) -> None:
         self._session = session
-        self._exact = exact
         self._like = like
         self._outputs = outputs
         self._names = [o.name for o in session.get_outputs()]
@@ -100,7 +77,7 @@ class OnnxRunner:
 
     @property
     def exact_sums(self) -> bool:
-        return self._exact or not saturates()
+        return not saturates()
 
     @property
     def versions(self) -> Mapping[str, str]:

@@ -9,7 +9,7 @@ A target has a table of passes: operator -> functions that rewrite a node of it,
 - An integer convolution of a channel count that is no multiple of four (above all of 3 colours) reads channels of
   zero points up to the next one, against weights of zero: only then has ONNX Runtime on x86 a kernel that needs no
   unfolded copy of its input. Seen with VNNI: 7 to 20 % of such a layer's time, 3 to 6 % of a ResNet-18's or a
-  MobileNetV2's. Without, where sums are to be exact, it is lost work: a ResNet-18 takes about 3 % more.
+  MobileNetV2's.
 - The float bias of an integer convolution or Gemm becomes a 32-bit one on the grid of its sums (input scale times
   weight scale). ONNX Runtime runs the call on integers only then: 1.32 still rounds most float biases itself (not
   that of a Gemm that gives a float), 1.22 some, 1.20 none. Weights of few bits are multiplied by a power of two first,
@@ -112,6 +112,8 @@ def _pad_whole_numbers(graph: Any, node: Any) -> None:
 LARGEST_BIAS = 2**30
 #: parts of a step of the output's grid that a bias is rounded to, if the weight's numbers leave room
 FINE = 4096
+#: weights up to here never saturate sums of two products in 16 bits (``numerics/saturation``)
+FITS = 64
 #: multiples that the kernel wants of a convolution's input and output channels
 CHANNELS_IN = 4
 CHANNELS_OUT = 16
@@ -200,7 +202,7 @@ def _finer(graph: Any, node: Any, weight: Any, steps: Any) -> int:
     largest, factor = int(np.abs(numbers.astype(np.int16)).max(initial=1)), 1
     grids = [constant_value(user.inputs[1]) for user in quantizers(node)]
     wanted = min((float(g) for g in grids if g is not None and not g.ndim), default=0.0) / FINE
-    while 2 * factor * largest <= 127 and float(np.max(steps)) / factor > wanted:
+    while 2 * factor * largest <= FITS and float(np.max(steps)) / factor > wanted:
         factor *= 2
     if factor > 1:
         for index, new in enumerate((numbers * np.int8(factor), scales / np.float32(factor))):

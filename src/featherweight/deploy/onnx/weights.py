@@ -131,8 +131,9 @@ def products(graph: Any, node: Any) -> bool:
 
 
 def own_zero(graph: Any, node: Any) -> bool:
-    """A weight's zero points for itself: where ONNX Runtime makes uint8 of int8 weights (``onnxruntime.EXACT_SUMS``),
-    it does so once for every weight, and fails (1.32) at zero points that it has met before."""
+    """A weight's zero points for itself: in a session that asks for exact sums (``session.x64quantprecision``), ONNX
+    Runtime makes uint8 of int8 weights, once for every weight, and fails (1.32) at zero points that it has met
+    before."""
     if len(node.inputs) > 2 and constant_value(through(node.inputs[0])) is not None:
         zero = node.inputs[2]
         numbers = constant_value(zero)
