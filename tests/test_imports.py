@@ -21,6 +21,7 @@ network
 steps codec
 deploy
 measure
+tasks
 axes calibrate
 judge
 recover distill

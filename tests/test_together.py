@@ -1,4 +1,4 @@
-"""Every two families one after the other: the second plans on what the first left, and what the first promised stays."""
+"""Every two families, one after the other: the second plans on what the first left, whose promises stay."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from featherweight import balance, distill, errors, factorize, prune, quantize, recover, share
+    from featherweight import balance, distill, errors, factorize, prune, quantize, recover, share, tasks
     from featherweight.judge.sensitivity import Sensitivity, sensitivity
     from featherweight.measure import scores
     from featherweight.network import Assembly, Network, capture, load
@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
 __version__ = "0.2.0.dev0"
 __all__ = ["Assembly", "Job", "Network", "Recipe", "Result", "Sensitivity", "Task", "balance", "capture", "compress",
-           "distill", "errors", "factorize", "load", "prune", "quantize", "recover", "scores", "sensitivity", "share"]
+           "distill", "errors", "factorize", "load", "prune", "quantize", "recover", "scores", "sensitivity", "share",
+           "tasks"]
 
 #: public names that are no folders or files of this package -> where they are
 _PLACES = {
