@@ -21,7 +21,6 @@ network
 steps codec
 deploy
 measure
-tasks
 axes calibrate
 judge
 recover distill

@@ -10,8 +10,8 @@ from typing import Any
 
 from featherweight.errors import RecipeError
 from featherweight.recipe.named import PACKAGES, SOURCES, Source
-from featherweight.tasks.images import classes
-from featherweight.tasks.table import words
+from featherweight.task.images import classes
+from featherweight.task.table import words
 
 #: what a package calls the number of classes -> in the arguments of its models
 COUNTS = {"timm": "num_classes", "torchvision": "num_classes", "transformers": "num_labels"}

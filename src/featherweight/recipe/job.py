@@ -5,7 +5,7 @@
     weights = "resnet18.pth"          # or factory = "mymodels:resnet20" (module:function), or file = "network.fw"
     arguments = {num_classes = 3}
     [data]
-    images = "folder"                 # or csv = "rows.csv", npz = "arrays.npz"; options of fw.tasks.images and the like
+    images = "folder"                 # or csv = "rows.csv", npz = "arrays.npz"; options of fw.task.images and the like
     size = 224                        # or, in the place of [data]: [task] with factory = "mydata:task" and arguments
     [compress]
     target = "onnxruntime"
@@ -52,8 +52,8 @@ class Model:
 
     def check(self) -> None:
         if sum(given is not None for given in (self.factory, self.file, self.name)) != 1:
-            raise RecipeError('[model] names a factory, a file or a name, one of the three; write factory = '
-                              '"module:function", or name = "torchvision:resnet18"')
+            raise RecipeError('[model] names a factory or a file, one of the two; write factory = "module:function", '
+                              'or a name alone, of timm, torchvision or transformers: name = "torchvision:resnet18"')
         if self.weights is not None and self.name is None:
             raise RecipeError("[model] weights are for a model that has a name; let the factory load them, or write "
                               'name = "torchvision:resnet18"')

@@ -15,8 +15,7 @@ import torch
 from torch import nn
 
 from featherweight.errors import RecipeError, did_you_mean
-from featherweight.task import Task
-from featherweight.tasks import arrays, images, table, texts
+from featherweight.task import Task, arrays, images, table, texts
 
 #: what a [data] table may name its files by
 SOURCES = ("images", "csv", "npz")
@@ -26,7 +25,7 @@ SOURCES = ("images", "csv", "npz")
 @dataclass(frozen=True)
 class Source:
     """Data in files: one of ``SOURCES``, its path (of the job file's folder), and options of the function of
-    ``fw.tasks`` that reads it."""
+    ``fw.task`` that reads it."""
 
     kind: str
     path: str

@@ -11,9 +11,8 @@ import torch
 from torch import Tensor
 
 from featherweight.errors import TaskError
-from featherweight.task import Task
-from featherweight.tasks.common import classification
-from featherweight.tasks.splits import parted, passes
+from featherweight.task.splits import parted, passes
+from featherweight.task.task import Task
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 #: what the folders of the splits may be called
@@ -34,12 +33,13 @@ def images(folder: str | Path, *, size: int = 224, resize: int | None = None, me
     images.
 
     Example:
+        >>> from pathlib import Path
         >>> from PIL import Image
         >>> for name in ("cat", "dog"):
         ...     for k in range(10):
         ...         Path(f"pets/{name}").mkdir(parents=True, exist_ok=True)
         ...         Image.new("RGB", (20, 16), (k, 0, 0)).save(f"pets/{name}/{k}.png")
-        >>> task = fw.tasks.images("pets", size=8, batch=4)
+        >>> task = fw.task.images("pets", size=8, batch=4)
         >>> next(task.batches("train"))[0].shape
         torch.Size([4, 3, 8, 8])
     """
@@ -60,7 +60,7 @@ def images(folder: str | Path, *, size: int = 224, resize: int | None = None, me
         return passes(torch.arange(len(files)), batch, make, training)
 
     other = {name: split(name) for name in ("validation", "test") if name in found}
-    return classification(split("train", True), calibration=split("train"), **other)
+    return Task.classification(split("train", True), calibration=split("train"), **other)
 
 
 def pillow() -> Any:

@@ -11,9 +11,8 @@ import torch
 from torch import Tensor
 
 from featherweight.errors import TaskError
-from featherweight.task import Task
-from featherweight.tasks.common import classification, regression
-from featherweight.tasks.splits import SPLITS, parted, passes
+from featherweight.task.splits import SPLITS, parted, passes
+from featherweight.task.task import Task
 
 #: what the arrays of a split may be called behind x_ and y_
 NAMES = {"train": ("train",), "validation": ("validation", "val", "valid"), "test": ("test",)}
@@ -29,8 +28,9 @@ def arrays(npz: str | Path, *, batch: int = 64, mean: float | list[float] | None
     for files without these arrays.
 
     Example:
+        >>> import numpy as np
         >>> np.savez("digits.npz", x=np.zeros((40, 8, 8), np.uint8), y=np.arange(40) % 10)
-        >>> task = fw.tasks.arrays("digits.npz", batch=8)
+        >>> task = fw.task.arrays("digits.npz", batch=8)
         >>> next(task.batches("train"))[0].shape
         torch.Size([8, 1, 8, 8])
     """
@@ -53,7 +53,7 @@ def arrays(npz: str | Path, *, batch: int = 64, mean: float | list[float] | None
         x, y = inputs[name], pairs[name][1]
         return passes(torch.arange(len(x)), batch, lambda i: ((_floats(x[i]) - centre) / scale, y[i]), shuffled)
 
-    make = regression if pairs["train"][1].is_floating_point() else classification
+    make = Task.regression if pairs["train"][1].is_floating_point() else Task.classification
     other = {name: split(name) for name in ("validation", "test") if name in pairs}
     return make(split("train", True), calibration=split("train"), **other)
 

@@ -11,9 +11,8 @@ import torch
 from torch import Tensor
 
 from featherweight.errors import TaskError, did_you_mean
-from featherweight.task import Task
-from featherweight.tasks.common import classification, regression
-from featherweight.tasks.splits import parted, passes
+from featherweight.task.splits import parted, passes
+from featherweight.task.task import Task
 
 #: texts -> tensors by name, each [n, t]
 Tokenizer = Callable[..., Mapping[str, Any]]
@@ -28,9 +27,10 @@ def table(path: str | Path, target: str, *, columns: Sequence[str] | None = None
     are drawn with ``seed``. Inputs are [n, columns].
 
     Example:
+        >>> from pathlib import Path
         >>> lines = "\\n".join(f"{k},{k % 3},{'high' if k > 20 else 'low'}" for k in range(40))
         >>> _ = Path("rows.csv").write_text("a,b,level\\n" + lines)
-        >>> task = fw.tasks.table("rows.csv", "level", batch=8)
+        >>> task = fw.task.table("rows.csv", "level", batch=8)
         >>> [t.shape for t in next(task.batches("train"))]
         [torch.Size([8, 2]), torch.Size([8])]
     """
@@ -41,7 +41,7 @@ def table(path: str | Path, target: str, *, columns: Sequence[str] | None = None
             raise TaskError(f"{path} has no numbers in a column {column!r}; {did_you_mean(column, rows[0])}")
     if not used:
         raise TaskError(f"{path} has no column of numbers beside {target!r}; for texts write "
-                        f"fw.tasks.texts({str(path)!r}, text=..., target={target!r}, tokenizer=...)")
+                        f"fw.task.texts({str(path)!r}, text=..., target={target!r}, tokenizer=...)")
     own = parted(len(rows), validation, test, seed)
     values = torch.tensor([[float(row[c]) if row[c] else float("nan") for c in used] for row in rows])
     train = values[own["train"]]
@@ -53,7 +53,7 @@ def table(path: str | Path, target: str, *, columns: Sequence[str] | None = None
     def split(name: str, shuffled: bool = False) -> Any:
         return passes(own[name], batch, lambda i: (values[i], targets[i]), shuffled)
 
-    make = classification if kinds else regression
+    make = Task.classification if kinds else Task.regression
     return make(split("train", True), split("validation"), calibration=split("train"),
                 test=split("test") if "test" in own else None)
 
@@ -68,12 +68,13 @@ def texts(path: str | Path, target: str, *, text: str = "text", tokenizer: str |
     a batch, which a network of free length takes. Splits are drawn with ``seed``.
 
     Example:
+        >>> from pathlib import Path
         >>> lines = "\\n".join(f"{'good' if k % 2 else 'bad'} film,{k % 2}" for k in range(40))
         >>> _ = Path("films.csv").write_text("text,liked\\n" + lines)
         >>> def tokens(texts, max_length, **options):
         ...     rows = [[len(word) for word in one.split()][:max_length] for one in texts]
         ...     return {"input_ids": torch.tensor([row + [0] * (max_length - len(row)) for row in rows])}
-        >>> task = fw.tasks.texts("films.csv", "liked", tokenizer=tokens, length=4, batch=8)
+        >>> task = fw.task.texts("films.csv", "liked", tokenizer=tokens, length=4, batch=8)
         >>> next(task.batches("train"))[0]["input_ids"].shape
         torch.Size([8, 4])
     """
@@ -92,7 +93,7 @@ def texts(path: str | Path, target: str, *, text: str = "text", tokenizer: str |
     def split(name: str, shuffled: bool = False) -> Any:
         return passes(own[name], batch, made, shuffled)
 
-    make = classification if kinds else regression
+    make = Task.classification if kinds else Task.regression
     return make(split("train", True), split("validation"), calibration=split("train"),
                 test=split("test") if "test" in own else None)
 

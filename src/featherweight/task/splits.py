@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from featherweight.errors import TaskError
-from featherweight.task import Batch
+from featherweight.task.batches import Batch
 
 SPLITS = ("train", "validation", "test")
 
