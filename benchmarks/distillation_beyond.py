@@ -119,6 +119,7 @@ def taught(part: Part, name: str, task: fw.Task, rows: Rows) -> fw.Network:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", choices=PARTS)
+    parser.add_argument("--epochs", type=int, help="of the students, in place of those of the table")
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
     parser.add_argument("--bccd", type=Path, help="the folder with Annotations, ImageSets and JPEGImages")
     parser.add_argument("--snippets", type=Path, help="the source archive of vaderSentiment")
@@ -127,11 +128,13 @@ def main() -> None:
     if needed and getattr(given, needed) is None:
         parser.error(f"{given.part} needs --{needed}")
     part, rows = PARTS[given.part], Rows("distillation_beyond.json")
+    if given.epochs is not None:
+        part = dataclasses.replace(part, short=dataclasses.replace(part.short, epochs=given.epochs))
     task = part.task(given)
     teacher = taught(part, given.part, task, rows)
     for seed in given.seeds:
         for arm, beside in part.arms.items():
-            name = f"{given.part} {arm}, seed {seed}"
+            name = f"{given.part} {part.short.epochs} epochs {arm}, seed {seed}"
             if name in rows:
                 continue
             torch.manual_seed(seed)

@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from featherweight import balance, distill, errors, factorize, prune, quantize, recover, share
     from featherweight.judge.sensitivity import Sensitivity, sensitivity
-    from featherweight.measure import scores
     from featherweight.network import Assembly, Network, capture, load
     from featherweight.recipe import Job, Recipe, Result, compress
-    from featherweight.task import Task
+    from featherweight.task import Task, scores
 
 __version__ = "0.2.0.dev0"
 __all__ = ["Assembly", "Job", "Network", "Recipe", "Result", "Sensitivity", "Task", "balance", "capture", "compress",
@@ -20,7 +19,7 @@ __all__ = ["Assembly", "Job", "Network", "Recipe", "Result", "Sensitivity", "Tas
 
 #: public names that are no folders or files of this package -> where they are
 _PLACES = {
-    "Assembly": "network", "Network": "network", "capture": "network", "load": "network", "scores": "measure",
+    "Assembly": "network", "Network": "network", "capture": "network", "load": "network", "scores": "task",
     "Job": "recipe", "Recipe": "recipe", "Result": "recipe", "compress": "recipe", "Task": "task",
     "Sensitivity": "judge.sensitivity", "sensitivity": "judge.sensitivity",
 }

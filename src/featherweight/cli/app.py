@@ -17,6 +17,7 @@ import typer
 from typer.core import TyperGroup
 
 from featherweight import __version__, codec, deploy, measure
+from featherweight.cli import init as begin
 from featherweight.cli import show
 from featherweight.cli.flags import in_flags
 from featherweight.cli.models import job_of, network_named, task_named
@@ -121,6 +122,34 @@ def compress(recipe: Annotated[Path, typer.Argument(metavar="RECIPE.toml", help=
 def _say_flags(flags: tuple[str, ...]) -> None:
     for flag in flags:
         typer.echo(show.printable(f"flag: {flag}"), err=True)
+
+
+@app.command()
+def init(model: Annotated[str | None, typer.Option(
+             metavar="NAME", help="timm:, torchvision: or transformers:NAME, module:function, or a .fw file")] = None,
+         weights: Annotated[str | None, typer.Option(metavar="FILE", help="the state of a named model")] = None,
+         images: Annotated[str | None, typer.Option(metavar="FOLDER", help="one folder of images a class")] = None,
+         csv: Annotated[str | None, typer.Option(metavar="FILE", help="rows of numbers, or texts")] = None,
+         npz: Annotated[str | None, typer.Option(metavar="FILE", help="arrays x and y")] = None,
+         predict: Annotated[str | None, typer.Option("--target", metavar="COLUMN", help="what a csv is to say")] = None,
+         text: Annotated[str | None, typer.Option(metavar="COLUMN", help="the texts of a csv")] = None,
+         tokenizer: Annotated[str | None, typer.Option(metavar="NAME", help="name or folder, for texts")] = None,
+         runtime: Annotated[str, typer.Option(help="runtime to deploy to")] = "onnxruntime",
+         out: Annotated[Path, typer.Option(metavar="JOB.toml", help="the file to write")] = Path("job.toml")) -> None:
+    """Write a job file that runs: for a model that has a name and data in files, no Python is needed."""
+    def ask(what: str) -> str:
+        return str(typer.prompt(what, err=True))
+
+    if out.exists():
+        raise FileError(f"{out} is there already; write --out another.toml, or remove it")
+    deploy.target(runtime)
+    data = begin.source({"images": images, "csv": csv, "npz": npz},
+                        {"target": predict, "text": text, "tokenizer": tokenizer}, ask)
+    told = begin.text(model or ask("model: timm:NAME, torchvision:NAME, transformers:NAME, module:function or a .fw"),
+                      weights, data, runtime, str(out))
+    with written_whole(out) as part:
+        part.write_text(told, encoding="utf-8")
+    show.line(f"{out}: read it, then featherweight compress {out}")
 
 
 @app.command("measure")

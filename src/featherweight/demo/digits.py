@@ -10,8 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from featherweight.errors import TaskError
-from featherweight.measure import scores
-from featherweight.task import Split, Task
+from featherweight.task import Split, Task, scores
 
 #: samples of each split; 1797 digits in all, shuffled once with a fixed seed
 SIZES = {"train": 1077, "calibration": 120, "validation": 300, "test": 300}

@@ -1,6 +1,5 @@
 """What a network costs and how good it is: weights, MACs, bytes, latency, memory, score."""
 
-from featherweight.measure import scores
 from featherweight.measure.deployed import as_call, measure, sample_inputs
 from featherweight.measure.layers import LayerFigures, layers
 from featherweight.measure.macs import COUNTERS, ZERO, Macs, macs
@@ -9,6 +8,7 @@ from featherweight.measure.memory import peak_memory
 from featherweight.measure.timing import Latency, Ratio, Timed, interleave, paired, side_by_side
 from featherweight.measure.weights import Weight, nonzeros, params, weights
 from featherweight.steps.moved import moved
+from featherweight.task import scores
 
 __all__ = ["COUNTERS", "ZERO", "Latency", "LayerFigures", "Macs", "Measurement", "Ratio", "Timed", "Weight", "as_call",
            "interleave", "layers", "macs", "measure", "nonzeros", "paired", "params", "peak_memory", "sample_inputs",

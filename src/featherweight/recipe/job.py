@@ -1,11 +1,12 @@
 """``Job``: a whole job in one TOML file: which model, which task, what to do with it.
 
     [model]
-    factory = "mymodels:resnet20"     # module:function; or file = "network.fw"
-    arguments = {width = 16}
-    [task]
-    factory = "mydata:task"
-    arguments = {folder = "data"}
+    name = "torchvision:resnet18"     # or "timm:...", "transformers:..."
+    weights = "resnet18.pth"          # or factory = "mymodels:resnet20" (module:function), or file = "network.fw"
+    arguments = {num_classes = 3}
+    [data]
+    images = "folder"                 # or csv = "rows.csv", npz = "arrays.npz"; options of fw.task.images and the like
+    size = 224                        # or, in the place of [data]: [task] with factory = "mydata:task" and arguments
     [compress]
     target = "onnxruntime"
     out = "out"
@@ -32,6 +33,7 @@ from featherweight.network import Assembly, Network, capture, load
 from featherweight.recipe import toml
 from featherweight.recipe.apply import Progress, compress
 from featherweight.recipe.kinds import make
+from featherweight.recipe.named import Source, model_named
 from featherweight.recipe.recipe import Recipe
 from featherweight.recipe.result import Result
 from featherweight.task import SPLITS, Inputs, Task, batch_size
@@ -39,16 +41,22 @@ from featherweight.task import SPLITS, Inputs, Task, batch_size
 
 @dataclass(frozen=True)
 class Model:
-    """factory: "module:function", which gives a module, a (module, example inputs) pair or a Network; or file: a saved
-    Network."""
+    """factory: "module:function", which gives a module, a (module, example inputs) pair or a Network; or name:
+    "package:name" of timm, torchvision or transformers, with the file of its ``weights``; or file: a saved Network."""
 
     factory: str | None = None
     file: str | None = None
     arguments: Mapping[str, Any] = field(default_factory=dict)
+    name: str | None = None
+    weights: str | None = None
 
     def check(self) -> None:
-        if (self.factory is None) == (self.file is None):
-            raise RecipeError('[model] names a factory or a file, one of the two; write factory = "module:function"')
+        if sum(given is not None for given in (self.factory, self.file, self.name)) != 1:
+            raise RecipeError('[model] names a factory or a file, one of the two; write factory = "module:function", '
+                              'or a name alone, of timm, torchvision or transformers: name = "torchvision:resnet18"')
+        if self.weights is not None and self.name is None:
+            raise RecipeError("[model] weights are for a model that has a name; let the factory load them, or write "
+                              'name = "torchvision:resnet18"')
 
 
 @dataclass(frozen=True)
@@ -94,7 +102,7 @@ class Job:
     """
 
     model: Model
-    task: Data
+    task: Data | Source
     options: Options
     recipe: Recipe
     folder: str = "."
@@ -103,13 +111,17 @@ class Job:
     def from_toml(cls, source: str | Path) -> Job:
         """The job in a TOML file or text. Raises RecipeError for unknown tables, keys and kinds."""
         tables = toml.parse(source)
-        for name in ("model", "task"):
-            if name not in tables:
-                raise RecipeError(f'the job has no [{name}]; write [{name}] and factory = "module:function" under it')
-        for name in ("model", "task", "compress"):
+        if "model" not in tables:
+            raise RecipeError('the job has no [model]; write [model] and factory = "module:function" under it')
+        if ("task" in tables) == ("data" in tables):
+            many = "both [task] and [data]" if "task" in tables else "no [task]"
+            raise RecipeError(f'the job has {many}; write [task] and factory = "module:function" under it, or [data] '
+                              'and images = "folder"')
+        for name in ("model", "task", "data", "compress"):
             if not isinstance(tables.get(name, {}), Mapping):
                 raise RecipeError(f"{name} is no table; write [{name}]")
-        return cls(make(Model, tables["model"], "[model]"), make(Data, tables["task"], "[task]"),
+        data: Data | Source = (make(Data, tables["task"], "[task]") if "task" in tables else Source.of(tables["data"]))
+        return cls(make(Model, tables["model"], "[model]"), data,
                    make(Options, tables.get("compress", {}), "[compress]"), Recipe.from_toml(source),
                    str(Path(source).resolve().parent) if toml.is_path(source) else ".")
 
@@ -121,21 +133,30 @@ class Job:
         """The tables ahead of the steps; ``out`` is named instead of the options' own."""
         options = self.options if out is None else replace(self.options, out=out)
         rows = ""
-        for name, table in (("model", self.model), ("task", self.task), ("compress", options)):
-            given = {f: v for f, v in vars(table).items() if v is not None and v != {}}
+        data = ("data", self.task.table()) if isinstance(self.task, Source) else ("task", vars(self.task))
+        for name, table in (("model", vars(self.model)), data, ("compress", vars(options))):
+            given = {f: v for f, v in table.items() if v is not None and v != {}}
             rows += f"[{name}]\n{toml.write(given)}\n"
         return rows
 
     def prepare(self) -> tuple[Network, Task]:
         """The network (captured, if the factory gives a module) and the task. Raises RecipeError."""
+        task, model = self._task(), self.model
+        if model.file is not None:
+            made: Any = load(model.file)
+        elif model.name is not None:
+            made = model_named(model.name, model.arguments, model.weights, self.folder)
+        else:
+            made = call_factory(str(model.factory), model.arguments, self.folder, "[model]")
+        return as_network(made, task, str(model.file or model.name or model.factory)), task
+
+    def _task(self) -> Task:
+        if isinstance(self.task, Source):
+            return self.task.task(self.folder)
         task = call_factory(self.task.factory, self.task.arguments, self.folder, "[task]")
         if not isinstance(task, Task):
             raise RecipeError(f"[task] factory {self.task.factory!r} gave a {type(task).__name__}; expected a fw.Task")
-        if self.model.file is not None:
-            made: Any = load(self.model.file)
-        else:
-            made = call_factory(str(self.model.factory), self.model.arguments, self.folder, "[model]")
-        return as_network(made, task, str(self.model.file or self.model.factory)), task
+        return task
 
     def run(self, progress: Progress | None = None, resume: bool = True, out: str | Path | None = None) -> Result:
         """Does the job; ``out`` overrides the file's. The recipe that it leaves names another folder, ``out`` +

@@ -14,11 +14,10 @@ from torch import Tensor
 
 from featherweight import deploy
 from featherweight.errors import ExportError, FeatherweightError, RecipeError, TaskError
-from featherweight.measure import scores
 from featherweight.network import Network
 from featherweight.network.devices import device_of
 from featherweight.seeds import generators_kept
-from featherweight.task import Batch, Pass, Predict, Task, call, described, move, told
+from featherweight.task import Batch, Pass, Predict, Task, call, described, move, scores, told
 
 #: files as large as the network that a step leaves (the network, the deployed file), and that a job needs beside
 #: (a checkpoint with its optimizer, what is shipped)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from featherweight.errors import TaskError
-from featherweight.task import Batch, Predict, call
+from featherweight.task.batches import Batch, Predict, call
 
 #: where the values to be judged stand, in a mapping of outputs
 KEYS = ("logits", "out", "output", "scores", "prediction")
@@ -106,4 +106,66 @@ def mean_iou(predict: Predict, batches: Iterable[Batch], ignore: int = 255) -> f
     return 100.0 * float((both[union > 0] / union[union > 0]).mean())
 
 
-__all__ = ["main_output", "mean_iou", "top1", "top5"]
+def numbers(output: Any, target: Any) -> tuple[Tensor, Tensor]:
+    """The outputs of a regression and its targets, in one shape."""
+    given = main_output(output)
+    wanted = torch.as_tensor(target).to(given)
+    if wanted.shape != given.shape and wanted.numel() == given.numel():
+        wanted = wanted.view(given.shape)
+    if wanted.shape != given.shape:
+        raise TaskError(f"regression compares outputs {list(given.shape)} with targets {list(wanted.shape)}; both must "
+                        "have one shape")
+    return given, wanted
+
+
+def explained(predict: Predict, batches: Iterable[Batch]) -> float:
+    """R^2 in percent: 100 (1 - squared error / variance of the targets), over all numbers of all batches.
+
+    Example:
+        >>> fw.scores.explained(lambda x: x, [(torch.tensor([1.0, 2.0]), torch.tensor([1.0, 2.0]))])
+        100.0
+    """
+    error, total, squares, count = 0.0, 0.0, 0.0, 0
+    with torch.no_grad():
+        for inputs, target in batches:
+            given, wanted = (t.double() for t in numbers(call(predict, inputs), target))
+            error += float((given - wanted).square().sum())
+            total, squares, count = total + float(wanted.sum()), squares + float(wanted.square().sum()), \
+                count + wanted.numel()
+    if not count:
+        raise TaskError("there was nothing to score: the split gave no batches")
+    variance = squares - total ** 2 / count
+    return 100 * (1 - error / variance) if variance > 0 else 0.0
+
+
+def tokens(output: Any, target: Any, shift: bool) -> tuple[Tensor, Tensor]:
+    """Logits [n, t, vocabulary] and the tokens wanted there [n, t]."""
+    logits, wanted = main_output(output), torch.as_tensor(target)
+    if logits.dim() != 3 or wanted.shape != logits.shape[:2]:
+        raise TaskError(f"language compares logits [n, t, vocabulary] with targets [n, t]; got {list(logits.shape)} "
+                        f"and {list(wanted.shape)}")
+    return (logits[:, :-1], wanted[:, 1:]) if shift else (logits, wanted)
+
+
+def right_tokens(predict: Predict, batches: Iterable[Batch], shift: bool = True, ignore: int = -100) -> float:
+    """Share of the tokens that count whose largest logit is theirs, in percent. shift: the target of a place is the
+    token after it.
+
+    Example:
+        >>> logits = torch.eye(3)[None]                                       # [n, t, vocabulary] = [1, 3, 3]
+        >>> fw.scores.right_tokens(lambda x: x, [(logits, torch.tensor([[0, 1, 2]]))], shift=False)
+        100.0
+    """
+    right = seen = 0
+    with torch.no_grad():
+        for inputs, target in batches:
+            logits, wanted = tokens(call(predict, inputs), target, shift)
+            counts = wanted.to(logits.device) != ignore
+            right += int(((logits.argmax(2) == wanted.to(logits.device)) & counts).sum())
+            seen += int(counts.sum())
+    if not seen:
+        raise TaskError("there was nothing to score: the split gave no batches, or no token counts")
+    return 100.0 * right / seen
+
+
+__all__ = ["explained", "main_output", "mean_iou", "right_tokens", "top1", "top5"]

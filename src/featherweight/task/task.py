@@ -5,64 +5,20 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import partial
+from typing import Any, Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from featherweight.errors import FeatherweightError, TaskError
+from featherweight.task import losses, scores
+from featherweight.task.batches import Batch, Predict
+from featherweight.task.pairs import Loader, pairs
 
-Inputs = Tensor | tuple[Any, ...] | Mapping[str, Any]
-Batch = tuple[Inputs, Any]
-Predict = Callable[..., Any]
 Split = Callable[[], Iterable[Batch]]
 SPLITS = ("train", "calibration", "validation", "test")
-
-
-def call(predict: Predict, inputs: Inputs) -> Any:
-    """Calls ``predict`` with the inputs of one batch: a tensor alone, a tuple as positions, a mapping as keywords.
-
-    Example:
-        >>> fw.task.call(network, images).shape
-        torch.Size([32, 4])
-        >>> fw.task.call(lambda a, b: a + b, (1, 2)), fw.task.call(lambda a, b: a + b, {"b": 2, "a": 1})
-        (3, 3)
-    """
-    if isinstance(inputs, Tensor):
-        return predict(inputs)
-    if isinstance(inputs, Mapping):
-        return predict(**inputs)
-    return predict(*inputs)
-
-
-def batch_size(inputs: Inputs) -> int:
-    """Number of samples in one batch: the length of the first tensor's first axis.
-
-    Example:
-        >>> fw.task.batch_size({"image": torch.zeros(8, 3, 32, 32)})
-        8
-    """
-    if isinstance(inputs, Tensor):
-        return int(inputs.shape[0])
-    values = inputs.values() if isinstance(inputs, Mapping) else inputs
-    return next(int(v.shape[0]) for v in values if isinstance(v, Tensor))
-
-
-def move(value: Any, device: torch.device | str) -> Any:
-    """The same nest of tensors on ``device``.
-
-    Example:
-        >>> fw.task.move({"image": images, "ids": [1, 2]}, "cpu")["ids"]
-        [1, 2]
-    """
-    if isinstance(value, Tensor):
-        return value.to(device)
-    if isinstance(value, Mapping):
-        return {k: move(v, device) for k, v in value.items()}
-    if isinstance(value, (tuple, list)):
-        return type(value)(move(v, device) for v in value)
-    return value
 
 
 class Pass(Iterator[Batch]):
@@ -159,6 +115,79 @@ class Task:
             if getattr(self, name) is None:
                 raise TaskError(f"this needs the task's {name} and none was given; write Task({name}=..., ...)")
 
+    # ---- the common kinds
+    @classmethod
+    def classification(cls, train: Loader | None = None, validation: Loader | None = None, *,
+                       calibration: Loader | None = None, test: Loader | None = None, label_smoothing: float = 0.0,
+                       k: int = 1) -> Self:
+        """One class for each sample: cross entropy, and the share of right answers (among the ``k``, 1 or 5, largest).
+
+        train, validation, test: DataLoaders, Hugging Face ones too, lists, or functions that start a pass; batches are
+            (inputs, target), (input, input, ..., target), or mappings with "labels". calibration: None takes ``train``.
+        The logits are found in the model's outputs as ``fw.scores.main_output`` finds them. Raises TaskError for
+        another k.
+
+        Example:
+            >>> loader = [(images, torch.arange(32) % 4)]
+            >>> task = fw.Task.classification(loader, loader)
+            >>> task.score_name, task.score(network, task.batches("validation")) <= 100
+            ('top-1 %', True)
+        """
+        if k not in (1, 5):
+            raise TaskError(f"classification(k={k}); expected 1 or 5, or a score of your own: fw.Task(score=...)")
+        loss = partial(losses.cross_entropy, label_smoothing=label_smoothing)
+        score = scores.top1 if k == 1 else scores.top5
+        return cls(**pairs(train, validation, calibration, test), loss=loss, score=score, score_name=f"top-{k} %")
+
+    @classmethod
+    def segmentation(cls, train: Loader | None = None, validation: Loader | None = None, *,
+                     calibration: Loader | None = None, test: Loader | None = None, ignore: int = 255) -> Self:
+        """One class for each pixel: cross entropy, and the mean intersection over union; ``ignore``: the target of
+        pixels that do not count. Batches as in ``classification``, targets [n, h, w].
+
+        Example:
+            >>> maps = [(torch.randn(2, 3, 8, 8), torch.randint(5, (2, 8, 8)))]
+            >>> fw.Task.segmentation(maps, maps).score_name
+            'mean IoU %'
+        """
+        return cls(**pairs(train, validation, calibration, test),
+                   loss=partial(losses.cross_entropy, ignore_index=ignore),
+                   score=partial(scores.mean_iou, ignore=ignore), score_name="mean IoU %")
+
+    @classmethod
+    def regression(cls, train: Loader | None = None, validation: Loader | None = None, *,
+                   calibration: Loader | None = None, test: Loader | None = None) -> Self:
+        """Numbers: mean squared error, and the share of the targets' variance that is explained (R^2), in percent.
+        Batches as in ``classification``, targets of the outputs' shape, or [n] for outputs [n, 1].
+
+        Example:
+            >>> rows = [(torch.randn(8, 4), torch.randn(8))]
+            >>> fw.Task.regression(rows, rows).score_name
+            'R^2 %'
+        """
+        return cls(**pairs(train, validation, calibration, test), loss=losses.squared_error, score=scores.explained,
+                   score_name="R^2 %")
+
+    @classmethod
+    def language(cls, train: Loader | None = None, validation: Loader | None = None, *,
+                 calibration: Loader | None = None, test: Loader | None = None, shift: bool = True,
+                 ignore: int = -100) -> Self:
+        """One token for each place: cross entropy, and the share of right tokens. Batches as in ``classification``,
+        targets [n, t] for logits [n, t, vocabulary].
+
+        shift: the target of a place is the token after it, as where targets are the inputs themselves (Hugging Face's
+            causal models); False for masked models. ignore: targets that do not count.
+
+        Example:
+            >>> tokens = torch.randint(9, (2, 6))
+            >>> loader = [{"input_ids": tokens, "labels": tokens}]
+            >>> fw.Task.language(loader, loader).score_name
+            'right tokens %'
+        """
+        return cls(**pairs(train, validation, calibration, test),
+                   loss=partial(losses.token_loss, shift=shift, ignore=ignore),
+                   score=partial(scores.right_tokens, shift=shift, ignore=ignore), score_name="right tokens %")
+
 
 @dataclass(frozen=True)
 class ToldLoss:
@@ -253,4 +282,4 @@ def _has_nan(inputs: Any) -> bool:
     return any(map(_has_nan, items))
 
 
-__all__ = ["Task", "batch_size", "call", "move"]
+__all__ = ["SPLITS", "Pass", "Split", "Task", "ToldLoss", "ToldScore", "described", "told"]

@@ -1,0 +1,285 @@
+"""Tasks of the common kinds, from loaders and from files; job files that need no Python."""
+
+from __future__ import annotations
+
+import json
+import sys
+import tomllib
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.data import DataLoader, TensorDataset
+from typer.testing import CliRunner
+
+import featherweight as fw
+from featherweight.cli.app import app
+from featherweight.errors import RecipeError, TaskError
+from featherweight.recipe.named import model_named
+from featherweight.task.images import classes
+
+X, Y = torch.randn(20, 4, generator=torch.Generator().manual_seed(0)), torch.arange(20) % 3
+
+
+# ---- from loaders
+@pytest.mark.parametrize("loader", [
+    DataLoader(TensorDataset(X, Y), batch_size=8), [(X[:8], Y[:8]), [X[8:], Y[8:]]],
+    [{"x": X, "labels": Y}], lambda: iter([(X, Y)]), [(X[:, :2], X[:, 2:], Y)]])
+def test_whatever_gives_inputs_and_targets_is_a_split(loader: Any) -> None:
+    task = fw.Task.classification(loader, loader, test=loader)
+    for split in ("train", "calibration", "validation", "test"):
+        for _ in range(2):
+            given = list(task.batches(split))
+            assert torch.equal(torch.cat([target for _, target in given]), Y)
+    first = next(task.batches("train"))[0]
+    seen = [first] if isinstance(first, Tensor) else list(first.values()) if isinstance(first, dict) else list(first)
+    assert torch.equal(torch.cat(seen, 1), X[:len(seen[0])])
+
+
+def test_losses_and_scores_are_those_that_torch_has() -> None:
+    logits, y = torch.randn(6, 3), torch.tensor([0, 1, 2, 0, 1, 2])
+
+    def predict(x: Any) -> Any:
+        return {"logits": logits}
+
+    task = fw.Task.classification([(X[:6], y)], [(X[:6], y)], label_smoothing=0.1)
+    assert task.loss is not None
+    assert task.score is not None
+    torch.testing.assert_close(task.loss({"logits": logits}, y),
+                               functional.cross_entropy(logits, y, label_smoothing=0.1))
+    assert task.score(predict, task.batches("validation")) == pytest.approx(
+        100 * float((logits.argmax(1) == y).float().mean()))
+    numbers = fw.Task.regression([(X, X[:, 0])], [(X, X[:, 0]), (X, X[:, 1])])
+    assert numbers.loss is not None
+    assert numbers.score is not None
+    torch.testing.assert_close(numbers.loss(X[:, 1:2], X[:, 0]), (X[:, 1] - X[:, 0]).square().mean())
+    wanted = np.concatenate([X[:, 0], X[:, 1]])
+    given = np.concatenate([X[:, 2], X[:, 2]])
+    assert numbers.score(lambda x: x[:, 2:3], numbers.batches("validation")) == pytest.approx(
+        100 * (1 - ((wanted - given) ** 2).sum() / ((wanted - wanted.mean()) ** 2).sum()), rel=1e-5)
+    tokens, scores = torch.tensor([[1, 2, 0, 1], [2, 2, 1, -100]]), torch.randn(2, 4, 3)
+    text = fw.Task.language([(tokens, tokens)], [(tokens, tokens)])
+    assert text.loss is not None
+    assert text.score is not None
+    pairs = [(scores[n, t], tokens[n, t + 1]) for n in range(2) for t in range(3) if tokens[n, t + 1] >= 0]
+    torch.testing.assert_close(text.loss(scores, tokens), torch.stack(
+        [functional.cross_entropy(s, y) for s, y in pairs]).mean())
+    assert text.score(lambda x: scores, text.batches("validation")) == pytest.approx(
+        100 * np.mean([int(s.argmax()) == int(y) for s, y in pairs]))
+    maps = torch.randint(3, (2, 4, 4))
+    pixels = fw.Task.segmentation([(maps, maps)], [(maps, maps)])
+    assert pixels.score is not None
+    assert pixels.score(lambda x: functional.one_hot(x, 3).permute(0, 3, 1, 2).float(), pixels.batches(
+        "validation")) == 100
+
+
+def test_what_is_no_batch_is_said() -> None:
+    for given, message in (([{"x": X}], r"has 'x' and none of labels"), ([X], "is a Tensor; expected"),
+                           (iter([(X, Y)]), "which can be gone through only once")):
+        with pytest.raises(TaskError, match=message):
+            next(fw.Task.classification(given).batches("train"))
+    with pytest.raises(TaskError, match=r"classification\(k=3\)"):
+        fw.Task.classification(k=3)
+
+
+# ---- from files
+def drawn(folder: Path, each: int = 10, size: tuple[int, int] = (20, 16)) -> Path:
+    for number, name in enumerate(("cat", "dog", "eel")):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        for k in range(each):
+            Image.new("RGB", size, (20 * k, 100 * number, 0)).save(folder / name / f"{k}.png")
+    return folder
+
+
+def test_images_are_read_resized_cropped_and_normalized(tmp_path: Path) -> None:
+    folder = drawn(tmp_path / "pets")
+    assert classes(folder) == ["cat", "dog", "eel"]
+    task = fw.task.images(folder, size=8, resize=8, mean=(0.5, 0.5, 0.5), std=(0.25, 0.5, 1.0), batch=4, seed=1)
+    seen: dict[str, set[tuple[int, int]]] = {}
+    for split in ("train", "validation", "test"):
+        for x, y in task.batches(split):
+            assert x.shape[1:] == (3, 8, 8)
+            red, green = x[:, 0, 0, 0] * 0.25 + 0.5, x[:, 1, 0, 0] * 0.5 + 0.5
+            assert torch.equal((green * 255 / 100).round().long(), y)
+            seen.setdefault(split, set()).update(zip((red * 255 / 20).round().long().tolist(), y.tolist(), strict=True))
+    assert [len(seen[s]) for s in ("train", "validation", "test")] == [24, 3, 3]
+    assert len(set().union(*seen.values())) == 30
+    again = fw.task.images(folder, size=8, batch=4, seed=1)
+    assert [y.tolist() for _, y in again.batches("test")] == [y.tolist() for _, y in task.batches("test")]
+
+
+def test_images_may_lie_in_folders_of_splits(tmp_path: Path) -> None:
+    drawn(tmp_path / "train")
+    drawn(tmp_path / "val", 2)
+    task = fw.task.images(tmp_path, size=8, test=0.2)
+    assert [sum(len(y) for _, y in task.batches(s)) for s in ("train", "validation", "test")] == [24, 6, 6]
+    (tmp_path / "val/fox").mkdir()
+    with pytest.raises(TaskError, match="'fox', which is no class of the training images: cat, dog, eel"):
+        fw.task.images(tmp_path)
+    with pytest.raises(TaskError, match="no such folder"):
+        fw.task.images(tmp_path / "nothing")
+    (tmp_path / "train/cat/0.png").write_bytes(b"nothing")
+    with pytest.raises(TaskError, match="is no image that Pillow reads"):
+        list(fw.task.images(tmp_path / "train", validation=0.1, test=0.1).batches("train"))
+
+
+def test_mirrored_images_are_those_of_training_alone(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        for k in range(20):
+            pixels = np.zeros((8, 8, 3), np.uint8)
+            pixels[:, :4] = 200
+            Image.fromarray(pixels).save(tmp_path / name / f"{k}.png")
+    task = fw.task.images(tmp_path, size=8, resize=8, batch=64)
+    left = torch.cat([x[:, 0, 0, 0] > x[:, 0, 0, 7] for x, _ in task.batches("train")])
+    assert 0 < int(left.sum()) < len(left)
+    assert all(bool((x[:, 0, 0, 0] > x[:, 0, 0, 7]).all()) for s in ("calibration", "validation", "test")
+               for x, _ in task.batches(s))
+
+
+def test_arrays_are_scaled_as_the_training_split(tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    x, y = generator.integers(0, 255, (40, 6, 6, 3), dtype=np.uint8), np.arange(40) % 4
+    np.savez(tmp_path / "a.npz", x_train=x, y_train=y, x_test=x[:8], y_test=y[:8])
+    task = fw.task.arrays(tmp_path / "a.npz", batch=100, validation=0.25)
+    train, validation, test = (next(task.batches(s)) for s in ("calibration", "validation", "test"))
+    assert [len(part[1]) for part in (train, validation, test)] == [30, 10, 8]
+    torch.testing.assert_close(train[0].mean((0, 2, 3)), torch.zeros(3), atol=1e-5, rtol=0)
+    torch.testing.assert_close(train[0].std((0, 2, 3), correction=0), torch.ones(3), atol=1e-5, rtol=0)
+    scale = (test[0][0, :, 0, 0] - test[0][1, :, 0, 0]) / torch.from_numpy(x[0, 0, 0] / 255.0 - x[1, 0, 0] / 255.0)
+    assert bool((scale > 0).all())
+    np.savez(tmp_path / "b.npz", x=generator.normal(size=(30, 5)), y=generator.normal(size=30))
+    assert fw.task.arrays(tmp_path / "b.npz").score_name == "R^2 %"
+    np.savez(tmp_path / "c.npz", a=x)
+    with pytest.raises(TaskError, match="has a; expected x and y, or x_train and y_train"):
+        fw.task.arrays(tmp_path / "c.npz")
+
+
+def rows(path: Path, text: str) -> Path:
+    path.write_text(text)
+    return path
+
+
+def test_a_table_is_read_by_columns(tmp_path: Path) -> None:
+    lines = [f"{k},{k % 3},{'' if k == 5 else k * k},{'high' if k > 20 else 'low'}" for k in range(40)]
+    path = rows(tmp_path / "a.csv", "a,b,c,level\n" + "\n".join(lines))
+    task = fw.task.table(path, "level", batch=100)
+    x, y = next(task.batches("calibration"))
+    assert x.shape == (32, 3)
+    torch.testing.assert_close(x.mean(0), torch.zeros(3), atol=1e-4, rtol=0)
+    assert set(y.tolist()) == {0, 1}
+    with pytest.raises(TaskError, match="line 7 has nothing in 'c'"):
+        fw.task.table(path, "c")
+    assert fw.task.table(path, "a", columns=("b", "c")).score_name == "R^2 %"
+    assert fw.task.table(path, "b", columns=("a",)).score_name == "top-1 %"
+    for given, message in (({"target": "lvel"}, "did you mean 'level'"), ({"target": "a", "columns": ("level",)},
+                                                                         "no numbers in a column 'level'")):
+        with pytest.raises(TaskError, match=message):
+            fw.task.table(path, **given)  # type: ignore[arg-type]
+    with pytest.raises(TaskError, match=r"line 3 has not 2 cells"):
+        fw.task.table(rows(tmp_path / "b.csv", "a,b\n1,2\n3\n"), "b")
+
+
+def spaced(texts: list[str], max_length: int, padding: Any, **options: Any) -> dict[str, Tensor]:
+    cut = [[len(word) for word in one.split()][:max_length] for one in texts]
+    longest = max_length if padding == "max_length" else max(map(len, cut))
+    return {"input_ids": torch.tensor([one + [0] * (longest - len(one)) for one in cut])}
+
+
+def test_texts_are_padded_to_a_length_or_to_the_longest(tmp_path: Path) -> None:
+    path = rows(tmp_path / "a.csv", "text,liked\n" + "\n".join(
+        f'"{"so " * (k % 4)}good, film",{"yes" if k % 2 else "no"}' for k in range(40)))
+    for pad, lengths in (("length", {7}), ("longest", {2, 3, 4, 5})):
+        task = fw.task.texts(path, "liked", tokenizer=spaced, length=7, pad=pad, batch=1)
+        assert {x["input_ids"].shape[1] for x, _ in task.batches("train")} == lengths
+    assert {int(y) for _, y in task.batches("train")} == {0, 1}
+    with pytest.raises(TaskError, match="transformers has no tokenizer"):
+        fw.task.texts(path, "liked", tokenizer=str(tmp_path / "none"))
+
+
+# ---- without Python
+class Small(nn.Module):
+    def __init__(self, num_classes: int = 10) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 8, 3, 2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        self.head = nn.Linear(8, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.body(x))  # type: ignore[no-any-return]
+
+
+@pytest.fixture
+def zoo(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A package of models as timm is one, which this environment may lack."""
+    module = ModuleType("timm")
+
+    def create_model(name: str, pretrained: bool, **arguments: Any) -> nn.Module:
+        if name != "small":
+            raise RuntimeError(f"Unknown model ({name})")
+        return Small(**arguments)
+
+    module.create_model = create_model  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "timm", module)
+
+
+@pytest.mark.usefixtures("zoo")
+def test_two_commands_lead_from_a_folder_of_images_to_a_deployed_file(tmp_path: Path,
+                                                                     monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    drawn(Path("pets"))
+    torch.manual_seed(0)
+    torch.save(Small(3).state_dict(), "small.pth")
+    run = CliRunner()
+    made = run.invoke(app, ["init", "--model", "timm:small", "--weights", "small.pth", "--images", "pets"])
+    assert made.exit_code == 0, made.output
+    text = Path("job.toml").read_text()
+    assert tomllib.loads(text)["model"] == {"name": "timm:small", "weights": "small.pth",
+                                            "arguments": {"num_classes": 3}}
+    commented = "\n".join(line.removeprefix("# ") if line.startswith(("# [[", "# kind", "# macs", "# size", "# mirror"))
+                          else line for line in text.splitlines())
+    assert len(tomllib.loads(commented)["steps"]) == 3  # what stands in comments is TOML as well
+    Path("job.toml").write_text(text.replace("# size = 224", "size = 16"))
+    done = run.invoke(app, ["compress", "job.toml", "--set", "compress.seconds=0.05", "--json"])
+    assert done.exit_code in (0, 1), done.output
+    assert Path("out/model.onnx").stat().st_size < 20_000
+    assert json.loads(Path("out/result.json").read_text())["trail"]
+    again = fw.Job.from_toml(Path("out/recipe.toml"))
+    assert again.task == fw.Job.from_toml(Path("job.toml")).task
+    assert run.invoke(app, ["init", "--model", "timm:small", "--images", "pets"]).exit_code == 2  # job.toml is there
+
+
+@pytest.mark.usefixtures("zoo")
+def test_models_by_name_fail_in_words(tmp_path: Path) -> None:
+    torch.save(Small(4).state_dict(), tmp_path / "four.pth")
+    torch.save({"state_dict": {f"module.{k}": v for k, v in Small(3).state_dict().items()}}, tmp_path / "three.pth")
+    (tmp_path / "torn.pth").write_bytes(b"PK nothing")
+    torch.save(Small(3), tmp_path / "pickle.pth")
+    made = model_named("timm:small", {"num_classes": 3}, "three.pth", str(tmp_path))
+    assert made(torch.ones(1, 3, 8, 8)).numel() == 3
+    for name, weights, message in (
+            ("timm:large", None, r"timm gave no model 'large'.*Unknown model"),
+            ("jax:small", None, "expected PACKAGE:NAME"),
+            ("timm:small", "none.pth", "no such file"), ("timm:small", "four.pth", "do not fit the model"),
+            ("timm:small", "torn.pth", "torch.save"), ("timm:small", "pickle.pth", "holds more than tensors")):
+        with pytest.raises(RecipeError, match=message):
+            model_named(name, {"num_classes": 3}, weights, str(tmp_path))
+
+
+def test_a_job_names_data_of_one_kind() -> None:
+    head = '[model]\nname = "timm:small"\n'
+    for data, message in (('[data]\n', "names nothing; expected one of images, csv, npz"),
+                          ('[data]\nimages = "a"\nnpz = "b"\n', "names images and npz"),
+                          ('[data]\nimages = "a"\nsze = 3\n', "did you mean 'size'"),
+                          ('[data]\ncsv = "a.csv"\n', "needs target; write target"),
+                          ('[data]\ncsv = "a.csv"\ntext = "t"\ntarget = "y"\n', "needs tokenizer"),
+                          ('[data]\nimages = "a"\n[task]\nfactory = "a:b"\n', "has both"), ("", "has no .task.")):
+        with pytest.raises(RecipeError, match=message):
+            fw.Job.from_toml(head + data)
+    job = fw.Job.from_toml(head + '[data]\nimages = "pets"\nsize = 32\nmean = [0.5, 0.5, 0.5]\n')
+    assert fw.Job.from_toml(job.to_toml() + "\n").to_toml() == job.to_toml()
