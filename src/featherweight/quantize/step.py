@@ -130,7 +130,7 @@ class Quantize(Rewrite):
             found, _ = layers(folded, request)
             placed = placement(folded, found, request)
         skipped = [*skipped, *placed.skipped, *self._left_float(found, placed)]
-        even = folded.copy()  # what biases are corrected towards
+        even = folded.copy() if self.correct_bias else folded  # what biases are corrected towards
         scales = weight_scales(folded, found, self.weight_ranges)
         points = value_grids(folded, task, placed, found, self.activations, self.ranges,
                              self.calibration_batches)
