@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +80,8 @@ def through(kind: str, size: int, folder: Path) -> dict[str, Any]:
     torch.set_num_threads(1)
     parts = Parts()
     model, x = made(kind, size)
-    network = parts.take("capture", lambda: fw.capture(model, x))
+    network = parts.take("capture", partial(fw.capture, model, x))
+    del model
     parts.take("groups", lambda: axis_groups(network))
     parts.take("layers", lambda: fw.measure.layers(network))
     parts.take("macs", lambda: fw.measure.macs(network))

@@ -52,7 +52,7 @@ def _worth_deflating(numbers: Numbers, best: int) -> bool:
     """Whether deflating, the slowest method, may make fewer bytes than ``best``: of large blocks, samples tell."""
     if numbers.itemsize == 1 or numbers.nbytes <= 4 * SAMPLE:
         return True
-    plain = memoryview(np.ascontiguousarray(numbers)).cast("B")
+    plain = numbers.tobytes()
     length = sum(len(zlib.compress(plain[at:at + SAMPLE], 6)) for at in range(0, len(plain), len(plain) // 4 + 1))
     return length / (4 * SAMPLE) < 1.1 * best / len(plain)
 
