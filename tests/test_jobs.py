@@ -366,6 +366,31 @@ def test_what_a_users_function_does_wrong_is_told_before_the_first_step(more: An
         assert isinstance(caught.value.__cause__, KeyError), "their own traceback is kept"
 
 
+NO_TARGETS = [(x, None) for x, _ in batches(2)]
+
+
+@pytest.mark.parametrize(("step", "more", "message"), [
+    (fw.prune.Channels(macs=0.5, score="taylor"), {"calibration": NO_TARGETS},
+     r"on the calibration split: your loss raised TypeError.* and a target None\); give pairs \(inputs, target\)"),
+    (fw.prune.Weights(score="fisher"), {"calibration": NO_TARGETS}, r"on the calibration split: your loss .*target None"),
+    (fw.share.Codebook(importance="fisher"), {"calibration": NO_TARGETS}, r"on the calibration split: your loss"),
+    (fw.recover.Train(), {"train": NO_TARGETS}, r"on the train split: your loss .* give pairs"),
+    (fw.recover.Train(), {"train": None}, r"step 2 \(recover\.Train\): this needs the task's train and none was given"),
+    (fw.prune.Weights(score="taylor"), {"loss": None}, r"step 2 \(prune\.Weights\): this needs the task's loss"),
+    (fw.prune.Weights(score="wanda"), {"calibration": None}, "this needs the task's calibration and none was given"),
+])
+def test_what_a_later_step_needs_of_the_task_is_asked_before_the_first(step: Any, more: Any, message: str) -> None:
+    Scale.planned.clear()
+    with pytest.raises(TaskError, match=message):
+        squeeze(tiny(), task(**more), [Scale(), step])
+    assert not Scale.planned
+
+
+def test_a_loss_that_takes_no_target_needs_none() -> None:
+    calm = task(calibration=NO_TARGETS, loss=lambda output, target: output.square().mean())
+    squeeze(tiny(), calm, [fw.prune.Weights(sparsity=0.5, score="taylor")])
+
+
 @pytest.mark.parametrize("split", [lambda: list(batches(1)), lambda: [(x.numpy(), y.numpy()) for x, y in batches(1)],
                                    lambda: torch.utils.data.DataLoader(list(batches(1)), batch_size=None)])
 def test_splits_of_every_kind_train(split: Any) -> None:

@@ -76,7 +76,7 @@ def compress(network: Network, task: Task, recipe: Recipe | Iterable[Step], targ
         check_place(folder, network, target, len(ready.steps))
         check_finite(network, "the network to be compressed")
         begun = {split: first_batches(task, split, seed) for split in EARLY if task.has(split)}
-        known = tried(network, task, begun)
+        known = tried(network, task, begun, ready.steps)
         mark = job_mark(network, task, ready.steps, target, begun, seed=seed, threads=threads, seconds=seconds,
                         memory=memory)
         state = State(folder)
