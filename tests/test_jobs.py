@@ -419,6 +419,12 @@ def test_weights_that_are_not_finite_are_refused(wrong: float) -> None:
         squeeze(tiny(), task(), [Nudge(by=wrong)])
 
 
+def test_outputs_that_are_no_longer_finite_are_flagged() -> None:
+    result = squeeze(tiny(), task(score=lambda predict, given: 1.0), [Scale(by=1e30), Scale("2.weight", by=1e30)])
+    (found,) = [flag for flag in result.flags if " gives " in flag and "where there were" in flag]
+    assert re.match(r"step 2 \(test\.Scale\) gives \d+ numbers that are not finite .* where there were 0", found)
+
+
 def test_true_is_no_number() -> None:
     with pytest.raises(RecipeError, match="macs is True"):
         fw.Recipe([fw.prune.Channels(macs=True)])

@@ -15,12 +15,12 @@ from torch import Tensor
 from featherweight import deploy
 from featherweight.errors import ExportError, FeatherweightError, RecipeError, TaskError
 from featherweight.measure import scores
-from featherweight.network import Network
+from featherweight.network import Network, trees
 from featherweight.network.devices import device_of
 from featherweight.seeds import generators_kept
 from featherweight.steps import Step
 from featherweight.steps.kinds import kind_of
-from featherweight.task import Batch, Pass, Predict, Task, call, described, move, told
+from featherweight.task import Batch, Inputs, Pass, Predict, Task, call, described, move, told
 
 #: files as large as the network that a step leaves (the network, the deployed file), and that a job needs beside
 #: (a checkpoint with its optimizer, what is shipped)
@@ -63,6 +63,19 @@ def check_finite(network: Network, where: str) -> None:
         if bool(wrong.any()):
             raise RecipeError(f"{where}: {name!r} holds {int(wrong.sum())} of {tensor.numel()} numbers that are not "
                               "finite; look at what was loaded, or train with a smaller learning rate")
+
+
+def not_finite(network: Network, inputs: Inputs | None) -> int:
+    """How many numbers of the outputs for these inputs are infinite (as scores of padding may be) or NaN."""
+    if inputs is None:
+        return 0
+    mode = network.training
+    try:
+        with torch.no_grad():
+            outputs = call(network.eval(), move(inputs, device_of(network)))
+    finally:
+        network.train(mode)
+    return sum(int((~value.isfinite()).sum()) for value in trees.floats(outputs))
 
 
 def tried(network: Network, task: Task, batches: Mapping[str, list[Batch]], steps: Sequence[Step] = ()) -> Task:
@@ -143,4 +156,4 @@ def _tried_score(task: Task, predict: Predict, batches: list[Batch], split: str)
             task.score(predict, Pass(split, iter(batches)))
 
 
-__all__ = ["OnLogits", "check_finite", "check_place", "tried"]
+__all__ = ["OnLogits", "check_finite", "check_place", "not_finite", "tried"]
