@@ -158,6 +158,28 @@ def test_state_files_of_wrong_json_are_answered_in_words(tmp_path: Path, text: s
     squeeze(tiny(), task(test=lambda: batches(4)), ONE, out=tmp_path)
 
 
+def test_a_training_whose_files_are_damaged_is_told_or_begun_anew(tmp_path: Path) -> None:
+    recipe = [fw.recover.Train(epochs=2, lr=0.05)]
+    state = tmp_path / "state" / "step_1"
+
+    def kill(what: str, done: float, *rest: Any) -> None:
+        if (what, done) == ("recover.Train", 8):
+            raise Killed
+
+    with pytest.raises(Killed):
+        squeeze(tiny(), task(), recipe, out=tmp_path, progress=kill)
+    held = bytearray((state / "checkpoint.safetensors").read_bytes())
+    held[-3] ^= 1  # one bit of one number
+    (state / "checkpoint.safetensors").write_bytes(held)
+    with pytest.warns(UserWarning, match="do not match its checksum.*starting from the beginning"):
+        resumed = squeeze(tiny(), task(), recipe, out=tmp_path)
+    assert_same(resumed.network, squeeze(tiny(), task(), recipe).network)
+    for text in ("null", '{"1": 3}', '{"1": {"loss": "low"}}', "{"):
+        (state / "terms.json").write_text(text)
+        with pytest.raises(FileError, match=r"terms\.json .*resume=False\) to start over"):
+            squeeze(tiny(), task(), recipe, out=tmp_path)
+
+
 EDITS: list[tuple[tuple[Any, ...], Any]] = [
     (("trail",), 3), (("trail",), {"a": 1}), (("trail", 0), "x"), (("trail", 0, "params"), "many"),
     (("trail", 0, "latency"), 3), (("trail", 0, "latency", "median_s"), "fast"), (("trail", 1, "score"), [1]),

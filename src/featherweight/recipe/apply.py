@@ -26,6 +26,7 @@ from featherweight.recipe.gauge import Gauge
 from featherweight.recipe.mark import EARLY, first_batches, job_mark, split_mark
 from featherweight.recipe.recipe import Recipe, aimed, planners
 from featherweight.recipe.result import Decision, Result
+from featherweight.recipe.terms import FILE as TERMS
 from featherweight.recipe.terms import Terms, by_epoch, curves
 from featherweight.recipe.trial import check_finite, check_place, not_finite, tried
 from featherweight.recipe.types import named_types
@@ -202,7 +203,8 @@ class _Work:
                                     tuple(dataclasses.asdict(c) for c in getattr(p, "sensitivity", ())), p)
                            for place, p in plans.items()]
                 network.save(file)
-                seal(notes, [d.to_dict() for d in decided], [file, *self._plan_files(index, step).values()])
+                seal(notes, [d.to_dict() for d in decided],
+                     [file, *self._plan_files(index, step).values(), *folder.glob(TERMS)])
                 (folder / "checkpoint.safetensors").unlink(missing_ok=True)
             self.processes.share(lambda: None)
         stored: list[dict[str, Any]]
