@@ -17,6 +17,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -619,3 +620,15 @@ def test_a_process_that_compresses_again_and_again_does_not_grow(tmp_path: Path)
         seen[-1]["sources of graphs"] = len(graph_module._loader.eval_cache)
     kinds = set().union(*seen)
     assert {k for k in kinds if all(a[k] < b[k] for a, b in itertools.pairwise(seen))} == set(), "grew at every call"
+
+
+def test_eight_threads_call_one_network_and_one_runner(tmp_path: Path) -> None:
+    network, runtime = tiny(), fw.deploy.target("onnxruntime")
+    runtime.export(network, tmp_path / "model.onnx")
+    runner = runtime.load(tmp_path / "model.onnx", like=network.signature)
+    inputs = [torch.randn(1 + i % 5, 4) for i in range(100)]
+    with torch.no_grad():
+        wanted = [network(x) for x in inputs]
+    with ThreadPoolExecutor(8) as threads:
+        assert all(map(torch.equal, wanted, threads.map(torch.no_grad()(network), inputs)))
+        assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(wanted, threads.map(runner, inputs), strict=True))
