@@ -1,12 +1,12 @@
 """Large graphs and large weights through capture, groups, figures, int8, save, load, export and pack.
 
-    python benchmarks/scale.py [graph 2000] [graph 20000] [weight 25000]
+    python benchmarks/scale.py [graph 2000] [graph 20000] [export 2000] [export 20000] [weight 25000]
 
-Arms: "graph, N nodes", a chain of residual blocks of linear calls 16 wide, whose exported graph has N calls; "weight,
-N x N", one linear layer without a bias (25,000: 2.5 GB). Each arm is a process. A row has the seconds of every part (by
-the clock, and of the processor: others may have had it), the peak of the resident memory in it (Linux's VmHWM, reset
-before) above what was resident before, in GB, and the bytes of each file. Results go into
-benchmarks/results/scale.json.
+Arms: "graph, N nodes", a chain of residual blocks of linear calls 16 wide, whose exported graph has N calls; "export, N
+nodes", the same to ONNX; "weight, N x N", one linear layer without a bias (25,000: 2.5 GB), all of it. Each arm is a
+process. A row has the seconds of every part (by the clock, and of the processor: others may have had it), the peak of
+the resident memory in it (Linux's VmHWM, reset before) above what was resident before, in GB, and the bytes of each
+file. Results go into benchmarks/results/scale.json.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from torch import Tensor, nn
 import featherweight as fw
 from featherweight.axes.groups import axis_groups
 
-ARMS = (("graph", 2000), ("graph", 20_000), ("weight", 25_000))
+ARMS = (("graph", 2000), ("graph", 20_000), ("export", 2000), ("export", 20_000), ("weight", 25_000))
 
 
 class Chain(nn.Module):
@@ -44,7 +45,7 @@ class Chain(nn.Module):
 
 def made(kind: str, size: int) -> tuple[nn.Module, Tensor]:
     torch.manual_seed(0)
-    if kind == "graph":
+    if kind != "weight":
         return Chain(size // 4).eval(), torch.randn(2, 16)
     layer = nn.utils.skip_init(nn.Linear, size, size, bias=False)
     with torch.no_grad():
@@ -69,6 +70,13 @@ class Parts:
         return found
 
 
+    def done(self, folder: Path) -> dict[str, Any]:
+        """All of it, and the bytes of the files in the folder."""
+        sizes = {file.name: file.stat().st_size for file in sorted(folder.iterdir())}
+        total = {key: round(sum(part[key] for part in self.row.values()), 1) for key in ("seconds", "processor_s")}
+        return {"parts": self.row, **total, "bytes": sizes}
+
+
 def status(key: str) -> int:
     """Kilobytes, as the system says them."""
     rows = (row.split() for row in Path("/proc/self/status").read_text().splitlines())
@@ -79,7 +87,11 @@ def through(kind: str, size: int, folder: Path) -> dict[str, Any]:
     torch.set_num_threads(1)
     parts = Parts()
     model, x = made(kind, size)
-    network = parts.take("capture", lambda: fw.capture(model, x))
+    network = parts.take("capture", partial(fw.capture, model, x))
+    del model
+    if kind == "export":
+        parts.take("export", partial(fw.deploy.target("onnxruntime").export, network, folder / "float.onnx"))
+        return parts.done(folder)
     parts.take("groups", lambda: axis_groups(network))
     parts.take("layers", lambda: fw.measure.layers(network))
     parts.take("macs", lambda: fw.measure.macs(network))
@@ -91,10 +103,10 @@ def through(kind: str, size: int, folder: Path) -> dict[str, Any]:
         parts.take(f"{name} save", lambda each=each, name=name: each.save(folder / f"{name}.fw"))
         parts.take(f"{name} load", lambda name=name: fw.load(folder / f"{name}.fw"))
         parts.take(f"{name} pack", lambda name=name: fw.codec.pack(folder / f"{name}.fw", folder / f"{name}.fwz"))
-    for name, each in (("float", network), ("int8", small)):
-        parts.take(f"{name} export", lambda each=each, name=name: runtime.export(each, folder / f"{name}.onnx"))
-    sizes = {file.name: file.stat().st_size for file in sorted(folder.iterdir())}
-    return {"parts": parts.row, "seconds": round(sum(p["seconds"] for p in parts.row.values()), 1), "bytes": sizes}
+    if kind == "weight":
+        for name, each in (("float", network), ("int8", small)):
+            parts.take(f"{name} export", lambda each=each, name=name: runtime.export(each, folder / f"{name}.onnx"))
+    return parts.done(folder)
 
 
 def main() -> None:
@@ -111,7 +123,7 @@ def main() -> None:
 
 
 def name_of(kind: str, size: int) -> str:
-    return f"graph, {size} nodes" if kind == "graph" else f"weight, {size} x {size}"
+    return f"weight, {size} x {size}" if kind == "weight" else f"{kind}, {size} nodes"
 
 
 if __name__ == "__main__":

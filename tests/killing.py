@@ -6,6 +6,7 @@ that came before it.
 
 from __future__ import annotations
 
+import difflib
 import itertools
 import json
 import os
@@ -66,6 +67,12 @@ def without_times(values: Any) -> Any:
     return values
 
 
+def unlike(a: Any, b: Any) -> list[str]:
+    """The lines in which two values differ, as JSON."""
+    lines = (json.dumps(value, indent=1).splitlines() for value in (b, a))
+    return [line for line in difflib.unified_diff(*lines, n=0, lineterm="") if line[:3] not in ("---", "+++")][:20]
+
+
 def check(recipe: fw.Recipe, folder: Path, step: int) -> int:
     """Kills a job at every ``step``-th file operation, lets it go on, and compares with a job that was not killed;
     how many kills there were."""
@@ -90,7 +97,8 @@ def check(recipe: fw.Recipe, folder: Path, step: int) -> int:
             KILL.folder = ""
         resumed = run(out)
         assert_same(resumed.network, whole.network)
-        assert without_times(json.loads((out / "result.json").read_text())) == wanted
+        found = without_times(json.loads((out / "result.json").read_text()))
+        assert found == wanted, f"killed at {count}: " + " / ".join(unlike(found, wanted))
         left = [p for p in out.rglob("*") if p.suffix in (".part", ".lock", ".holder") or "cleared" in p.name]
         assert left == []
     raise AssertionError("not reached")

@@ -17,6 +17,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -156,6 +157,28 @@ def test_state_files_of_wrong_json_are_answered_in_words(tmp_path: Path, text: s
             squeeze(tiny(), task(test=lambda: batches(4)), ONE, out=tmp_path)
         file.write_text(kept)
     squeeze(tiny(), task(test=lambda: batches(4)), ONE, out=tmp_path)
+
+
+def test_a_training_whose_files_are_damaged_is_told_or_begun_anew(tmp_path: Path) -> None:
+    recipe = [fw.recover.Train(epochs=2, lr=0.05)]
+    state = tmp_path / "state" / "step_1"
+
+    def kill(what: str, done: float, *rest: Any) -> None:
+        if (what, done) == ("recover.Train", 8):
+            raise Killed
+
+    with pytest.raises(Killed):
+        squeeze(tiny(), task(), recipe, out=tmp_path, progress=kill)
+    held = bytearray((state / "checkpoint.safetensors").read_bytes())
+    held[-3] ^= 1  # one bit of one number
+    (state / "checkpoint.safetensors").write_bytes(held)
+    with pytest.warns(UserWarning, match="do not match its checksum.*starting from the beginning"):
+        resumed = squeeze(tiny(), task(), recipe, out=tmp_path)
+    assert_same(resumed.network, squeeze(tiny(), task(), recipe).network)
+    for text in ("null", '{"1": 3}', '{"1": {"loss": "low"}}', "{"):
+        (state / "terms.json").write_text(text)
+        with pytest.raises(FileError, match=r"terms\.json .*resume=False\) to start over"):
+            squeeze(tiny(), task(), recipe, out=tmp_path)
 
 
 EDITS: list[tuple[tuple[Any, ...], Any]] = [
@@ -366,6 +389,31 @@ def test_what_a_users_function_does_wrong_is_told_before_the_first_step(more: An
         assert isinstance(caught.value.__cause__, KeyError), "their own traceback is kept"
 
 
+NO_TARGETS = [(x, None) for x, _ in batches(2)]
+
+
+@pytest.mark.parametrize(("step", "more", "message"), [
+    (fw.prune.Channels(macs=0.5, score="taylor"), {"calibration": NO_TARGETS},
+     r"on the calibration split: your loss raised TypeError.* and a target None\); give pairs \(inputs, target\)"),
+    (fw.prune.Weights(score="fisher"), {"calibration": NO_TARGETS}, r"on the calibration split: your loss"),
+    (fw.share.Codebook(importance="fisher"), {"calibration": NO_TARGETS}, r"on the calibration split: your loss"),
+    (fw.recover.Train(), {"train": NO_TARGETS}, r"on the train split: your loss .* give pairs"),
+    (fw.recover.Train(), {"train": None}, r"step 2 \(recover\.Train\): this needs the task's train and none was given"),
+    (fw.prune.Weights(score="taylor"), {"loss": None}, r"step 2 \(prune\.Weights\): this needs the task's loss"),
+    (fw.prune.Weights(score="wanda"), {"calibration": None}, "this needs the task's calibration and none was given"),
+])
+def test_what_a_later_step_needs_of_the_task_is_asked_before_the_first(step: Any, more: Any, message: str) -> None:
+    Scale.planned.clear()
+    with pytest.raises(TaskError, match=message):
+        squeeze(tiny(), task(**more), [Scale(), step])
+    assert not Scale.planned
+
+
+def test_a_loss_that_takes_no_target_needs_none() -> None:
+    calm = task(calibration=NO_TARGETS, loss=lambda output, target: output.square().mean())
+    squeeze(tiny(), calm, [fw.prune.Weights(sparsity=0.5, score="taylor")])
+
+
 @pytest.mark.parametrize("split", [lambda: list(batches(1)), lambda: [(x.numpy(), y.numpy()) for x, y in batches(1)],
                                    lambda: torch.utils.data.DataLoader(list(batches(1)), batch_size=None)])
 def test_splits_of_every_kind_train(split: Any) -> None:
@@ -392,6 +440,12 @@ def test_weights_that_are_not_finite_are_refused(wrong: float) -> None:
         squeeze(network, task(), ONE)
     with pytest.raises(RecipeError, match=r"after step 1 \(test\.Nudge\): '0\.bias' holds"):
         squeeze(tiny(), task(), [Nudge(by=wrong)])
+
+
+def test_outputs_that_are_no_longer_finite_are_flagged() -> None:
+    result = squeeze(tiny(), task(score=lambda predict, given: 1.0), [Scale(by=1e30), Scale("2.weight", by=1e30)])
+    (found,) = [flag for flag in result.flags if " gives " in flag and "where there were" in flag]
+    assert re.match(r"step 2 \(test\.Scale\) gives \d+ numbers that are not finite .* where there were 0", found)
 
 
 def test_true_is_no_number() -> None:
@@ -566,3 +620,15 @@ def test_a_process_that_compresses_again_and_again_does_not_grow(tmp_path: Path)
         seen[-1]["sources of graphs"] = len(graph_module._loader.eval_cache)
     kinds = set().union(*seen)
     assert {k for k in kinds if all(a[k] < b[k] for a, b in itertools.pairwise(seen))} == set(), "grew at every call"
+
+
+def test_eight_threads_call_one_network_and_one_runner(tmp_path: Path) -> None:
+    network, runtime = tiny(), fw.deploy.target("onnxruntime")
+    runtime.export(network, tmp_path / "model.onnx")
+    runner = runtime.load(tmp_path / "model.onnx", like=network.signature)
+    inputs = [torch.randn(1 + i % 5, 4) for i in range(100)]
+    with torch.no_grad():
+        wanted = [network(x) for x in inputs]
+    with ThreadPoolExecutor(8) as threads:
+        assert all(map(torch.equal, wanted, threads.map(torch.no_grad()(network), inputs)))
+        assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(wanted, threads.map(runner, inputs), strict=True))

@@ -312,6 +312,36 @@ def test_nothing_is_measured_twice(residual: fw.Network, tmp_path: Path) -> None
     assert len(json.loads(path.read_text())) == len(asked) > len(set(asked))
 
 
+def test_a_killed_table_keeps_every_layer_that_it_timed(residual: fw.Network, tmp_path: Path) -> None:
+    """Kills at every second call of the timer never lose what the calls before them gave."""
+    path, asked = tmp_path / "latency.json", list[TimedLayer]()
+
+    class Killed(BaseException):
+        """Stands for SIGKILL."""
+
+    def killed(layers: Sequence[TimedLayer], target: str, threads: int) -> list[float]:
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            raise Killed
+        asked.extend(layers)
+        return sixteens(layers, target, threads)
+
+    kills, found = 0, None
+    while found is None:
+        calls = 0
+        try:
+            found = table(residual, path, killed)
+        except Killed:
+            kills += 1
+            assert len(json.loads(path.read_text())) == len(asked)
+    assert kills > 2
+    assert len(asked) == len(set(asked)), "nothing was timed twice"
+    whole = table(residual, tmp_path / "whole.json")
+    assert [t.seconds.tolist() for t in found.timings] == [t.seconds.tolist() for t in whole.timings]
+    assert found.steps() == whole.steps()
+
+
 def test_damaged_table_and_unknown_target_are_refused(residual: fw.Network, tmp_path: Path) -> None:
     (tmp_path / "latency.json").write_text("[1, 2")
     with pytest.raises(FileError, match="remove it to have them measured again"):

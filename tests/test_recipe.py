@@ -131,7 +131,7 @@ class Here:
 
 class Running:
     versions: ClassVar[dict[str, str]] = {"here": "1"}
-    precision = "f32"
+    precision, exact_sums = "f32", True
 
     def __init__(self, path: str | Path) -> None:
         self.network = fw.load(path, types={f"{Out.__module__}.Out": Out})

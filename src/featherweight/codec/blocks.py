@@ -20,6 +20,7 @@ from featherweight.numerics import packing
 Numbers = NDArray[Any]
 BLOCK = 1 << 20  #: numbers in a block at most: what bounds the memory that a block can ask for
 WIDTHS = (1, 2, 4, 8)
+SAMPLE = 1 << 16  #: bytes of a sample, of which four tell whether deflating a block is worth its time
 RAW, DEFLATED, CODED, PLANES, PALETTE, SPARSE, PACKED, ROWS, PACKED_ROWS, TEXT = range(10)
 FIRST = PACKED + 1  #: methods that archives of version 1 know
 
@@ -27,8 +28,7 @@ FIRST = PACKED + 1  #: methods that archives of version 1 know
 def encode(numbers: Numbers, bits: int = 8, columns: int = 0) -> tuple[int, bytes]:
     """The method that makes ``numbers`` smallest, and its bytes. bits: below 8, the numbers are bytes that hold whole
     numbers of so many bits. columns: of the matrix that they are; 0 where they are none."""
-    made = [(len(payload), method, payload) for method, (write, _) in METHODS.items()
-            if (payload := write(numbers)) is not None]
+    made = _made(numbers)
     if bits < 8:
         made.append((len(payload := _packed(numbers, bits)), PACKED, payload))
         if columns and (turned := _packed_rows(numbers, bits, columns)) is not None:
@@ -37,6 +37,24 @@ def encode(numbers: Numbers, bits: int = 8, columns: int = 0) -> tuple[int, byte
         made.append((len(payload := rows.encode(numbers, columns)), ROWS, payload))
     _, method, payload = min(made)
     return method, payload
+
+
+def _made(numbers: Numbers, but: int | None = None) -> list[tuple[int, int, bytes]]:
+    """(length, method, bytes) of every method that takes the numbers, but one."""
+    made = [(len(payload), method, payload) for method, (write, _) in METHODS.items()
+            if method not in (but, DEFLATED) and (payload := write(numbers)) is not None]
+    if _worth_deflating(numbers, min(made)[0]):
+        made.append((len(payload := _deflated(numbers)), DEFLATED, payload))
+    return made
+
+
+def _worth_deflating(numbers: Numbers, best: int) -> bool:
+    """Whether deflating, the slowest method, may make fewer bytes than ``best``: of large blocks, samples tell."""
+    if numbers.itemsize == 1 or numbers.nbytes <= 4 * SAMPLE:
+        return True
+    plain = numbers.tobytes()
+    length = sum(len(zlib.compress(plain[at:at + SAMPLE], 6)) for at in range(0, len(plain), len(plain) // 4 + 1))
+    return length / (4 * SAMPLE) < 1.1 * best / len(plain)
 
 
 def decode(method: int, payload: bytes, count: int, width: int) -> Numbers:
@@ -148,8 +166,7 @@ def _sparse(numbers: Numbers) -> bytes | None:
     if not 0 < rest.size < 0.98 * numbers.size:
         return None
     coded = entropy.encode(places)
-    made = [(len(p), m, p) for m, (write, _) in METHODS.items() if m != SPARSE and (p := write(rest)) is not None]
-    _, method, payload = min(made)
+    _, method, payload = min(_made(rest, SPARSE))
     return varint(len(coded)) + coded + bytes((method,)) + payload
 
 

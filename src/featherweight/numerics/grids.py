@@ -17,6 +17,8 @@ SMALLEST_SCALE = 2.0**-100
 #: share of the range that the coarse search tries, and how finely it looks again around the best
 COARSE = 19
 FINE = 10
+#: numbers that are rounded at a time
+PIECE = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -139,6 +141,17 @@ def quantize(values: Tensor, scale: Tensor, zero_point: Tensor, spec: Spec) -> T
     return _steps(values, scale, zero_point, spec).to(spec.dtype)
 
 
+def quantize_rows(values: Tensor, scale: Tensor, spec: Spec) -> Tensor:
+    """``quantize`` in float64 with zero point 0, some rows at a time: the memory of a large weight's float64 is not
+    taken. scale: [] or broadcastable to ``values``, with all of its axes."""
+    numbers = torch.empty(values.shape, dtype=spec.dtype, device=values.device)
+    zero, rows = torch.zeros((), dtype=torch.int32, device=values.device), max(1, PIECE // max(1, values[:1].numel()))
+    for at in range(0, len(values), rows):
+        own = scale[at:at + rows] if scale.dim() and len(scale) > 1 else scale
+        numbers[at:at + rows] = quantize(values[at:at + rows].double(), own, zero, spec)
+    return numbers
+
+
 def dequantize(numbers: Tensor, scale: Tensor, zero_point: Tensor, spec: Spec) -> Tensor:
     """Float32 values that the numbers stand for."""
     scale, zero_point = _along(scale, numbers, spec.axis), _along(zero_point, numbers, spec.axis)
@@ -184,4 +197,4 @@ def _rows(values: Tensor, axis: int | None) -> Tensor:
 
 
 __all__ = ["Spec", "dequantize", "extremes", "fake_quantize", "from_range", "least_squares", "minmax", "nearest",
-           "quantize"]
+           "quantize", "quantize_rows"]

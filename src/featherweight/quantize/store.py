@@ -109,7 +109,8 @@ def store_weight(network: Network, stored: Stored, scale: Tensor | None) -> None
     scale = scale.to(weight.device)
     spec = GRIDS[stored.kind]
     spread = stored.spread(scale, weight.shape)
-    numbers = grids.quantize(weight.double(), spread, torch.zeros((), dtype=torch.int32, device=scale.device), spec)
+    numbers = grids.quantize_rows(weight, spread, spec) if weight.dim() else grids.quantize(
+        weight.double(), spread, torch.zeros((), dtype=torch.int32, device=scale.device), spec)
     turns = stored.group is not None and stored.axis
     nodes = _replaced(network, name, numbers.t().contiguous() if turns else numbers)
     if turns:

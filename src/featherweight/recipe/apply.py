@@ -15,25 +15,27 @@ from safetensors import SafetensorError
 from featherweight import deploy, measure
 from featherweight.errors import FileError, PlanError, RecipeError
 from featherweight.measure import Measurement
-from featherweight.network import Network, load, trees
+from featherweight.network import Network, load
 from featherweight.network.file.allowed import beyond, target_name
 from featherweight.network.file.digest import digest
 from featherweight.processes import Processes
 from featherweight.recipe.ends import final, scores_on_test
 from featherweight.recipe.files import State, seal, unsealed
-from featherweight.recipe.flags import flags_of, slower
+from featherweight.recipe.flags import flags_of, slower, unbounded
 from featherweight.recipe.gauge import Gauge
 from featherweight.recipe.mark import EARLY, first_batches, job_mark, split_mark
 from featherweight.recipe.recipe import Recipe, aimed, planners
 from featherweight.recipe.result import Decision, Result
+from featherweight.recipe.terms import FILE as TERMS
 from featherweight.recipe.terms import Terms, by_epoch, curves
-from featherweight.recipe.trial import check_finite, check_place, tried
+from featherweight.recipe.trial import check_finite, check_place, not_finite, tried
+from featherweight.recipe.types import named_types
 from featherweight.recipe.writing import OVER
 from featherweight.seeds import generators_kept, seed_all, seed_from
 from featherweight.steps import Context, Fit, Plan, Rewrite, Step
 from featherweight.steps.kinds import kind_of
 from featherweight.steps.options import SEED, Numbers, check_number
-from featherweight.task import Task
+from featherweight.task import Inputs, Task
 
 #: called with (what, done, total, figures) as work goes on
 Progress = Callable[[str, float, float, Mapping[str, float]], None]
@@ -76,15 +78,17 @@ def compress(network: Network, task: Task, recipe: Recipe | Iterable[Step], targ
         check_place(folder, network, target, len(ready.steps))
         check_finite(network, "the network to be compressed")
         begun = {split: first_batches(task, split, seed) for split in EARLY if task.has(split)}
-        known = tried(network, task, begun)
+        known = tried(network, task, begun, ready.steps)
         mark = job_mark(network, task, ready.steps, target, begun, seed=seed, threads=threads, seconds=seconds,
                         memory=memory)
         state = State(folder)
         with state.held() if processes.first else nullcontext():
             unsteady = processes.share(lambda: state.claim(
                 mark, resume, lambda split: split_mark(first_batches(task, split, seed)) if split in EARLY else None))
+            sample = next((begun[split][0][0] for split in ("validation", "calibration") if split in begun), None)
             work = _Work(network, known, ready, target, state, processes, threads, seed,
-                         progress or (lambda what, done, total, figures: None), seconds, memory, preface, unsteady)
+                         progress or (lambda what, done, total, figures: None), seconds, memory, preface, unsteady,
+                         sample)
             result = work.run()
             if out is not None and processes.first:
                 result.save(out, work.gauge.deployed(len(ready.steps)))  # what ships is the file that was measured
@@ -138,6 +142,7 @@ class _Work:
     memory: bool
     preface: str
     unsteady: tuple[str, ...]
+    sample: Inputs | None  #: of the split that is scored
 
     @property
     def gauge(self) -> Gauge:
@@ -148,27 +153,31 @@ class _Work:
         network, trail = self.original, [self._measurement(0, self.original, None)]
         decisions: list[list[Decision]] = []
         same: list[bool] = []
+        wrong = [not_finite(self.original, self.sample)]
         for index, step in enumerate(self.recipe.steps, 1):
             before = network
             network, decided = self._step(index, step, before)
             check_finite(network, f"after step {index} ({kind_of(step)})")
             decisions.append(decided)
             same.append(digest(before) == digest(network))
+            wrong.append(not_finite(network, self.sample))
             trail.append(self._measurement(index, network, step))
         scores = self._on_test(network)
         trail, notes = self._timed(trail, network)
         return Result(
             network=network, trail=tuple(trail), recipe=self.recipe, target=self.target,
             plans=tuple(d for decided in decisions for d in decided), final=final(trail, scores),
-            flags=tuple(self._flags(trail, decisions, same)), notes=(*network.notes, *notes, *self._unsteady()),
+            flags=tuple(self._flags(trail, decisions, same, wrong)), notes=(*network.notes, *notes, *self._unsteady()),
             losses={str(i): found for i in range(1, len(self.recipe.steps) + 1)
                     if (found := curves(self.state.place(i)))},
             layers_before=measure.layers(self.original), layers_after=measure.layers(network), preface=self.preface)
 
-    def _flags(self, trail: list[Measurement], decisions: list[list[Decision]], same: list[bool]) -> list[str]:
+    def _flags(self, trail: list[Measurement], decisions: list[list[Decision]], same: list[bool],
+               wrong: list[int]) -> list[str]:
         flags: list[str] = []
         for index, step in enumerate(self.recipe.steps, 1):
             flags += flags_of(index, step, decisions[index - 1], trail[index - 1], trail[index], same[index - 1])
+            flags += unbounded(index, step, wrong[index - 1], wrong[index])
         if len(trail) > 2:
             flags += slower("the whole recipe", "original", None, trail[-1])
         return flags
@@ -194,7 +203,8 @@ class _Work:
                                     tuple(dataclasses.asdict(c) for c in getattr(p, "sensitivity", ())), p)
                            for place, p in plans.items()]
                 network.save(file)
-                seal(notes, [d.to_dict() for d in decided], [file, *self._plan_files(index, step).values()])
+                seal(notes, [d.to_dict() for d in decided],
+                     [file, *self._plan_files(index, step).values(), *folder.glob(TERMS)])
                 (folder / "checkpoint.safetensors").unlink(missing_ok=True)
             self.processes.share(lambda: None)
         stored: list[dict[str, Any]]
@@ -278,22 +288,3 @@ def check_growth(index: int, step: Rewrite, plan: Plan, before: Network, after: 
     if new > old and "params" not in plan.grows:
         raise PlanError(f"step {index} ({kind_of(step)}) grew the network from {old} to {new} parameters without "
                         "saying so in its plan's grows; this is a fault of the step")
-
-
-def named_types(network: Network) -> dict[str, type]:
-    """The classes (by qualified name) that the network's outputs are made of, for ``load``."""
-    spec, found = network.signature.out_spec, {}
-
-    def visit(value: Any) -> None:
-        if isinstance(value, int):
-            return
-        found[f"{type(value).__module__}.{type(value).__qualname__}"] = type(value)
-        if dataclasses.is_dataclass(value):
-            items: Iterable[Any] = [getattr(value, f.name) for f in dataclasses.fields(value)]
-        else:
-            items = value.values() if isinstance(value, Mapping) else value if isinstance(value, (tuple, list)) else ()
-        for item in items:
-            visit(item)
-
-    visit(trees.unflatten(range(spec.num_leaves), spec))
-    return found

@@ -37,6 +37,13 @@ def flags_of(index: int, step: Step, decided: list[Decision], before: Measuremen
     return found
 
 
+def unbounded(index: int, step: Step, before: int, after: int) -> list[str]:
+    """A sentence if more of the outputs on a batch are infinite or NaN after a step than before it."""
+    return [f"step {index} ({kind_of(step)}) gives {after} numbers that are not finite in the outputs of one batch, "
+            f"where there were {before}; look for weights or scales that a number type cannot hold (fp16 ends at "
+            "65504)"] if after > before else []
+
+
 def slower(name: str, other: str, old: Latency | None, after: Measurement) -> list[str]:
     """A sentence if ``after`` is slower than ``other`` beside it, beyond doubt; than ``old`` where none is beside."""
     new, ratio = after.latency, after.ratios.get(other)

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from featherweight.recipe.writing import read_json, write_json
+from pydantic import TypeAdapter, ValidationError
+
+from featherweight.errors import FileError
+from featherweight.recipe.writing import OVER, read_json, write_json
 
 #: called with (what, done, total, figures) as work goes on
 Tell = Callable[[str, float, float, Mapping[str, float]], None]
@@ -38,11 +40,16 @@ class Terms:
             write_json(self.folder / FILE, rows)
 
 
-def read(folder: Path) -> dict[str, Any]:
-    """Epoch, from 1, as text -> the loss and its terms by name; nothing where no training was followed."""
+def read(folder: Path) -> dict[str, dict[str, float]]:
+    """Epoch, from 1, as text -> the loss and its terms by name; nothing where no training was followed. Raises
+    FileError for a file that is none."""
     file = folder / FILE
-    found: dict[str, Any] = read_json(file) if file.exists() else {}
-    return found
+    if not file.exists():
+        return {}
+    try:
+        return TypeAdapter(dict[str, dict[str, float]]).validate_python(read_json(file))
+    except ValidationError as error:
+        raise FileError(f"{file} is damaged ({error.errors()[0]['msg']}); {OVER}") from error
 
 
 def curves(folder: Path) -> dict[str, list[float]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,12 @@ from torch import Tensor
 
 from featherweight import deploy
 from featherweight.errors import ExportError, FeatherweightError, RecipeError, TaskError
-from featherweight.network import Network
+from featherweight.network import Network, trees
 from featherweight.network.devices import device_of
 from featherweight.seeds import generators_kept
-from featherweight.task import Batch, Pass, Predict, Task, call, described, move, scores, told
+from featherweight.steps import Step
+from featherweight.steps.kinds import kind_of
+from featherweight.task import Batch, Inputs, Pass, Predict, Task, call, described, move, scores, told
 
 #: files as large as the network that a step leaves (the network, the deployed file), and that a job needs beside
 #: (a checkpoint with its optimizer, what is shipped)
@@ -62,22 +64,43 @@ def check_finite(network: Network, where: str) -> None:
                               "finite; look at what was loaded, or train with a smaller learning rate")
 
 
-def tried(network: Network, task: Task, batches: Mapping[str, list[Batch]]) -> Task:
+def not_finite(network: Network, inputs: Inputs | None) -> int:
+    """How many numbers of the outputs for these inputs are infinite (as scores of padding may be) or NaN."""
+    if inputs is None:
+        return 0
+    mode = network.training
+    try:
+        with torch.no_grad():
+            outputs = call(network.eval(), move(inputs, device_of(network)))
+    finally:
+        network.train(mode)
+    return sum(int((~value.isfinite()).sum()) for value in trees.floats(outputs))
+
+
+def tried(network: Network, task: Task, batches: Mapping[str, list[Batch]], steps: Sequence[Step] = ()) -> Task:
     """The task with one batch of each split tried: does the network take it, does the loss give a scalar, the score a
-    number? Its loss takes what the network gives, and errors in either say whose they are. Raises TaskError."""
+    number? Is all there that the steps need? The task's loss takes what the network gives, and errors in either say
+    whose they are. Raises TaskError."""
     known = told(task)
+    for index, step in enumerate(steps, 1):
+        try:
+            task.require(*step.needs())
+        except TaskError as error:
+            raise TaskError(f"step {index} ({kind_of(step)}): {error}") from error
+    losses = {split for step in steps if "loss" in step.needs() for split in step.needs()}
     with generators_kept():
-        return _tried(network, known, batches)
+        return _tried(network, known, batches, losses)
 
 
-def _tried(network: Network, known: Task, batches: Mapping[str, list[Batch]]) -> Task:
+def _tried(network: Network, known: Task, batches: Mapping[str, list[Batch]], losses: Collection[str]) -> Task:
+    """losses: splits on which steps take the loss, whether there is a target or not."""
     for split, found in batches.items():
         if not found:
             raise TaskError(f"the {split} split gave no batches; Task({split}=...) must start a fresh pass at every "
                             "call")
         inputs, target = move(found[0], device_of(network))
         output = _output(network, inputs, split)
-        if known.loss is not None and target is not None:
+        if known.loss is not None and (target is not None or split in losses):
             known = _tried_loss(known, output, target, split)
         if known.score is not None and split == ("validation" if known.has("validation") else "calibration"):
             _tried_score(known, network, found[:1], split)
@@ -132,4 +155,4 @@ def _tried_score(task: Task, predict: Predict, batches: list[Batch], split: str)
             task.score(predict, Pass(split, iter(batches)))
 
 
-__all__ = ["OnLogits", "check_finite", "check_place", "tried"]
+__all__ = ["OnLogits", "check_finite", "check_place", "not_finite", "tried"]

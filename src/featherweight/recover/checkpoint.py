@@ -7,6 +7,7 @@ the companions. Nothing in it is pickled or evaluated.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import warnings
 from collections.abc import Mapping
@@ -61,6 +62,7 @@ def write(folder: Path, mark: str, checkpoint: Checkpoint) -> None:
     tensors = {k: v.detach().cpu().clone().contiguous() for k, v in checkpoint.tensors.items()}
     meta = {"format": FORMAT, "fingerprint": mark, "numbers": json.dumps(checkpoint.numbers),
             "position": json.dumps(dataclasses.asdict(checkpoint.position))}
+    meta["sha256"] = _digest(meta, tensors)
     with written_whole(folder / FILE) as part:
         save_file(tensors, part, meta)
 
@@ -78,6 +80,8 @@ def read(folder: Path, mark: str) -> Checkpoint | None:
             meta = file.metadata() or {}
             _check_format(path, meta["format"])
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+        if meta.get("sha256", known := _digest(meta, tensors)) != known:
+            raise ValueError("its bytes do not match its checksum")
         given = meta["fingerprint"]
         position, numbers = Position(**json.loads(meta["position"])), json.loads(meta["numbers"])
     except (safetensors.SafetensorError, KeyError, TypeError, ValueError, OSError, RecursionError) as error:
@@ -87,6 +91,16 @@ def read(folder: Path, mark: str) -> Checkpoint | None:
         raise RecipeError(f"the checkpoint {path} belongs to other options, another network or another number of "
                           "processes; pass another Context(workdir=...), or delete it to start over")
     return Checkpoint(position, tensors, numbers)
+
+
+def _digest(meta: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of the numbers and all tensors."""
+    found = hashlib.sha256(json.dumps([meta["fingerprint"], meta["numbers"], meta["position"]]).encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        found.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
+        found.update(tensor.reshape(-1).view(torch.uint8).numpy().data if tensor.numel() else b"")
+    return found.hexdigest()
 
 
 def _check_format(path: Path, form: str) -> None:

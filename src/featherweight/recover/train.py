@@ -122,10 +122,14 @@ class Train(Fit):
             if isinstance(thing, Rewrite):
                 thing.check_training()
 
+    def needs(self) -> tuple[str, ...]:
+        """The train split, and the loss where nothing beside gives one."""
+        objectives = [thing for thing in beside(self) if not isinstance(thing, Rewrite)]
+        return ("train",) if objectives else ("train", "loss")
+
     def fit(self, network: Network, task: Task, context: Context) -> Network:
         self.check()
-        objectives = [thing for thing in beside(self) if not isinstance(thing, Rewrite)]
-        task.require("train", *([] if objectives else ["loss"]))
+        task.require(*self.needs())
         trainable(network)
         return _Run(dataclasses.replace(self, during=tuple(self.during)), network, task, context).fit()
 

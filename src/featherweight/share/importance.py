@@ -52,5 +52,7 @@ def by_fisher(network: Network, task: Task, calls: Calls) -> dict[str, Tensor]:
 
 #: name -> importance; add one of your own under a new name
 IMPORTANCES: dict[str, Importance | None] = {"none": None, "inputs": by_inputs, "fisher": by_fisher}
+#: name -> what of the task it reads
+NEEDS: dict[str, tuple[str, ...]] = {"inputs": ("calibration",), "fisher": ("calibration", "loss")}
 
-__all__ = ["IMPORTANCES", "Importance", "by_fisher", "by_inputs"]
+__all__ = ["IMPORTANCES", "NEEDS", "Importance", "by_fisher", "by_inputs"]

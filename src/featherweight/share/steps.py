@@ -17,7 +17,7 @@ from featherweight.network.layers import Layer, not_finite, select
 from featherweight.network.operators import mutates
 from featherweight.numerics.sharing.codebooks import STARTS, Coded, coded
 from featherweight.share.compensate import COMPENSATIONS, codes_of
-from featherweight.share.importance import IMPORTANCES
+from featherweight.share.importance import IMPORTANCES, NEEDS
 from featherweight.share.lookup import growth_of
 from featherweight.share.plan import CodebookPlan, Shared
 from featherweight.share.training import Sharing
@@ -120,6 +120,10 @@ class Codebook(Rewrite):
     def entries(self) -> int:
         """Entries of a codebook."""
         return self.clusters if self.clusters is not None else 2 ** (5 if self.bits is None else self.bits)
+
+    def needs(self) -> tuple[str, ...]:
+        """What the importance reads."""
+        return NEEDS.get(self.importance, ())
 
     def plan(self, network: Network, task: Task) -> CodebookPlan:
         """Reads no data, unless ``importance`` does. Raises RecipeError as said above."""

@@ -43,6 +43,11 @@ class Rewrite(ABC):
         A Recipe calls it when it is made, so that nothing wrong waits until its step is reached; so should ``plan`` and
         ``start``. The default finds nothing wrong."""
 
+    def needs(self) -> tuple[str, ...]:
+        """What of the task ``plan`` cannot do without: names of splits, "loss", "score". A job asks for it before its
+        first step. The default is nothing."""
+        return ()
+
     def check_training(self) -> None:
         """Raises RecipeError for options that have no meaning during training; called beside ``check`` where the step
         is at work during a Fit. The default refuses a step that has no ``start`` of its own."""
@@ -80,6 +85,10 @@ class Fit(ABC):
 
     def check(self) -> None:  # noqa: B027  (many steps have nothing to check)
         """Raises RecipeError for options that make no sense, whatever the network; as in ``Rewrite``."""
+
+    def needs(self) -> tuple[str, ...]:
+        """What of the task ``fit`` cannot do without; as in ``Rewrite``."""
+        return ()
 
     @abstractmethod
     def fit(self, network: Network, task: Task, context: Context) -> Network:

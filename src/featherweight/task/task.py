@@ -201,8 +201,9 @@ class ToldLoss:
         except FeatherweightError:
             raise
         except Exception as error:
+            without = "; give pairs (inputs, target) there, or leave out what takes the loss" if target is None else ""
             raise TaskError(f"your loss raised {type(error).__name__}: {error} (for an output {described(output)} and "
-                            f"a target {described(target)})") from error
+                            f"a target {described(target)}){without}") from error
 
 
 @dataclass(frozen=True)

@@ -69,8 +69,23 @@ def lengths(snapshot: Snapshot) -> tuple[int, int]:
     """(the length in bytes of the file that ``save`` would write, the bytes of its tensors)."""
     description, tensors = describe(snapshot)
     plain, text = _packed(tensors, description)
-    whole = serialize(plain, {"format": FORMAT, "graph": text, "sha256": "0" * hashlib.sha256().digest_size * 2})
-    return len(whole), sum(t.numel() * t.element_size() for t in plain.values())
+    size = sum(t.nbytes for t in plain.values())
+    meta = {"format": FORMAT, "graph": text, "sha256": "0" * hashlib.sha256().digest_size * 2}
+    return _header(plain, meta) + size, size
+
+
+def _header(tensors: Mapping[str, Tensor], meta: dict[str, str]) -> int:
+    """The length in bytes of what stands ahead of the tensors: that of tensors without elements, in the order and the
+    spelling of safetensors, with the shapes and places of these."""
+    head = serialize({name: t.new_empty(0) for name, t in tensors.items()}, meta)[8:].rstrip()
+    entries, at, grown = json.loads(head), 0, 0
+    del entries["__metadata__"]
+    for name in entries:
+        tensor = tensors[name]
+        for old, new in (([0], list(tensor.shape)), ([0, 0], [at, at + tensor.nbytes])):
+            grown += len(json.dumps(new, separators=(",", ":"))) - len(json.dumps(old, separators=(",", ":")))
+        at += tensor.nbytes
+    return 8 + -(-(len(head) + grown) // 8) * 8
 
 
 def _packed(tensors: Mapping[str, Tensor], description: Mapping[str, Any]) -> tuple[dict[str, Tensor], str]:

@@ -60,13 +60,21 @@ def _bits(tensor: Tensor) -> tuple[int, int, int, list[int]] | None:
     empty where it would save nothing."""
     if tensor.dtype not in WHOLE.values() or tensor.numel() < SMALLEST:
         return None
-    values = torch.unique(tensor).tolist()
+    values = _occurring(tensor)
     step = max(1, math.gcd(*(v - values[0] for v in values)))
     bits = max(1, ((values[-1] - values[0]) // step).bit_length())
     few = max(1, (len(values) - 1).bit_length())
     if few < bits and len(values) <= LISTED:
         return few, values[0], step, values
     return (bits, values[0], step, []) if bits < 8 else None
+
+
+def _occurring(tensor: Tensor) -> list[int]:
+    """The numbers that occur in a tensor of bytes, in their order."""
+    numbers, seen = tensor.numpy().reshape(-1), np.zeros(256, np.int64)
+    for at in range(0, numbers.size, PIECE):
+        seen += np.bincount(numbers[at:at + PIECE].view(np.uint8), minlength=256)
+    return sorted(np.flatnonzero(seen).astype(np.uint8).view(numbers.dtype).tolist())
 
 
 def unpack(written: Mapping[str, Tensor], entries: Any) -> dict[str, Tensor]:

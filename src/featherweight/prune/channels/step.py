@@ -20,7 +20,7 @@ from featherweight.prune.channels.costs import TARGETS
 from featherweight.prune.channels.plan import ChannelPlan, filled
 from featherweight.prune.channels.refit import METHODS, compensated, left_out
 from featherweight.prune.channels.schedules import SCHEDULES, ChannelDriver, Pace, start
-from featherweight.prune.channels.scores.table import SCORES, Scores
+from featherweight.prune.channels.scores.table import NEEDS, SCORES, Scores
 from featherweight.steps import ALONE, Context, Rewrite, Stage
 from featherweight.steps.options import (
     COUNT,
@@ -102,6 +102,10 @@ class Channels(Rewrite):
     seed: int = 0
 
     stage: ClassVar[Stage] = Stage.STRUCTURE
+
+    def needs(self) -> tuple[str, ...]:
+        """What the score reads."""
+        return NEEDS.get(self.score, ())
 
     def plan(self, network: Network, task: Task) -> ChannelPlan:
         """Scores every channel and chooses those to keep. Raises RecipeError for options that make no sense."""

@@ -17,7 +17,7 @@ from featherweight.network.matrices import as_matrix, from_matrix
 from featherweight.prune.weights.masks import ALLOCATIONS, Pattern, masks_of, pattern_of
 from featherweight.prune.weights.refit import COMPENSATIONS, compensated
 from featherweight.prune.weights.schedules import CURVES, REGROW, Grow, MaskSchedule
-from featherweight.prune.weights.scores import WEIGHT_SCORES, matrix
+from featherweight.prune.weights.scores import NEEDS, WEIGHT_SCORES, matrix
 from featherweight.steps import ALONE, Context, Plan, Rewrite, Skipped, Stage
 from featherweight.steps.joined import narrowed
 from featherweight.steps.options import SEED, Numbers, check_known, check_numbers, check_pace
@@ -134,6 +134,10 @@ class Weights(Rewrite):
     frequency: float = 0.01
 
     stage: ClassVar[Stage] = Stage.SPARSITY
+
+    def needs(self) -> tuple[str, ...]:
+        """What the score reads."""
+        return NEEDS.get(self.score, ())
 
     def plan(self, network: Network, task: Task) -> WeightPlan:
         """Chooses the weights. Raises RecipeError for options that make no sense, TaskError for data not given."""

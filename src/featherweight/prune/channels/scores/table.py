@@ -23,5 +23,9 @@ ERRORS = {"taylor", "fisher", "reconstruction"}
 SCORES: dict[str, Score] = {
     "random": random, "l1": norm(1), "l2": norm(2), "fpgm": fpgm, "bn": bn,
     "taylor": taylor, "fisher": fisher, "activation": activation, "reconstruction": reconstruction}
+#: name -> what of the task a score reads
+NEEDS: dict[str, tuple[str, ...]] = {
+    "taylor": ("calibration", "loss"), "fisher": ("calibration",), "activation": ("calibration",),
+    "reconstruction": ("calibration",)}
 
-__all__ = ["COMPARABLE", "ERRORS", "SCORES", "Score", "Scores", "normalised"]
+__all__ = ["COMPARABLE", "ERRORS", "NEEDS", "SCORES", "Score", "Scores", "normalised"]
