@@ -1,4 +1,4 @@
-"""Blocks: up to a million numbers of one width as few bytes as the methods here make of them, exact both ways.
+"""Blocks: up to four million numbers of one width as few bytes as the methods here make of them, exact both ways.
 
 A number is 1, 2, 4 or 8 bytes, taken as an unsigned integer: the coder knows no dtypes, and gives back every bit.
 """
@@ -18,7 +18,7 @@ from featherweight.errors import FileError
 from featherweight.numerics import packing
 
 Numbers = NDArray[Any]
-BLOCK = 1 << 20  #: numbers in a block at most: what bounds the memory that a block can ask for
+BLOCK = 1 << 22  #: numbers in a block at most: what bounds the memory that a block can ask for
 WIDTHS = (1, 2, 4, 8)
 RAW, DEFLATED, CODED, PLANES, PALETTE, SPARSE, PACKED, ROWS, PACKED_ROWS, TEXT = range(10)
 FIRST = PACKED + 1  #: methods that archives of version 1 know
