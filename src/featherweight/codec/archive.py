@@ -13,14 +13,17 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import mmap
+import os
 import tempfile
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from featherweight.codec.blocks import BLOCK, FIRST, METHODS, WIDTHS, decode, encode
+from featherweight.codec.blocks import BLOCK, FIRST, METHODS, WHOLE, WIDTHS, decode, encode
 from featherweight.codec.varints import read_varint, varint
 from featherweight.errors import FileError
 from featherweight.files import written_whole
@@ -30,7 +33,6 @@ if TYPE_CHECKING:  # reading an archive needs no torch
 
 MAGIC = b"\x93FWZ\r\n\x1a"
 VERSION, OLDEST = 2, 1
-WHOLE = 420  #: bytes hold integers of any of 1 to 7 bits
 SMALL = 4096  #: numbers; tensors below it share a block with their neighbours
 LIMIT, RATIO = 64 << 20, 256  #: an archive may claim LIMIT bytes and RATIO times its own length, unless told otherwise
 AXES = 64  #: of a tensor at most
@@ -48,17 +50,18 @@ def pack(network_path: str | Path, archive_path: str | Path) -> int:
         >>> fw.codec.pack("network.fw", "network.fwz") < size
         True
     """
-    data = _read(network_path)
-    body = bytearray(hashlib.sha256(data).digest() + varint(len(data)))
-    for start, end, width, bits, columns in _sections(data, Path(network_path)):
-        step = _step(width, bits, columns)
-        for at in range(start, end, step):
-            numbers = np.frombuffer(data[at:min(end, at + step)], f"<u{width}")
-            method, payload = encode(numbers, bits, columns)
-            body += bytes((method | WIDTHS.index(width) << 4,)) + varint(numbers.size) + varint(len(payload)) + payload
-    archive = MAGIC + bytes((VERSION,)) + hashlib.sha256(body).digest() + body
-    for _ in _unpacked(archive, str(archive_path), len(data)):
-        pass
+    with _mapped(network_path) as data:
+        body = bytearray(hashlib.sha256(data).digest() + varint(len(data)))
+        for start, end, width, bits, columns in _sections(data, Path(network_path)):
+            step = _step(width, bits, columns)
+            for at in range(start, end, step):
+                numbers = np.frombuffer(data[at:min(end, at + step)], f"<u{width}")
+                method, payload = encode(numbers, bits, columns)
+                body += bytes((method | WIDTHS.index(width) << 4,)) + varint(numbers.size) + varint(len(payload))
+                body += payload
+        archive = MAGIC + bytes((VERSION,)) + hashlib.sha256(body).digest() + body
+        for _ in _unpacked(archive, str(archive_path), len(data)):
+            pass
     _write(archive_path, iter((archive,)))
     return len(archive)
 
@@ -98,6 +101,20 @@ def _read(path: str | Path) -> bytes:
         raise FileError(f"{path} cannot be read: {error.strerror or error}") from error
 
 
+@contextmanager
+def _mapped(path: str | Path) -> Iterator[bytes | mmap.mmap]:
+    """The bytes of a file, read where they are looked at: a large one is never in memory as a whole."""
+    try:
+        with Path(path).open("rb") as file:
+            if not os.fstat(file.fileno()).st_size:
+                yield b""
+                return
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+                yield data
+    except OSError as error:
+        raise FileError(f"{path} cannot be read: {error.strerror or error}") from error
+
+
 def _write(path: str | Path, pieces: Iterator[bytes]) -> int:
     with written_whole(path) as part, part.open("wb") as file:
         return sum(file.write(piece) for piece in pieces)
@@ -111,7 +128,7 @@ def _step(width: int, bits: int, columns: int) -> int:
     return BLOCK - BLOCK % (unit if 0 < unit <= BLOCK else WHOLE)
 
 
-def _sections(data: bytes, path: Path) -> list[tuple[int, int, int, int, int]]:
+def _sections(data: bytes | mmap.mmap, path: Path) -> list[tuple[int, int, int, int, int]]:
     """The file cut where the width of its numbers changes: (start, end, width, bits, columns) of each piece, in order;
     bits are 8, or fewer where bytes hold packed numbers; columns are 0 where several tensors lie in the piece."""
     size = 8 + int.from_bytes(data[:8], "little")
