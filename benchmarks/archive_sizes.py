@@ -6,7 +6,7 @@ The weights are trained-like, not trained: normal, their scales differing by out
 magnitude times a log-normal factor of rows and columns (0.7) to the densities that Han et al. 2016 (Deep Compression,
 tables 4 and 5) give for each layer, and stored as indices of codebooks of 2^8 (convolutions) and 2^5 entries (dense
 layers), one byte a weight; codebooks and biases in float32. Packing and unpacking run in processes of their own, whose
-peak of resident memory beyond what imports took is given (Linux's VmHWM; pages of the file that is packed count).
+peak of resident memory beyond what imports took is given (Linux's VmHWM).
 Rows: results/archive_sizes.json.
 """
 

@@ -13,13 +13,12 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import mmap
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
@@ -50,18 +49,19 @@ def pack(network_path: str | Path, archive_path: str | Path) -> int:
         >>> fw.codec.pack("network.fw", "network.fwz") < size
         True
     """
-    with _mapped(network_path) as data:
-        body = bytearray(hashlib.sha256(data).digest() + varint(len(data)))
-        for start, end, width, bits, columns in _sections(data, Path(network_path)):
+    with _opened(network_path) as file:
+        length = os.fstat(file.fileno()).st_size
+        body = bytearray(hashlib.file_digest(file, "sha256").digest() + varint(length))
+        for start, end, width, bits, columns in _sections(file, length, Path(network_path)):
             step = _step(width, bits, columns)
             for at in range(start, end, step):
-                numbers = np.frombuffer(data[at:min(end, at + step)], f"<u{width}")
+                numbers = np.frombuffer(_piece(file, at, min(end, at + step)), f"<u{width}")
                 method, payload = encode(numbers, bits, columns)
                 body += bytes((method | WIDTHS.index(width) << 4,)) + varint(numbers.size) + varint(len(payload))
                 body += payload
-        archive = MAGIC + bytes((VERSION,)) + hashlib.sha256(body).digest() + body
-        for _ in _unpacked(archive, str(archive_path), len(data)):
-            pass
+    archive = MAGIC + bytes((VERSION,)) + hashlib.sha256(body).digest() + body
+    for _ in _unpacked(archive, str(archive_path), length):
+        pass
     _write(archive_path, iter((archive,)))
     return len(archive)
 
@@ -102,17 +102,19 @@ def _read(path: str | Path) -> bytes:
 
 
 @contextmanager
-def _mapped(path: str | Path) -> Iterator[bytes | mmap.mmap]:
-    """The bytes of a file, read where they are looked at: a large one is never in memory as a whole."""
+def _opened(path: str | Path) -> Iterator[BinaryIO]:
+    """A file to read from: a large one is never in memory as a whole."""
     try:
         with Path(path).open("rb") as file:
-            if not os.fstat(file.fileno()).st_size:
-                yield b""
-                return
-            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-                yield data
+            yield file
     except OSError as error:
         raise FileError(f"{path} cannot be read: {error.strerror or error}") from error
+
+
+def _piece(file: BinaryIO, start: int, end: int) -> bytes:
+    """The bytes start..end of a file."""
+    file.seek(start)
+    return file.read(end - start)
 
 
 def _write(path: str | Path, pieces: Iterator[bytes]) -> int:
@@ -128,14 +130,14 @@ def _step(width: int, bits: int, columns: int) -> int:
     return BLOCK - BLOCK % (unit if 0 < unit <= BLOCK else WHOLE)
 
 
-def _sections(data: bytes | mmap.mmap, path: Path) -> list[tuple[int, int, int, int, int]]:
+def _sections(file: BinaryIO, length: int, path: Path) -> list[tuple[int, int, int, int, int]]:
     """The file cut where the width of its numbers changes: (start, end, width, bits, columns) of each piece, in order;
     bits are 8, or fewer where bytes hold packed numbers; columns are 0 where several tensors lie in the piece."""
-    size = 8 + int.from_bytes(data[:8], "little")
+    size = 8 + int.from_bytes(_piece(file, 0, 8), "little")
     try:
-        if len(data) < 10 or size > len(data):
+        if length < 10 or size > length:
             raise ValueError("its header is longer than the file")
-        header = json.loads(data[8:size])
+        header = json.loads(_piece(file, 8, size))
         meta = header.pop("__metadata__", {})
         packed = json.loads(meta["graph"]).get("packed", {}) if "graph" in meta else {}
         tensors = sorted((*_place(entry), *_form(entry, packed.get(name))) for name, entry in header.items())
@@ -153,8 +155,8 @@ def _sections(data: bytes | mmap.mmap, path: Path) -> list[tuple[int, int, int, 
             found[-1] = (last[0], size + end, width, 8, 0)
         elif end > start:
             found.append((size + start, size + end, width, bits, columns))
-    if size + at != len(data):
-        raise FileError(f"{path} is damaged: its tensors end at {size + at} of {len(data)} bytes")
+    if size + at != length:
+        raise FileError(f"{path} is damaged: its tensors end at {size + at} of {length} bytes")
     return found
 
 
