@@ -17,8 +17,9 @@ import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -102,7 +103,7 @@ def _read(path: str | Path) -> bytes:
 
 
 @contextmanager
-def _opened(path: str | Path) -> Iterator[BinaryIO]:
+def _opened(path: str | Path) -> Iterator[BufferedReader]:
     """A file to read from: a large one is never in memory as a whole."""
     try:
         with Path(path).open("rb") as file:
@@ -111,7 +112,7 @@ def _opened(path: str | Path) -> Iterator[BinaryIO]:
         raise FileError(f"{path} cannot be read: {error.strerror or error}") from error
 
 
-def _piece(file: BinaryIO, start: int, end: int) -> bytes:
+def _piece(file: BufferedReader, start: int, end: int) -> bytes:
     """The bytes start..end of a file."""
     file.seek(start)
     return file.read(end - start)
@@ -130,7 +131,7 @@ def _step(width: int, bits: int, columns: int) -> int:
     return BLOCK - BLOCK % (unit if 0 < unit <= BLOCK else WHOLE)
 
 
-def _sections(file: BinaryIO, length: int, path: Path) -> list[tuple[int, int, int, int, int]]:
+def _sections(file: BufferedReader, length: int, path: Path) -> list[tuple[int, int, int, int, int]]:
     """The file cut where the width of its numbers changes: (start, end, width, bits, columns) of each piece, in order;
     bits are 8, or fewer where bytes hold packed numbers; columns are 0 where several tensors lie in the piece."""
     size = 8 + int.from_bytes(_piece(file, 0, 8), "little")
