@@ -57,15 +57,15 @@ def decode(stream: bytes, count: int) -> Symbols:
 
 def written(matrix: Symbols, contexts: Contexts) -> bytes:
     """The stream of form ``CONTEXTS`` of the symbols [rows, columns], without its first byte."""
-    parts = [_sorted(matrix, contexts, phase) for phase in contexts.phases()]
+    parts = [_sorted(matrix, contexts, phase)[:2] for phase in contexts.phases()]  # not their places, which are large
     joint = np.zeros((contexts.count, 256), np.int64)
-    for values, ends, _ in parts:
+    for values, ends in parts:
         for context, (start, end) in enumerate(pairwise(ends)):
             if start < end:
                 joint[context] += np.bincount(values[start:end], minlength=256)
     levels = [_levels(counts) for counts in joint]
     coder, models = _queue.RangeEncoder(), [_model(own) for _, own in levels]
-    for values, ends, _ in parts:
+    for values, ends in parts:
         for context, (start, end) in enumerate(pairwise(ends)):
             model = models[context]
             if start < end and model is not None:
