@@ -341,7 +341,7 @@ def test_an_archive_is_unpacked_without_torch(tmp_path):
               "        if name.partition('.')[0] in ('torch', 'onnx', 'safetensors', 'pydantic', 'typer'):\n"
               "            raise ModuleNotFoundError(name, name=name)\n"
               "sys.meta_path.insert(0, Hidden())\n")
-    reading = hidden + "from featherweight.codec.__main__ import main; sys.exit(main(sys.argv[1:]))"
+    reading = hidden + "from featherweight.cli import main; sys.argv.insert(1, 'unpack'); main()"
     for arguments, code, said in (((tmp_path / "any.fwz", tmp_path / "again"), 0, "bytes"),
                                   ((tmp_path / "any.safetensors", tmp_path / "no"), 2, "no featherweight archive"),
                                   ((tmp_path / "any.fwz",), 2, "usage")):

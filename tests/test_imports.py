@@ -35,6 +35,7 @@ FLOOR = {folder: i for i, line in enumerate(FLOORS.strip().splitlines()) for fol
 #: imports of our own inside functions that are allowed: (file's module, imported module), each with its reason
 LATE: dict[tuple[str, str], str] = {
     ("cli", "cli.app"): "the version is said without torch",
+    ("cli", "codec.__main__"): "a device that unpacks has no torch",
     ("cli.app", "demo.job"): "only the demo needs it",
     ("cli.app", "cli.groups"): "only inspect needs it",
     ("cli.app", "cli.ranks"): "the same",

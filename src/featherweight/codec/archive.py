@@ -13,14 +13,17 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import tempfile
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from featherweight.codec.blocks import BLOCK, FIRST, METHODS, WIDTHS, decode, encode
+from featherweight.codec.blocks import BLOCK, FIRST, METHODS, WHOLE, WIDTHS, decode, encode
 from featherweight.codec.varints import read_varint, varint
 from featherweight.errors import FileError
 from featherweight.files import written_whole
@@ -30,7 +33,6 @@ if TYPE_CHECKING:  # reading an archive needs no torch
 
 MAGIC = b"\x93FWZ\r\n\x1a"
 VERSION, OLDEST = 2, 1
-WHOLE = 420  #: bytes hold integers of any of 1 to 7 bits
 SMALL = 4096  #: numbers; tensors below it share a block with their neighbours
 LIMIT, RATIO = 64 << 20, 256  #: an archive may claim LIMIT bytes and RATIO times its own length, unless told otherwise
 AXES = 64  #: of a tensor at most
@@ -48,16 +50,18 @@ def pack(network_path: str | Path, archive_path: str | Path) -> int:
         >>> fw.codec.pack("network.fw", "network.fwz") < size
         True
     """
-    data = _read(network_path)
-    body = bytearray(hashlib.sha256(data).digest() + varint(len(data)))
-    for start, end, width, bits, columns in _sections(data, Path(network_path)):
-        step = _step(width, bits, columns)
-        for at in range(start, end, step):
-            numbers = np.frombuffer(data[at:min(end, at + step)], f"<u{width}")
-            method, payload = encode(numbers, bits, columns)
-            body += bytes((method | WIDTHS.index(width) << 4,)) + varint(numbers.size) + varint(len(payload)) + payload
+    with _opened(network_path) as file:
+        length = os.fstat(file.fileno()).st_size
+        body = bytearray(hashlib.file_digest(file, "sha256").digest() + varint(length))
+        for start, end, width, bits, columns in _sections(file, length, Path(network_path)):
+            step = _step(width, bits, columns)
+            for at in range(start, end, step):
+                numbers = np.frombuffer(_piece(file, at, min(end, at + step)), f"<u{width}")
+                method, payload = encode(numbers, bits, columns)
+                body += bytes((method | WIDTHS.index(width) << 4,)) + varint(numbers.size) + varint(len(payload))
+                body += payload
     archive = MAGIC + bytes((VERSION,)) + hashlib.sha256(body).digest() + body
-    for _ in _unpacked(archive, str(archive_path), len(data)):
+    for _ in _unpacked(archive, str(archive_path), length):
         pass
     _write(archive_path, iter((archive,)))
     return len(archive)
@@ -98,6 +102,22 @@ def _read(path: str | Path) -> bytes:
         raise FileError(f"{path} cannot be read: {error.strerror or error}") from error
 
 
+@contextmanager
+def _opened(path: str | Path) -> Iterator[BufferedReader]:
+    """A file to read from: a large one is never in memory as a whole."""
+    try:
+        with Path(path).open("rb") as file:
+            yield file
+    except OSError as error:
+        raise FileError(f"{path} cannot be read: {error.strerror or error}") from error
+
+
+def _piece(file: BufferedReader, start: int, end: int) -> bytes:
+    """The bytes start..end of a file."""
+    file.seek(start)
+    return file.read(end - start)
+
+
 def _write(path: str | Path, pieces: Iterator[bytes]) -> int:
     with written_whole(path) as part, part.open("wb") as file:
         return sum(file.write(piece) for piece in pieces)
@@ -111,14 +131,14 @@ def _step(width: int, bits: int, columns: int) -> int:
     return BLOCK - BLOCK % (unit if 0 < unit <= BLOCK else WHOLE)
 
 
-def _sections(data: bytes, path: Path) -> list[tuple[int, int, int, int, int]]:
+def _sections(file: BufferedReader, length: int, path: Path) -> list[tuple[int, int, int, int, int]]:
     """The file cut where the width of its numbers changes: (start, end, width, bits, columns) of each piece, in order;
     bits are 8, or fewer where bytes hold packed numbers; columns are 0 where several tensors lie in the piece."""
-    size = 8 + int.from_bytes(data[:8], "little")
+    size = 8 + int.from_bytes(_piece(file, 0, 8), "little")
     try:
-        if len(data) < 10 or size > len(data):
+        if length < 10 or size > length:
             raise ValueError("its header is longer than the file")
-        header = json.loads(data[8:size])
+        header = json.loads(_piece(file, 8, size))
         meta = header.pop("__metadata__", {})
         packed = json.loads(meta["graph"]).get("packed", {}) if "graph" in meta else {}
         tensors = sorted((*_place(entry), *_form(entry, packed.get(name))) for name, entry in header.items())
@@ -136,8 +156,8 @@ def _sections(data: bytes, path: Path) -> list[tuple[int, int, int, int, int]]:
             found[-1] = (last[0], size + end, width, 8, 0)
         elif end > start:
             found.append((size + start, size + end, width, bits, columns))
-    if size + at != len(data):
-        raise FileError(f"{path} is damaged: its tensors end at {size + at} of {len(data)} bytes")
+    if size + at != length:
+        raise FileError(f"{path} is damaged: its tensors end at {size + at} of {length} bytes")
     return found
 
 

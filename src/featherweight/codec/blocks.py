@@ -1,4 +1,4 @@
-"""Blocks: up to a million numbers of one width as few bytes as the methods here make of them, exact both ways.
+"""Blocks: up to four million numbers of one width as few bytes as the methods here make of them, exact both ways.
 
 A number is 1, 2, 4 or 8 bytes, taken as an unsigned integer: the coder knows no dtypes, and gives back every bit.
 """
@@ -6,7 +6,8 @@ A number is 1, 2, 4 or 8 bytes, taken as an unsigned integer: the coder knows no
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,11 @@ from featherweight.errors import FileError
 from featherweight.numerics import packing
 
 Numbers = NDArray[Any]
-BLOCK = 1 << 20  #: numbers in a block at most: what bounds the memory that a block can ask for
+#: numbers to bytes; None where a method does not apply
+Write = Callable[[Numbers], bytes | None]
+BLOCK = 1 << 22  #: numbers in a block at most: what bounds the memory that a block can ask for
+TRIED = 1 << 18  #: numbers by which a method is chosen
+WHOLE = 420  #: bytes hold integers of any of 1 to 7 bits
 WIDTHS = (1, 2, 4, 8)
 SAMPLE = 1 << 16  #: bytes of a sample, of which four tell whether deflating a block is worth its time
 RAW, DEFLATED, CODED, PLANES, PALETTE, SPARSE, PACKED, ROWS, PACKED_ROWS, TEXT = range(10)
@@ -27,25 +32,27 @@ FIRST = PACKED + 1  #: methods that archives of version 1 know
 
 def encode(numbers: Numbers, bits: int = 8, columns: int = 0) -> tuple[int, bytes]:
     """The method that makes ``numbers`` smallest, and its bytes. bits: below 8, the numbers are bytes that hold whole
-    numbers of so many bits. columns: of the matrix that they are; 0 where they are none."""
-    made = _made(numbers)
-    if bits < 8:
-        made.append((len(payload := _packed(numbers, bits)), PACKED, payload))
-        if columns and (turned := _packed_rows(numbers, bits, columns)) is not None:
-            made.append((len(turned), PACKED_ROWS, turned))
-    elif columns and numbers.itemsize == 1:
-        made.append((len(payload := rows.encode(numbers, columns)), ROWS, payload))
+    numbers of so many bits. columns: of the matrix that they are; 0 where they are none.
+
+    Of many numbers, the method is chosen by the first ``TRIED`` of them.
+    """
+    writers = _writers(numbers.itemsize, bits, columns)
+    unit = (columns * bits if columns else WHOLE) if bits < 8 else max(columns, 1)
+    if numbers.size > max(TRIED, 2 * unit):
+        method, _ = _shortest(numbers[:max(TRIED - TRIED % unit, unit)], writers)
+        payload = writers[method](numbers)
+        if payload is not None and len(payload) <= numbers.nbytes:
+            return method, payload
+    return _shortest(numbers, writers)
+
+
+def _shortest(numbers: Numbers, writers: Mapping[int, Write]) -> tuple[int, bytes]:
+    made = [(len(payload), method, payload) for method, write in writers.items()
+            if method != DEFLATED and (payload := write(numbers)) is not None]
+    if DEFLATED in writers and _worth_deflating(numbers, min(made)[0]):
+        made.append((len(payload := _deflated(numbers)), DEFLATED, payload))
     _, method, payload = min(made)
     return method, payload
-
-
-def _made(numbers: Numbers, but: int | None = None) -> list[tuple[int, int, bytes]]:
-    """(length, method, bytes) of every method that takes the numbers, but one."""
-    made = [(len(payload), method, payload) for method, (write, _) in METHODS.items()
-            if method not in (but, DEFLATED) and (payload := write(numbers)) is not None]
-    if _worth_deflating(numbers, min(made)[0]):
-        made.append((len(payload := _deflated(numbers)), DEFLATED, payload))
-    return made
 
 
 def _worth_deflating(numbers: Numbers, best: int) -> bool:
@@ -55,6 +62,18 @@ def _worth_deflating(numbers: Numbers, best: int) -> bool:
     plain = numbers.tobytes()
     length = sum(len(zlib.compress(plain[at:at + SAMPLE], 6)) for at in range(0, len(plain), len(plain) // 4 + 1))
     return length / (4 * SAMPLE) < 1.1 * best / len(plain)
+
+
+def _writers(width: int, bits: int, columns: int) -> dict[int, Write]:
+    """What is tried for numbers of so many bytes, of bits in these, and of matrices."""
+    found = {method: write for method, (write, _) in METHODS.items()}
+    if bits < 8:
+        found[PACKED] = partial(_packed, bits=bits)
+        if columns:
+            found[PACKED_ROWS] = partial(_packed_rows, bits=bits, columns=columns)
+    elif columns and width == 1:
+        found[ROWS] = partial(rows.encode, columns=columns)
+    return found
 
 
 def decode(method: int, payload: bytes, count: int, width: int) -> Numbers:
@@ -166,7 +185,7 @@ def _sparse(numbers: Numbers) -> bytes | None:
     if not 0 < rest.size < 0.98 * numbers.size:
         return None
     coded = entropy.encode(places)
-    _, method, payload = min(_made(rest, SPARSE))
+    method, payload = _shortest(rest, {m: write for m, (write, _) in METHODS.items() if m != SPARSE})
     return varint(len(coded)) + coded + bytes((method,)) + payload
 
 
@@ -243,8 +262,8 @@ def _unwritten(numbers: Numbers) -> bytes | None:
     return None
 
 
-#: method -> (numbers to bytes, None where it does not apply; bytes back to numbers)
-METHODS: dict[int, tuple[Callable[[Numbers], bytes | None], Callable[[bytes, int, int], Numbers]]] = {
+#: method -> (numbers to bytes; bytes back to numbers)
+METHODS: dict[int, tuple[Write, Callable[[bytes, int, int], Numbers]]] = {
     RAW: (_raw, _read_raw),
     DEFLATED: (_deflated, _read_deflated),
     CODED: (_coded, _read_coded),
