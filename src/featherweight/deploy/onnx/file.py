@@ -23,12 +23,13 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
-from featherweight.deploy.onnx.dynamic import TRANSLATIONS
+from featherweight.deploy.onnx import dynamic, recurrent
 from featherweight.deploy.onnx.passes import Passes, suit
 from featherweight.deploy.onnx.ready import cut_off, four_axes, slices_of_batch
 from featherweight.errors import ExportError
 from featherweight.files import written_whole
 from featherweight.network import Input, Network, trees
+from featherweight.network.recurrent import by_shape
 
 METADATA = "featherweight"
 #: a protobuf message holds less than 2 GiB; what is larger gets its weights in a file beside it
@@ -95,11 +96,11 @@ def to_onnx(network: Network, passes: Passes, store: Callable[[Any], None]) -> t
     tensors = tuple(v for i, v in enumerate(leaves) if i not in network.signature.constants)
     shapes = tuple({axis: Dim.DYNAMIC for axis, size in enumerate(i.shape) if size is None} for i in inputs)
     try:
-        with _quiet(), torch.no_grad():
+        with _quiet(), by_shape(), torch.no_grad():
             program = torch.export.export(flat, tensors, dynamic_shapes=(shapes,), strict=False)
             outputs = told[-1]
             onnx_program = torch.onnx.export(program, dynamo=True, verbose=False, optimize=True,
-                                             custom_translation_table=TRANSLATIONS)
+                                             custom_translation_table=dynamic.TRANSLATIONS | recurrent.TRANSLATIONS)
     except ExportError:
         raise
     except Exception as error:
