@@ -219,4 +219,4 @@ RECURRENT = {
     "nn_gru": Row(lambda: Recurrent(nn.GRU, bidirectional=True), words, 12),
     "nn_rnn": Row(lambda: Recurrent(nn.RNN), words, 12),
 }
-ROWS: dict[str, Row] = RECURRENT | {f"hf_{n}": _hugging(n) for n in HUGGING} | {f"timm_{n}": _timm(n) for n in TIMM}
+ROWS: dict[str, Row] = {f"hf_{n}": _hugging(n) for n in HUGGING} | {f"timm_{n}": _timm(n) for n in TIMM} | RECURRENT

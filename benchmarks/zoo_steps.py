@@ -52,8 +52,8 @@ def treated(before: Network, after: Network) -> float:
             continue
         sizes += tensor.numel()
         other = left.get(name)
-        if other is None or other.shape != tensor.shape or other.dtype != tensor.dtype or not torch.equal(other, tensor):
-            changed += tensor.numel()
+        same = other is not None and other.shape == tensor.shape and other.dtype == tensor.dtype
+        changed += 0 if same and torch.equal(other, tensor) else tensor.numel()  # type: ignore[arg-type]
     return round(changed / max(sizes, 1), 4)
 
 
@@ -172,8 +172,8 @@ def line(name: str, row: dict[str, Any]) -> str:
     found = row["steps"]
     shares = " ".join(f"{found[s].get('treated', float('nan')):6.3f}" for s in ("channels", *STEPS))
     wrong = "; ".join(f"{s}: {r.get('error', r)}"[:200] for s, r in found.items() if not r["ok"])
-    return (f"{name:24} {found['channels'].get('left', float('nan')):6.3f} {shares} "
-            f"{found['onnxruntime'].get('apart', float('nan')):8.1e} {found['openvino'].get('apart', float('nan')):8.1e}"
+    apart = " ".join(f"{found[t].get('apart', float('nan')):8.1e}" for t in ("onnxruntime", "openvino"))
+    return (f"{name:24} {found['channels'].get('left', float('nan')):6.3f} {shares} {apart}"
             f"{'' if row['ok'] else '  FAILED ' + wrong}")
 
 
