@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from problems import unsettle
 from torch import Tensor, nn
 
 import featherweight as fw
 from featherweight import deploy, measure
 from featherweight.errors import CaptureError
 from featherweight.network import Assembly, Network
+from problems import unsettle
 
 
 def made(build: Callable[[], nn.Module]) -> nn.Module:
@@ -168,8 +168,8 @@ def test_the_outputs_that_matter_hold_no_width_of_the_others(kind: str, tmp_path
 
 
 def test_outputs_that_there_are_not() -> None:
-    with pytest.raises(CaptureError, match="outputs names 'logit'; the model gives 'hidden', 'logits'.*logits"):
-        fw.capture(made(lambda: Answers(lambda a, b: {"hidden": b, "logits": a})), torch.randn(2, 8), outputs=("logit",))
+    with pytest.raises(CaptureError, match=r"outputs names 'logit'; the model gives 'hidden', 'logits'.*logits"):
+        fw.capture(made(lambda: Answers(OUTPUTS["dict"][0])), torch.randn(2, 8), outputs=("logit",))
     with pytest.raises(CaptureError, match="the model gives a tensor"):
         fw.capture(nn.Linear(4, 4), torch.randn(2, 4), outputs=("logits",))
 

@@ -35,7 +35,7 @@ def _index(given: Tensor, indices: Sequence[Tensor | None]) -> Tensor:
 
 
 def _masked_select(given: Tensor, mask: Tensor) -> Tensor:
-    return given.new_empty(torch.broadcast_shapes(given.shape, mask.shape).numel())
+    return given.new_empty((given * mask).numel())
 
 
 def _repeated(repeats: Tensor, **_: Any) -> Tensor:
