@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import featherweight as fw
 from featherweight import deploy, measure
-from featherweight.errors import CaptureError, InputError
+from featherweight.errors import CaptureError, ExportError, InputError
 from featherweight.network import FreeAxis, Network
 from problems import unsettle
 
@@ -220,6 +220,20 @@ def test_an_image_size_stays_fixed_where_a_constant_would_be_computed_at_every_r
     assert torch.allclose(named(x), model(x), atol=1e-5)
     with pytest.raises(InputError, match="a multiple of 4"):
         named(torch.randn(1, 3, 18, 16))
+
+
+def test_cells_of_one_size_are_never_taken_for_those_of_another(tmp_path) -> None:
+    model = made(lambda: nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.AdaptiveAvgPool2d(2), nn.Flatten(),
+                                       nn.Linear(32, 4)))
+    x = torch.randn(2, 1, 8, 8)
+    found = fw.capture(model, x)
+    assert found.signature.inputs[0].shape == (None, 1, 8, 8)
+    assert any("pools to a fixed number of cells" in note for note in found.notes)
+    named = fw.capture(model, x, dynamic={"input": {2: "height", 3: "width"}})
+    wide = torch.randn(3, 1, 9, 13)
+    assert torch.allclose(named(wide), model(wide), atol=1e-6)
+    with pytest.raises(ExportError, match="capture with fixed sizes"):
+        deploy.target("onnxruntime").export(named, tmp_path / "model.onnx")
 
 
 # ---- every step, file and runtime

@@ -24,6 +24,7 @@ from featherweight.axes.unions import resolve_grids, solve
 from featherweight.errors import PlanError
 from featherweight.network import Network
 from featherweight.network.edit import WEIGHTED, constant_nodes, weight_name
+from featherweight.network.kept.most import depends_on_data
 from featherweight.network.operators import has_schema
 from featherweight.steps import Skipped
 
@@ -171,6 +172,8 @@ def walk(network: Network, heads: str = "whole") -> Trace:
 
 
 def _step(trace: Trace, node: Node) -> Value:
+    if depends_on_data(node, lambda n: trace.shapes[n.name]):
+        return unknown(trace, node, "how many there are depends on the data")
     known = RULES.get(node.target)
     if known is None and has_schema(node.target) and torch.Tag.pointwise in node.target.tags:  # type: ignore[union-attr]
         known = pointwise

@@ -180,6 +180,7 @@ _ZERO = """
     linalg_vector_norm norm frobenius_norm cosine_similarity normalize _weight_norm _pack_padded_sequence
     _pad_packed_sequence diff cartesian_prod outer ger kron movedim block_diag expand_copy squeeze_copy
     cummax cummin logcumsumexp trapezoid histc bincount
+    index_add index_copy index_fill index_reduce scatter_reduce argwhere nonzero_numpy
     select_scatter diagonal_scatter as_strided_scatter masked_scatter __and__ __or__ __xor__ __lshift__ __rshift__"""
 #: operators that do no MACs by the convention above, beside views and what torch tags as pointwise or as a reduction
 ZERO: set[str] = {f"aten.{name}" for name in _ZERO.split()} | {

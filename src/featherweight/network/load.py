@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
+import sys
 from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -18,7 +22,8 @@ def load(path: str | Path, into: nn.Module | None = None,
          types: Mapping[str, type] | None = None, operators: Collection[str] = ()) -> Network | Assembly:
     """Reads what ``save`` wrote.
 
-    into: for a model saved in parts, a fresh instance of its class; its parts are replaced and its tensors set.
+    into: for a model saved in parts, a fresh instance of its class; its parts are replaced and its tensors set. Parts
+        give the classes that its own modules know by name, where its Python asks for their attributes.
     types: classes (by qualified name) that named outputs are rebuilt as; without, they come back as dicts.
     operators: names of operators that the graph may call although capturing rarely gives them, such as
     "aten.diff.default": trust the file's author before you name one. The error of a load without says which.
@@ -31,6 +36,8 @@ def load(path: str | Path, into: nn.Module | None = None,
         >>> torch.equal(fw.load("network.fw")(images), network(images))
         True
     """
+    if into is not None:
+        types = {**_classes(into), **(types or {})}
     found = read(path, types, [operators] if isinstance(operators, str) else operators)
     if isinstance(found, Snapshot):
         if into is not None:
@@ -40,6 +47,27 @@ def load(path: str | Path, into: nn.Module | None = None,
         raise FileError(f"{path} holds a model in parts ({', '.join(found.parts)[:200]}): write "
                         f"fw.load({str(path)!r}, into=YourModel())")
     return _assemble(into, found)
+
+
+def _classes(model: nn.Module) -> dict[str, type]:
+    """Qualified name -> class, of all classes with fields that the code of ``model``'s modules can name: those of the
+    files that define them, and those that their ``forward`` closes over. Nothing is imported."""
+    found: list[Any] = []
+    for cls in {base for module in model.modules() for base in type(module).__mro__ if base is not object}:
+        if not cls.__module__.startswith("torch."):
+            found += vars(sys.modules[cls.__module__]).values() if cls.__module__ in sys.modules else ()
+            forward = inspect.unwrap(vars(cls)["forward"]) if callable(vars(cls).get("forward")) else None
+            cells = getattr(forward, "__closure__", None) or ()
+            found += [cell.cell_contents for cell in cells if not _is_empty(cell)]
+    return {f"{c.__module__}.{c.__qualname__}": c for c in found if isinstance(c, type) and (
+        dataclasses.is_dataclass(c) or hasattr(c, "_fields") or issubclass(c, Mapping))}
+
+
+def _is_empty(cell: Any) -> bool:
+    try:
+        return cell.cell_contents is None
+    except ValueError:
+        return True
 
 
 def network_of(snapshot: Snapshot) -> Network:

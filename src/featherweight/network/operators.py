@@ -49,6 +49,12 @@ def formula(size: Any) -> Any:
     return size.node.expr
 
 
+def pools_by_size(node: Node) -> bool:
+    """Whether a call pools to a fixed number of cells: runtimes take the cells of one size of its input for all."""
+    sizes = node.args[1] if "adaptive_" in str(node.target) and len(node.args) > 1 else 1
+    return any(size != 1 for size in (sizes if isinstance(sizes, (list, tuple)) else [sizes]))
+
+
 def mutates(node: Node) -> bool:
     """Whether the call writes into one of its arguments."""
     return has_schema(node.target) and bool(node.target._schema.is_mutable)  # type: ignore[union-attr]

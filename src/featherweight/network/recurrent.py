@@ -8,7 +8,8 @@ weights [gates * h, p] and one more, [p, h].
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -37,7 +38,32 @@ def _call(target: Any, given: Tensor, states: Any, weights: Sequence[Tensor], ha
     if any(t.dtype is not given.dtype for t in tensors):
         raise InputError(f"{target} is given states and weights of {sorted({str(t.dtype) for t in tensors})} and an "
                          f"input of {given.dtype}; all have to be of one number type")
-    return target(given, states, weights, has_biases, layers, dropout, train, bidirectional, batch_first)
+    run = results if given.device.type == "meta" else target
+    return run(given, states, weights, has_biases, layers, dropout, train, bidirectional, batch_first)
+
+
+def results(given: Tensor, states: Any, weights: Sequence[Tensor], has_biases: bool, layers: int, dropout: float,
+            train: bool, bidirectional: bool, batch_first: bool) -> tuple[Tensor, ...]:
+    """What a recurrent layer gives, as tensors whose numbers are no matter: in one step, however long the input is."""
+    last = list(states) if isinstance(states, (list, tuple)) else [states]
+    first, second = (given.shape[1], given.shape[0]) if batch_first else given.shape[:2]
+    outputs = given.new_empty((first, second, last[0].shape[-1] * (1 + bool(bidirectional))))
+    return (outputs.transpose(0, 1) if batch_first else outputs, *(torch.empty_like(state) for state in last))
+
+
+@contextmanager
+def by_shape() -> Iterator[None]:
+    """While torch traces, recurrent layers give shapes alone: its own form of them takes every time step in turn."""
+    before = {target: dict(target.py_kernels) for target in GATES}
+    try:
+        for target in GATES:
+            target.py_kernels.update(dict.fromkeys(target.py_kernels, results))
+            target._dispatch_cache.clear()
+        yield
+    finally:
+        for target, kernels in before.items():
+            target.py_kernels.update(kernels)
+            target._dispatch_cache.clear()
 
 
 def _shapes(target: Any, given: Tensor, tensors: Sequence[Tensor], biases: bool, layers: int, directions: int,
@@ -61,4 +87,4 @@ def _last(tensor: Tensor) -> int:
     return tensor.shape[-1] if tensor.dim() else 0
 
 
-__all__ = ["checked"]
+__all__ = ["by_shape", "checked", "results"]

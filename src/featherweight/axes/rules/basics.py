@@ -65,12 +65,12 @@ def has_computed_options(trace: Trace, node: Node) -> bool:
     return has_schema(node.target) and any(isinstance(trace.shapes.get(a.name), (int, torch.SymInt)) for a in given)
 
 
-def unknown(trace: Trace, node: Node) -> Value:
+def unknown(trace: Trace, node: Node, reason: str = "no rule for this operator") -> Value:
     """What is not understood is frozen."""
     for used in node.all_input_nodes:
         value = trace.values.get(used.name)
         for labels in value if isinstance(value, list) else [value]:
-            trace.freeze(labels, node, "no rule for this operator")
+            trace.freeze(labels, node, reason)
     return trace.plain(node)
 
 

@@ -24,12 +24,14 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, exported_program
 
-from featherweight.deploy.onnx.dynamic import TRANSLATIONS
+from featherweight.deploy.onnx import dynamic, recurrent
 from featherweight.deploy.onnx.passes import Passes, suit
 from featherweight.deploy.onnx.ready import cut_off, four_axes, slices_of_batch
 from featherweight.errors import ExportError
 from featherweight.files import written_whole
 from featherweight.network import Input, Network, trees
+from featherweight.network.operators import pools_by_size
+from featherweight.network.recurrent import by_shape
 from featherweight.network.traced import forgotten
 
 METADATA = "featherweight"
@@ -89,6 +91,7 @@ def to_onnx(network: Network, passes: Passes, store: Callable[[Any], None]) -> t
     outputs are found in it. Changes ``network``."""
     for ready in (four_axes, slices_of_batch, cut_off):
         ready(network)
+    _check_pools(network)
     told: list[list[dict[str, Any]]] = []
     flat = _Flat(network, told.append).eval()
     args, kwargs = network.example_inputs(batch=2)
@@ -97,12 +100,12 @@ def to_onnx(network: Network, passes: Passes, store: Callable[[Any], None]) -> t
     tensors = tuple(v for i, v in enumerate(leaves) if i not in network.signature.constants)
     shapes = tuple({axis: Dim.DYNAMIC for axis, size in enumerate(i.shape) if size is None} for i in inputs)
     try:
-        with _quiet(), _tables_once(), torch.no_grad(), forgotten() as programs:
+        with _quiet(), _tables_once(), by_shape(), torch.no_grad(), forgotten() as programs:
             program = torch.export.export(flat, tensors, dynamic_shapes=(shapes,), strict=False)
             outputs = told[-1]
             programs.append(program)
             onnx_program = torch.onnx.export(program, dynamo=True, verbose=False, optimize=True,
-                                             custom_translation_table=TRANSLATIONS)
+                                             custom_translation_table=dynamic.TRANSLATIONS | recurrent.TRANSLATIONS)
     except ExportError:
         raise
     except Exception as error:
@@ -114,6 +117,15 @@ def to_onnx(network: Network, passes: Passes, store: Callable[[Any], None]) -> t
     named = list(dict.fromkeys(o.get("tensor") or o["number"] for o in outputs if "constant" not in o))
     _name_values(model, inputs, named)
     return model, outputs
+
+
+def _check_pools(network: Network) -> None:
+    """Raises ExportError for pooling to a fixed number of cells where sizes beside the batch are free: ONNX has the
+    cells of one size alone."""
+    pools = [n.meta.get("module") or n.name for n in network.calls() if pools_by_size(n)]
+    if pools and any(i.axes for i in network.signature.inputs):
+        raise ExportError(f"{', '.join(pools)} pools to a fixed number of cells, which ONNX has for one size of the "
+                          "inputs only; capture with fixed sizes: capture(..., dynamic={})")
 
 
 def _name_values(model: Any, inputs: Sequence[Input], outputs: list[str]) -> None:

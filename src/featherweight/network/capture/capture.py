@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -13,6 +13,7 @@ from featherweight.errors import CaptureError
 from featherweight.network import trees
 from featherweight.network.assembly import Assembly
 from featherweight.network.capture.export import Arguments
+from featherweight.network.capture.outputs import Output, keep_outputs
 from featherweight.network.capture.parts import capture_parts
 from featherweight.network.capture.run import run
 from featherweight.network.capture.sizes.asked import Dynamic
@@ -22,7 +23,8 @@ from featherweight.network.network import Network
 
 def capture(model: nn.Module, example_inputs: Any, *, kwargs: Mapping[str, Any] | None = None,
             parts: bool | None = None, tolerance: float = 1e-4,
-            keep_parametrizations: bool = False, dynamic: Dynamic | None = None) -> Network | Assembly:
+            keep_parametrizations: bool = False, dynamic: Dynamic | None = None,
+            outputs: Sequence[Output] | None = None) -> Network | Assembly:
     """Captures ``model`` as a graph that runs, trains, saves and exports without the model's class.
 
     example_inputs: a tensor, a tuple (positions) or a dict (keywords) that ``model`` can be called with.
@@ -35,6 +37,8 @@ def capture(model: nn.Module, example_inputs: Any, *, kwargs: Mapping[str, Any] 
         which ``notes`` then says, so that every technique treats them like other weights.
     dynamic: the sizes that stay free beside the batch: input -> axis -> a name, ``{"input_ids": {1: "tokens"}}``; sizes
         of one name are equal. None finds them; ``{}`` fixes them at the examples' sizes.
+    outputs: those that matter, ``("logits",)``, or places in a tuple of outputs, ``(0,)``: the network gives them
+        alone. Hidden states among the outputs would hold the width of every layer that adds to them.
 
     The model is captured in evaluation mode and left as it was. Axis 0 of the inputs stays free (the batch) unless the
     model fixes it, and so does every other axis along which the model runs on other sizes (a length, a height). Each
@@ -60,10 +64,13 @@ def capture(model: nn.Module, example_inputs: Any, *, kwargs: Mapping[str, Any] 
         trees.register_dataclasses(expected)
         if parts is not True:
             try:
-                return capture_whole(model, [(args, keywords)], expected, tolerance, keep_parametrizations, dynamic,
-                                     costly=False)
+                network = capture_whole(model, [(args, keywords)], expected, tolerance, keep_parametrizations, dynamic,
+                                        costly=False)
+                if outputs is not None:
+                    keep_outputs(network, [outputs] if isinstance(outputs, str) else outputs)
+                return network
             except CaptureError as error:
-                if parts is False or dynamic:
+                if parts is False or dynamic or outputs is not None:
                     raise
                 whole_error = error
         else:

@@ -25,6 +25,7 @@ from featherweight.network.capture.run import kept, slow_attention
 from featherweight.network.capture.sizes import asked
 from featherweight.network.capture.sizes.asked import Dynamic, Names
 from featherweight.network.operators import formula, is_free
+from featherweight.network.recurrent import by_shape
 
 INVOLVED = 200  #: operations in a size's formula, above which torch.export takes minutes
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
@@ -93,7 +94,7 @@ def export(model: nn.Module, attempt: Attempt) -> ExportedProgram:
     try:
         args, kwargs = trees.unflatten(attempt.free, spec)
         shapes = inspect.signature(model.forward).bind(*args, **kwargs).arguments if attempt.dynamic else None
-        with watch, torch.enable_grad(), kept(model), _plain():
+        with watch, torch.enable_grad(), kept(model), by_shape(), _plain():
             return torch.export.export(model, attempt.args, attempt.kwargs, dynamic_shapes=shapes, strict=False)
     except Exception as error:
         raise CaptureError(watch.explain(error)) from error

@@ -21,6 +21,7 @@ from featherweight.network.capture.sizes.asked import Dynamic, leaf_names
 from featherweight.network.capture.sizes.constants import from_sizes
 from featherweight.network.capture.sizes.proved import Proof, prove
 from featherweight.network.network import Network
+from featherweight.network.operators import pools_by_size
 from featherweight.network.traced import forgotten
 
 
@@ -47,6 +48,10 @@ def capture_whole(model: nn.Module, calls: list[Arguments], expected: Any, toler
             make_public(network)
             if attempt.dynamic and not any(None in i.shape for i in network.signature.inputs):
                 continue  # the model fixes the sizes, and those of this attempt may be doubled
+            cells = [n.name for n in network.calls() if pools_by_size(n)]
+            if cells and attempt.wide and not attempt.asked:
+                raise CaptureError(f"{', '.join(cells)} pools to a fixed number of cells, which no runtime does for "
+                                   f"any size; for PyTorch alone, write {_naming(network)}")
             if not costly and attempt.wide and not attempt.asked and (computed := from_sizes(network)):
                 raise CaptureError(f"with free sizes the graph computes {computed} at every run, which is a constant "
                                    f"for a fixed size; to have them free all the same, write {_naming(network)}")

@@ -14,12 +14,14 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx import Graph, Node
 
+from featherweight.network.kept.most import most
 from featherweight.network.operators import has_schema
 from featherweight.network.program import resolve
 
 
 def values(graph: Graph, tensor: Callable[[str], Tensor], inputs: Sequence[Tensor], alike: Alike) -> dict[str, Any]:
-    """Node name -> what it gives for these inputs, as tensors without data; numbers are plain numbers.
+    """Node name -> what it gives for these inputs, as tensors without data; numbers are plain numbers. Where a size
+    depends on the data (``h[mask]``), it is the largest that there can be.
 
     tensor: looks stored tensors up by name. Values that are alike may be one tensor, of these and of other inputs that
     were asked for with the same ``alike``.
@@ -66,14 +68,14 @@ class Alike:
     def call(self, target: Any, args: list[Any], kwargs: dict[str, Any]) -> Any:
         """What an operator gives."""
         if not self.merge:
-            return target(*args, **kwargs)
+            return most(target, args, kwargs)
         try:
             key = (target, self._key(args), tuple((k, self._key(v)) for k, v in kwargs.items()))
             known = key in self.results
         except TypeError:  # an argument that cannot be looked up
-            return target(*args, **kwargs)
+            return most(target, args, kwargs)
         if not known:
-            self.results[key] = self._merged(target(*args, **kwargs))
+            self.results[key] = self._merged(most(target, args, kwargs))
         return self.results[key]
 
     def _look(self, tensor: Tensor) -> Any:
