@@ -110,3 +110,70 @@ def test_nan_on_both_sides_is_no_agreement() -> None:
 def test_advice_on_saturation_is_given_only_where_sums_may_saturate(saturates: bool, told: bool) -> None:
     said = deploy.Agreement(1.0, 0.4, False, 0.05, saturates).complaint()
     assert ("VNNI" in said) is told
+
+
+class Calls(nn.Module):
+    """A forward function over a few named parts."""
+
+    def __init__(self, run: Callable[..., Tensor], **parts: nn.Module) -> None:
+        super().__init__()
+        self.run = run
+        for name, part in parts.items():
+            self.add_module(name, part)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.run(self, x)
+
+
+def pooled(padding: int = 1, **options: bool) -> Callable[[], nn.Module]:
+    return lambda: Calls(lambda m, x: m.b(F.avg_pool2d(m.a(x), 3, 2, padding, **options)),
+                         a=nn.Conv2d(3, 16, 3, padding=1), b=nn.Conv2d(16, 4, 3))
+
+
+def same() -> nn.Module:
+    """Padded as TensorFlow does it."""
+    parts: list[nn.Module] = []
+    for channels in (3, 16, 16):
+        parts += [nn.ZeroPad2d((0, 1, 0, 1)), nn.Conv2d(channels, 16, 3, 2), nn.ReLU6()]
+    return nn.Sequential(*parts)
+
+
+def padded_for_several(m: nn.Module, x: Tensor) -> Tensor:
+    p = F.pad(F.relu(m.a(x)) - 0.3, (1, 1, 1, 1))
+    return m.b(p) + F.max_pool2d(m.c(p), 1) + F.max_pool2d(p, 3, 1)[:, :4]
+
+
+def siamese(m: nn.Module, x: Tensor) -> Tensor:
+    return m.b(F.relu(m.a(x)) - F.relu(m.a(x * 0.5)))
+
+
+def parts() -> dict[str, nn.Module]:
+    return {"a": nn.Conv2d(3, 16, 3, padding=1), "b": nn.Conv2d(16, 4, 3), "c": nn.Conv2d(16, 4, 3)}
+
+
+#: what runtimes compute wrongly or slowly in the plain form: zeros around pools and convolutions, weights read twice
+AROUND: dict[str, Callable[[], nn.Module]] = {
+    "average over zeros": pooled(), "average without them": pooled(count_include_pad=False),
+    "windows cut off": pooled(ceil_mode=True), "windows cut off, no zeros": pooled(ceil_mode=True, padding=0),
+    "same": same, "several readers": lambda: Calls(padded_for_several, **parts()),
+    "siamese": lambda: Calls(siamese, **parts()),
+    "stride of one": lambda: nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 4, 1, 2, 1)),
+}
+
+
+@pytest.mark.parametrize("target", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize("name", AROUND)
+def test_what_lies_around_is_zero_in_every_runtime(name: str, target: str, tmp_path) -> None:
+    if target == "openvino":
+        pytest.importorskip("openvino")
+    torch.manual_seed(0)
+    model, x = AROUND[name]().eval(), torch.randn(8, 3, 12, 12)
+    net, runtime = fw.capture(model, x, parts=False), deploy.target(target)
+    path = tmp_path / f"net{runtime.suffix}"
+    step = fw.quantize.Quantize(target=target)
+    for network in (net, step.plan(net, fw.Task(calibration=[(x, None)])).apply(net)):
+        runtime.export(network, path)
+        found = runtime.load(path, like=net.signature)(x)
+        wanted, whole = network(x).detach(), net(x).detach()
+        assert float((found - wanted).norm() / wanted.norm()) < 0.01
+        assert float((found - whole).norm() / whole.norm()) < 0.03
