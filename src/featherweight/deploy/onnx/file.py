@@ -26,6 +26,7 @@ from torch.export import Dim
 from featherweight.deploy.onnx.dynamic import TRANSLATIONS
 from featherweight.deploy.onnx.passes import Passes, suit
 from featherweight.deploy.onnx.ready import cut_off, four_axes, slices_of_batch
+from featherweight.deploy.onnx.tables import kept_tables
 from featherweight.errors import ExportError
 from featherweight.files import written_whole
 from featherweight.network import Network, trees
@@ -95,7 +96,7 @@ def to_onnx(network: Network, passes: Passes, store: Callable[[Any], None]) -> t
     tensors = tuple(v for i, v in enumerate(leaves) if i not in network.signature.constants)
     shapes = tuple({axis: Dim.DYNAMIC for axis, size in enumerate(i.shape) if size is None} for i in inputs)
     try:
-        with _quiet(), torch.no_grad():
+        with _quiet(), kept_tables(), torch.no_grad():
             program = torch.export.export(flat, tensors, dynamic_shapes=(shapes,), strict=False)
             outputs = told[-1]
             onnx_program = torch.onnx.export(program, dynamo=True, verbose=False, optimize=True,

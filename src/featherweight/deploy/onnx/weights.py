@@ -31,6 +31,8 @@ BLOCKS_OPSET = 21
 CUT_OFF = ("Relu", "Clip", "LeakyRelu")
 #: where an initializer remembers what ``blocks`` made of it
 KNOWN = "featherweight_columns"
+#: where it remembers how many calls were given its numbers
+READ = "featherweight_read"
 
 Form = Callable[[Any, Any], bool]
 
@@ -139,6 +141,31 @@ def own_zero(graph: Any, node: Any) -> bool:
         numbers = constant_value(zero)
         if numbers is not None and numbers.dtype == np.int8 and len(zero.uses()) > 1:
             node.replace_input_with(2, constant(graph, f"{node.name}_zero", numbers))
+    return False
+
+
+def own_numbers(graph: Any, node: Any) -> bool:
+    """A weight's integers for each call that reads them, for the same sessions, which fail at integers that they have
+    met before. They lie in the file once: every further call reads them through a Reshape, computed at load."""
+    import onnx_ir as ir
+
+    back = node.inputs[1].producer()
+    kept = node.inputs[1] if back is None else back.inputs[0] if back.op_type == "DequantizeLinear" else None
+    numbers = None if kept is None else kept.const_value
+    if numbers is None or numbers.dtype != ir.DataType.INT8:
+        return False
+    times = kept.meta[READ] = kept.meta.get(READ, -1) + 1
+    if times in range(1, len(numbers.shape) + 1):  # each time another form of the same shape, or they would be joined
+        shape = np.where(np.arange(len(numbers.shape)) == times - 1, -1, numbers.shape.numpy()).astype(np.int64)
+        again = ir.node("Reshape", [kept, constant(graph, f"{node.name}_shape", shape)], name=f"{node.name}_again")
+        made = [again]
+        if back is not None:
+            zeros = [constant(graph, f"{node.name}_{i}", v.const_value.numpy()) for i, v in enumerate(back.inputs[2:])]
+            read = ir.node("DequantizeLinear", [again.outputs[0], back.inputs[1], *zeros], dict(back.attributes),
+                           name=f"{node.name}_own")
+            made.append(read)
+        graph.insert_before(node, made)
+        node.replace_input_with(1, made[-1].outputs[0])
     return False
 
 
@@ -280,7 +307,8 @@ def _stored(model: Any, forms: tuple[tuple[tuple[str, ...], Form], ...], narrowe
 
 def for_onnx_runtime(model: Any) -> None:
     """Rewrites the stored weights of ``model`` (``onnx_ir``) in place."""
-    forms = ((("MatMul", "Gemm"), blocks), (("DequantizeLinear",), products), (("DequantizeLinear",), own_zero))
+    forms = ((("MatMul", "Gemm"), blocks), (("DequantizeLinear",), products), (("DequantizeLinear",), own_zero),
+             (("Conv", "Gemm", "MatMul", "MatMulInteger"), own_numbers))
     _stored(model, forms, narrowest_of_runtime())
 
 
