@@ -63,4 +63,13 @@ def sweep(graph: Any) -> None:
             del graph.initializers[name]
 
 
-__all__ = ["constant", "constant_value", "replace", "same_grid", "sweep"]
+def through(value: Any) -> Any:
+    """The value that reshapes, if any, give another shape."""
+    node = value.producer()
+    while node is not None and node.op_type == "Reshape":
+        value = node.inputs[0]
+        node = value.producer()
+    return value
+
+
+__all__ = ["constant", "constant_value", "replace", "same_grid", "sweep", "through"]

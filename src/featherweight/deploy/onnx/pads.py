@@ -20,6 +20,7 @@ from featherweight.deploy.onnx.edit import constant, constant_value, replace, sa
 
 
 def clamp_by_relu(graph: Any, node: Any) -> None:
+    """The larger of a value and zero becomes Relu."""
     import onnx_ir as ir
 
     if len(node.inputs) == 2:
@@ -71,6 +72,7 @@ def _pads_input(node: Any, value: Any) -> bool:
 
 
 def pad_whole_numbers(graph: Any, node: Any) -> None:
+    """Padding with zeros between two roundings on one grid becomes padding of integers with the zero point."""
     import onnx_ir as ir
 
     back = node.inputs[0].producer()

@@ -20,7 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from featherweight.deploy.onnx.edit import constant, constant_value, replace, sweep
+from featherweight.deploy.onnx.edit import constant, constant_value, replace, sweep, through
+from featherweight.deploy.onnx.own import OWN
 from featherweight.deploy.onnx.types import kind_of, narrow, narrowest_of_runtime, raise_opset
 
 #: lengths of blocks that MatMulNBits takes
@@ -31,8 +32,6 @@ BLOCKS_OPSET = 21
 CUT_OFF = ("Relu", "Clip", "LeakyRelu")
 #: where an initializer remembers what ``blocks`` made of it
 KNOWN = "featherweight_columns"
-#: where it remembers how many calls were given its numbers
-READ = "featherweight_read"
 
 Form = Callable[[Any, Any], bool]
 
@@ -132,43 +131,6 @@ def products(graph: Any, node: Any) -> bool:
     return False
 
 
-def own_zero(graph: Any, node: Any) -> bool:
-    """A weight's zero points for itself: in a session that asks for exact sums (``session.x64quantprecision``), ONNX
-    Runtime makes uint8 of int8 weights, once for every weight, and fails (1.32) at zero points that it has met
-    before."""
-    if len(node.inputs) > 2 and constant_value(through(node.inputs[0])) is not None:
-        zero = node.inputs[2]
-        numbers = constant_value(zero)
-        if numbers is not None and numbers.dtype == np.int8 and len(zero.uses()) > 1:
-            node.replace_input_with(2, constant(graph, f"{node.name}_zero", numbers))
-    return False
-
-
-def own_numbers(graph: Any, node: Any) -> bool:
-    """A weight's integers for each call that reads them, for the same sessions, which fail at integers that they have
-    met before. They lie in the file once: every further call reads them through a Reshape, computed at load."""
-    import onnx_ir as ir
-
-    back = node.inputs[1].producer()
-    kept = node.inputs[1] if back is None else back.inputs[0] if back.op_type == "DequantizeLinear" else None
-    numbers = None if kept is None else kept.const_value
-    if numbers is None or numbers.dtype != ir.DataType.INT8:
-        return False
-    times = kept.meta[READ] = kept.meta.get(READ, -1) + 1
-    if times in range(1, len(numbers.shape) + 1):  # each time another form of the same shape, or they would be joined
-        shape = np.where(np.arange(len(numbers.shape)) == times - 1, -1, numbers.shape.numpy()).astype(np.int64)
-        again = ir.node("Reshape", [kept, constant(graph, f"{node.name}_shape", shape)], name=f"{node.name}_again")
-        made = [again]
-        if back is not None:
-            zeros = [constant(graph, f"{node.name}_{i}", v.const_value.numpy()) for i, v in enumerate(back.inputs[2:])]
-            read = ir.node("DequantizeLinear", [again.outputs[0], back.inputs[1], *zeros], dict(back.attributes),
-                           name=f"{node.name}_own")
-            made.append(read)
-        graph.insert_before(node, made)
-        node.replace_input_with(1, made[-1].outputs[0])
-    return False
-
-
 def _readers_on_floats(node: Any) -> bool:
     """Whether every call that reads the weight computes in float."""
     ends = _ends(node)
@@ -237,15 +199,6 @@ def _plain_gemm(node: Any) -> bool:
     return all(v == 1 for v in ones) and not ("transA" in node.attributes and node.attributes["transA"].as_int())
 
 
-def through(value: Any) -> Any:
-    """The value that reshapes, if any, give another shape."""
-    node = value.producer()
-    while node is not None and node.op_type == "Reshape":
-        value = node.inputs[0]
-        node = value.producer()
-    return value
-
-
 def _matrix(value: Any) -> tuple[Any, Any, Any] | None:
     """(initializer, numbers, scales), both of the matrix's shape, of a weight that is dequantized and turned around."""
     node, moves = value.producer(), []
@@ -307,8 +260,7 @@ def _stored(model: Any, forms: tuple[tuple[tuple[str, ...], Form], ...], narrowe
 
 def for_onnx_runtime(model: Any) -> None:
     """Rewrites the stored weights of ``model`` (``onnx_ir``) in place."""
-    forms = ((("MatMul", "Gemm"), blocks), (("DequantizeLinear",), products), (("DequantizeLinear",), own_zero),
-             (("Conv", "Gemm", "MatMul", "MatMulInteger"), own_numbers))
+    forms = ((("MatMul", "Gemm"), blocks), (("DequantizeLinear",), products), *OWN)
     _stored(model, forms, narrowest_of_runtime())
 
 

@@ -1,5 +1,5 @@
-"""Rewrites of an exported model for OpenVINO, exact. It adds float biases within its integer kernels and takes any number
-of channels; these forms it computes wrongly, or does not join (seen on 2026.4):
+"""Rewrites of an exported model for OpenVINO, exact. It adds float biases within its integer kernels and takes any
+number of channels; these forms it computes wrongly, or does not join (seen on 2026.4):
 
 - An average that counts zeros around its input counts integers of 0 instead, which are not zero where the grid has a
   zero point.
@@ -47,7 +47,8 @@ def _window_of_two(graph: Any, node: Any) -> None:
     wide = np.pad(numbers, [(0, int(axis > 1)) for axis in range(numbers.ndim)])
     made = constant(graph, f"{value.name}_{node.name}_wide", wide)
     if scaled is not None:
-        read = ir.node("DequantizeLinear", [made, *scaled.inputs[1:]], dict(scaled.attributes), name=f"{node.name}_wide")
+        read = ir.node("DequantizeLinear", [made, *scaled.inputs[1:]], dict(scaled.attributes),
+                       name=f"{node.name}_wide")
         graph.insert_before(node, [read])
         made = read.outputs[0]
     pads[len(pads) // 2:] += 1
