@@ -5,8 +5,8 @@
 Needs torchvision, scikit-learn, openvino and nncf. Every model gives six files from the same weights and calibration
 images (crops of scikit-learn's two photographs): float, our int8 and the runtime's own int8 (``quantize_static``,
 ``nncf.quantize``) for either runtime. They run in one process, at batch one, in shuffled order every round. OpenVINO
-computes floats in float32 in all of them. Every ONNX Runtime file is opened as the target opens it, with exact sums
-where the processor has no VNNI instructions; OpenVINO's saturate there (``saturates`` in the row). ``relative_error``:
+computes floats in float32 in all of them. Every file is opened in a plain session, as where it is deployed; without
+VNNI instructions sums of int8 products may saturate there (``saturates`` in the row). ``relative_error``:
 of the outputs on crops not calibrated on, against the float network in PyTorch. The weights are random: scores would
 say nothing. One row a model and number of threads in benchmarks/results/int8_runtimes.json.
 """

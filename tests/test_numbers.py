@@ -110,3 +110,122 @@ def test_nan_on_both_sides_is_no_agreement() -> None:
 def test_advice_on_saturation_is_given_only_where_sums_may_saturate(saturates: bool, told: bool) -> None:
     said = deploy.Agreement(1.0, 0.4, False, 0.05, saturates).complaint()
     assert ("VNNI" in said) is told
+
+
+class Calls(nn.Module):
+    """A forward function over a few named parts."""
+
+    def __init__(self, run: Callable[..., Tensor], **parts: nn.Module) -> None:
+        super().__init__()
+        self.run = run
+        for name, part in parts.items():
+            self.add_module(name, part)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.run(self, x)
+
+
+def pooled(padding: int = 1, **options: bool) -> Callable[[], nn.Module]:
+    return lambda: Calls(lambda m, x: m.b(F.avg_pool2d(m.a(x), 3, 2, padding, **options)),
+                         a=nn.Conv2d(3, 16, 3, padding=1), b=nn.Conv2d(16, 4, 3))
+
+
+def same() -> nn.Module:
+    """Padded as TensorFlow does it."""
+    parts: list[nn.Module] = []
+    for channels in (3, 16, 16):
+        parts += [nn.ZeroPad2d((0, 1, 0, 1)), nn.Conv2d(channels, 16, 3, 2), nn.ReLU6()]
+    return nn.Sequential(*parts)
+
+
+def padded_for_several(m: nn.Module, x: Tensor) -> Tensor:
+    p = F.pad(F.relu(m.a(x)) - 0.3, (1, 1, 1, 1))
+    return m.b(p) + F.max_pool2d(m.c(p), 1) + F.max_pool2d(p, 3, 1)[:, :4]
+
+
+def siamese(m: nn.Module, x: Tensor) -> Tensor:
+    return m.b(F.relu(m.a(x)) - F.relu(m.a(x * 0.5)))
+
+
+def parts() -> dict[str, nn.Module]:
+    return {"a": nn.Conv2d(3, 16, 3, padding=1), "b": nn.Conv2d(16, 4, 3), "c": nn.Conv2d(16, 4, 3)}
+
+
+#: what runtimes compute wrongly or slowly in the plain form: zeros around pools and convolutions, weights read twice
+AROUND: dict[str, Callable[[], nn.Module]] = {
+    "average over zeros": pooled(), "average without them": pooled(count_include_pad=False),
+    "windows cut off": pooled(ceil_mode=True), "windows cut off, no zeros": pooled(ceil_mode=True, padding=0),
+    "same": same, "several readers": lambda: Calls(padded_for_several, **parts()),
+    "siamese": lambda: Calls(siamese, **parts()),
+    "stride of one": lambda: nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 4, 1, 2, 1)),
+}
+
+
+@pytest.mark.parametrize("target", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize("name", AROUND)
+def test_what_lies_around_is_zero_in_every_runtime(name: str, target: str, tmp_path) -> None:
+    if target == "openvino":
+        pytest.importorskip("openvino")
+    torch.manual_seed(0)
+    model, x = AROUND[name]().eval(), torch.randn(8, 3, 12, 12)
+    net, runtime = fw.capture(model, x, parts=False), deploy.target(target)
+    path = tmp_path / f"net{runtime.suffix}"
+    step = fw.quantize.Quantize(target=target)
+    for network in (net, step.plan(net, fw.Task(calibration=[(x, None)])).apply(net)):
+        runtime.export(network, path)
+        found = runtime.load(path, like=net.signature)(x)
+        wanted, whole = network(x).detach(), net(x).detach()
+        assert float((found - wanted).norm() / wanted.norm()) < 0.01
+        assert float((found - whole).norm() / whole.norm()) < 0.03
+
+
+def shared_linear(m: nn.Module, x: Tensor) -> Tensor:
+    return m.b(F.relu(m.a(x))) + m.b(F.relu(m.a(x * 0.5)))
+
+
+def linear_parts() -> dict[str, nn.Module]:
+    return {"a": nn.Linear(16, 32), "b": nn.Linear(32, 4)}
+
+
+@pytest.mark.parametrize("activations", ["uint8", "dynamic"])
+@pytest.mark.parametrize("convolution", [True, False])
+def test_weights_of_several_calls_load_in_sessions_with_exact_sums(convolution: bool, activations: str,
+                                                                   tmp_path) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    torch.manual_seed(0)
+    model = Calls(siamese, **parts()) if convolution else Calls(shared_linear, **linear_parts())
+    x = torch.randn(8, 3, 12, 12) if convolution else torch.randn(8, 16)
+    net = fw.capture(model.eval(), x, parts=False)
+    step = fw.quantize.Quantize(activations=activations)
+    small = step.plan(net, fw.Task(calibration=[(x, None)])).apply(net)
+    size = deploy.target("onnxruntime").export(small, tmp_path / "net.onnx")
+    options = onnxruntime.SessionOptions()
+    options.add_session_config_entry("session.x64quantprecision", "1")
+    session = onnxruntime.InferenceSession(str(tmp_path / "net.onnx"), options)
+    found, wanted = torch.tensor(session.run(None, {session.get_inputs()[0].name: x.numpy()})[0]), small(x).detach()
+    assert float((found - wanted).norm() / wanted.norm()) < 0.01
+    assert size < sum(p.numel() for p in model.parameters()) + 5000, "a weight lies in the file once"
+
+
+def apart(times: float) -> nn.Module:
+    """Channels of a cat that are ``times`` apart, and weights that make up for it."""
+    model = Calls(lambda m, x: m.b(torch.cat([F.relu(m.a(x)), F.relu(m.c(x))], 1)), a=nn.Conv2d(3, 16, 3, padding=1),
+                  c=nn.Conv2d(3, 16, 3, padding=1), b=nn.Conv2d(32, 8, 3))
+    with torch.no_grad():
+        for tensor in (model.a.weight, model.a.bias):
+            tensor *= times
+        model.b.weight[:, :16] /= times
+    return model.eval()
+
+
+@pytest.mark.parametrize(("times", "evened"), [(1.0, False), (4.0, False), (300.0, True)])
+def test_channels_far_apart_are_equalized_unless_that_is_switched_off(times: float, evened: bool) -> None:
+    torch.manual_seed(0)
+    model, x = apart(times), torch.randn(8, 3, 12, 12)
+    net, task = fw.capture(model, x, parts=False), fw.Task(calibration=[(x, None)])
+    plans = {e: fw.quantize.Quantize(equalize=e).plan(net, task) for e in (None, False, True)}
+    whole = net(x).detach()
+    error = {e: float((p.apply(net)(x) - whole).norm() / whole.norm()) for e, p in plans.items()}
+    assert error[None] == error[evened]
+    assert error[None] < 0.05
+    assert (error[False] > 0.5) is evened

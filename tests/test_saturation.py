@@ -21,8 +21,7 @@ torch.set_num_threads(1)
 
 def kernel(weights: np.ndarray, given: np.ndarray, padded: bool) -> bool:
     """Whether ``vpmaddubsw`` saturates: one row of weights [window, channels] and of activations, in a loop."""
-    window, channels = weights.shape
-    if padded and channels % 2:
+    if padded and weights.shape[1] % 2:
         weights, given = (np.pad(a, ((0, 0), (0, 1))) for a in (weights, given))
     w, u = weights.ravel().tolist(), given.ravel().tolist()
     w, u = w + [0] * (len(w) % 2), u + [0] * (len(u) % 2)

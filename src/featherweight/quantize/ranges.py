@@ -33,20 +33,26 @@ class Grid:
 
 @dataclass(frozen=True)
 class Tops:
-    """The largest value of each channel of activations, filled while calibration data runs.
+    """The largest and the smallest number of each channel of activations, filled while calibration data runs.
 
-    axes: activation's node -> the axes, counted from the end, along which its readers have their channels. found:
-    (node, axis) -> [channels].
+    axes: activation's node -> the axes, counted from the end, along which its readers have their channels. found,
+    least: (node, axis) -> [channels].
     """
 
     axes: Mapping[str, tuple[int, ...]]
     found: dict[tuple[str, int], Tensor] = field(default_factory=dict)
+    least: dict[tuple[str, int], Tensor] = field(default_factory=dict)
 
     def look(self, name: str, value: Tensor) -> None:
         for axis in self.axes.get(name, ()):
             others = [i for i in range(-value.dim(), 0) if i != axis]
-            top = value.detach().amax(others)
+            low, top = value.detach().amin(others), value.detach().amax(others)
             self.found[name, axis] = torch.maximum(self.found.get((name, axis), top), top)
+            self.least[name, axis] = torch.minimum(self.least.get((name, axis), low), low)
+
+    def reach(self, key: tuple[str, int]) -> Tensor:
+        """How far each channel gets from zero."""
+        return torch.maximum(self.found[key], -self.least[key])
 
 
 #: method -> (bin centers, spec, counts) -> (scale, zero point); "minmax" needs no histogram

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 from torch import Tensor
@@ -20,6 +20,7 @@ from featherweight.quantize.plan import QuantizePlan, announced
 from featherweight.quantize.prepare.biases import corrected
 from featherweight.quantize.prepare.expand_activations import gated, write_out
 from featherweight.quantize.prepare.rescale import Product, rescaled
+from featherweight.quantize.prepare.uneven import UNEVEN, unevenness
 from featherweight.quantize.ranges import METHODS as RANGES
 from featherweight.quantize.ranges import Tops
 from featherweight.quantize.request import Request, split
@@ -38,6 +39,20 @@ NUMBERS = {"smooth": Numbers(0.5, least=0, most=1, none="none"), "calibration_ba
 
 
 @dataclass(frozen=True)
+class _Ready:
+    """A plan before weights are rounded. folded: the network that it is made on; even: a copy, towards which biases are
+    corrected; values: what was changed to prepare it; unevenness: of the worst call (``prepare/uneven``)."""
+
+    plan: QuantizePlan
+    folded: Network
+    even: Network
+    found: list[LayerForm]
+    scales: dict[str, Tensor]
+    values: dict[str, Tensor]
+    unevenness: float
+
+
+@dataclass(frozen=True)
 class Quantize(Rewrite):
     """Stores weights as integers and rounds activations to integers between operators.
 
@@ -52,7 +67,9 @@ class Quantize(Rewrite):
         "kl"; None takes "minmax" for 8 bits and "mse" for fewer. weight_ranges: "minmax", "mse" or None.
     granularity: what has a scale of its own: "channel", "tensor", or a number of weights (a group of one row).
     rounding: "nearest", "gptq", "adaround" or "blocks" (``rounding.methods.METHODS``).
-    equalize: cross-layer equalization before; smooth: SmoothQuant's alpha (0.5 as the paper has it), None for none.
+    equalize: cross-layer equalization before; None: where channels of an activation differ so much that its grid loses
+        four bits on them, and equalization halves that (``prepare/uneven``).
+    smooth: SmoothQuant's alpha (0.5 as the paper has it), None for none.
     rescale: where the channels of a value differ too much for one grid, and no neighbour absorbs a scale for each of
         them (as equalize and smooth need), products with vectors are put in before and after it.
     correct_bias: shifts biases so that the mean of every channel stays what it was.
@@ -99,7 +116,7 @@ class Quantize(Rewrite):
     weight_ranges: str | None = None
     granularity: str | int = "channel"
     rounding: str = "nearest"
-    equalize: bool = False
+    equalize: bool | None = None
     smooth: float | None = None
     rescale: bool = False
     correct_bias: bool = False
@@ -117,41 +134,53 @@ class Quantize(Rewrite):
         """Raises RecipeError for unknown options, ExportError for an unknown target and TaskError where calibration
         data is needed and missing."""
         self.check()
-        folded = fold_batch_norm(network).eval()
         task, said = calibrated(self.calibration, network, task, self.calibration_batches)
-        request = self.request()
+        ready = self._ready(network, task, bool(self.equalize))
+        if self.equalize is None and ready.unevenness > UNEVEN:
+            even = self._ready(network, task, True)
+            ready = even if even.unevenness < ready.unevenness / 2 else ready
+        made = self._rounded(ready, task, said)
+        if self.correct_bias:
+            made = corrected(made, network, task, self.calibration_batches, ready.even)
+        if not ready.found:
+            return announced(made, network)
+        made.round(ready.folded)
+        return announced(made, network, ready.folded)
+
+    def _ready(self, network: Network, task: Task, equalize: bool) -> _Ready:
+        """The network prepared, and its grids."""
+        folded = fold_batch_norm(network).eval()
+        request, batches = self.request(), self.calibration_batches
         found, skipped = layers(folded, request)
-        values, more = prepared(folded, task, self.smooth, self.equalize, self.calibration_batches)
+        values, more = prepared(folded, task, self.smooth, equalize, batches)
         gates = gated(folded, integer_calls(found, request.rules()), request.rules())
         write_out(folded, gates)
         placed = placement(folded, found, request)
         vectors: dict[str, Tensor] = {}
         products: tuple[Product, ...] = ()
         if self.rescale and placed.points:
-            new, vectors, products = rescaled(folded, task, placed, self.calibration_batches)
+            new, vectors, products = rescaled(folded, task, placed, batches)
             values |= new
             found, _ = layers(folded, request)
             placed = placement(folded, found, request)
         skipped = [*skipped, *placed.skipped, *self._left_float(found, placed)]
-        even = folded.copy() if self.correct_bias else None  # what biases are corrected towards
-        scales = weight_scales(folded, found, self.weight_ranges)
-        tops = Tops({} if DEVICES[self.device] else channel_axes(folded, found, placed))
-        points = value_grids(folded, task, placed, found, self.activations, self.ranges,
-                             self.calibration_batches, tops)
+        scales, tops = weight_scales(folded, found, self.weight_ranges), Tops(channel_axes(folded, found, placed))
+        points = value_grids(folded, task, placed, found, self.activations, self.ranges, batches, tops)
         if not DEVICES[self.device]:
             scales = unsaturated(folded, found, scales, placed, points, tops)
-        new, points, rest = rounded(self.rounding, folded, task, found, scales, points, self.calibration_batches)
-        values |= new
-        tensors = {scale_name(name): scale for name, scale in scales.items()} | values | vectors
-        made = QuantizePlan(tuple(f.stored for f in found), points, tuple(sorted(values)), bool(found),
-                            products=products, gates=gates, tensors=tensors,
-                            skipped=tuple(dict.fromkeys([*skipped, *said, *more, *rest])))
-        if self.correct_bias:
-            made = corrected(made, network, task, self.calibration_batches, even)
-        if not found:
-            return announced(made, network)
-        made.round(folded)
-        return announced(made, network, folded)
+        weights = [(n, folded.tensor(f.stored.weight)) for f in found for n in f.nodes if n.name in placed.kernels]
+        start = QuantizePlan(tuple(f.stored for f in found), points, (), bool(found), products=products, gates=gates,
+                             tensors=vectors, skipped=tuple(dict.fromkeys([*skipped, *more])))
+        even = folded.copy() if self.correct_bias else folded  # what biases are corrected towards
+        return _Ready(start, folded, even, found, scales, values, unevenness(weights, tops))
+
+    def _rounded(self, ready: _Ready, task: Task, said: list[Skipped]) -> QuantizePlan:
+        new, points, rest = rounded(self.rounding, ready.folded, task, ready.found, ready.scales, ready.plan.points,
+                                    self.calibration_batches)
+        values, scales = ready.values | new, {scale_name(name): scale for name, scale in ready.scales.items()}
+        return replace(ready.plan, points=points, changed=tuple(sorted(values)),
+                       tensors=scales | values | dict(ready.plan.tensors),
+                       skipped=tuple(dict.fromkeys([*ready.plan.skipped, *said, *rest])))
 
     def check(self) -> None:
         """Raises RecipeError, or ExportError, for options that make no sense."""
@@ -186,7 +215,7 @@ class Quantize(Rewrite):
 
     def check_training(self) -> None:
         """Raises RecipeError for options that have no meaning during training."""
-        for name, given, plain in (("rounding", self.rounding, "nearest"), ("equalize", self.equalize, False),
+        for name, given, plain in (("rounding", self.rounding, "nearest"), ("equalize", self.equalize or False, False),
                                    ("smooth", self.smooth, None), ("rescale", self.rescale, False),
                                    ("correct_bias", self.correct_bias, False)):
             if given != plain:

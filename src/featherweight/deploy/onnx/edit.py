@@ -43,6 +43,15 @@ def replace(graph: Any, node: Any, made: list[Any]) -> None:
     graph.remove(node, safe=True)
 
 
+def same_grid(one: Any, other: Any) -> bool:
+    """Whether two nodes round, or read back, on one grid that is known."""
+    if len(one.inputs) < 3 or len(other.inputs) < 3:
+        return False
+    pairs = [(constant_value(a), constant_value(b)) for a, b in zip(one.inputs[1:3], other.inputs[1:3], strict=True)]
+    return all(a is not None and b is not None and a.dtype == b.dtype and a.shape == () and np.array_equal(a, b)
+               for a, b in pairs)
+
+
 def sweep(graph: Any) -> None:
     """Removes nodes and initializers that nobody reads."""
     for node in reversed(list(graph)):
@@ -54,4 +63,13 @@ def sweep(graph: Any) -> None:
             del graph.initializers[name]
 
 
-__all__ = ["constant", "constant_value", "replace", "sweep"]
+def through(value: Any) -> Any:
+    """The value that reshapes, if any, give another shape."""
+    node = value.producer()
+    while node is not None and node.op_type == "Reshape":
+        value = node.inputs[0]
+        node = value.producer()
+    return value
+
+
+__all__ = ["constant", "constant_value", "replace", "same_grid", "sweep", "through"]

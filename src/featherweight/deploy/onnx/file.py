@@ -27,6 +27,7 @@ from torch.export import Dim, exported_program
 from featherweight.deploy.onnx import dynamic, recurrent
 from featherweight.deploy.onnx.passes import Passes, suit
 from featherweight.deploy.onnx.ready import cut_off, four_axes, slices_of_batch
+from featherweight.deploy.onnx.tables import kept_tables
 from featherweight.errors import ExportError
 from featherweight.files import written_whole
 from featherweight.network import Input, Network, trees
@@ -100,7 +101,7 @@ def to_onnx(network: Network, passes: Passes, store: Callable[[Any], None]) -> t
     tensors = tuple(v for i, v in enumerate(leaves) if i not in network.signature.constants)
     shapes = tuple({axis: Dim.DYNAMIC for axis, size in enumerate(i.shape) if size is None} for i in inputs)
     try:
-        with _quiet(), _tables_once(), by_shape(), torch.no_grad(), forgotten() as programs:
+        with _quiet(), _tables_once(), kept_tables(), by_shape(), torch.no_grad(), forgotten() as programs:
             program = torch.export.export(flat, tensors, dynamic_shapes=(shapes,), strict=False)
             outputs = told[-1]
             programs.append(program)

@@ -3,9 +3,6 @@
 A target has a table of passes: operator -> functions that rewrite a node of it, where they find the form they know.
 
 - A mean over all spatial axes becomes GlobalAveragePool, which has an integer kernel (ReduceMean has none).
-- The larger of a value and zero becomes Relu, which a rounding after it can stand for.
-- Padding with zeros between a dequantize and a quantize on the same grid becomes padding integers with the zero
-  point: ONNX Runtime (seen on 1.32) carries integers through slices, reshapes and the like, but not through Pad.
 - An integer convolution of a channel count that is no multiple of four (above all of 3 colours) reads channels of
   zero points up to the next one, against weights of zero: only then has ONNX Runtime on x86 a kernel that needs no
   unfolded copy of its input. Seen with VNNI: 7 to 20 % of such a layer's time, 3 to 6 % of a ResNet-18's or a
@@ -14,9 +11,6 @@ A target has a table of passes: operator -> functions that rewrite a node of it,
   weight scale). ONNX Runtime runs the call on integers only then: 1.32 still rounds most float biases itself (not
   that of a Gemm that gives a float), 1.22 some, 1.20 none. Weights of few bits are multiplied by a power of two first,
   which makes the grid of the sums finer: a bias rounded to steps of 2-bit sums would give other values than PyTorch.
-- Values of fewer than 8 bits are cut off as integers, after the rounding: ONNX Runtime's kernels go on giving and
-  taking bytes. OpenVINO joins a rounding with what reads it only where nothing is between: there the float is cut off
-  before, within the kernel that gives it.
 """
 
 from __future__ import annotations
@@ -27,7 +21,8 @@ from typing import Any
 import numpy as np
 
 from featherweight.deploy.onnx.dynamic import multiply_whole_numbers
-from featherweight.deploy.onnx.edit import constant, constant_value, replace, sweep
+from featherweight.deploy.onnx.edit import constant, constant_value, replace, same_grid, sweep
+from featherweight.deploy.onnx.pads import clamp_by_relu, pad_in_convolutions, pad_whole_numbers, whole_windows
 from featherweight.deploy.onnx.weights import quantizers, whole
 
 #: operator -> functions (graph, node) that rewrite it
@@ -58,7 +53,7 @@ def _pool_globally(graph: Any, node: Any) -> None:
     made = [pool]
     if keep is not None and not keep.as_int():
         readers = [user for user, _ in node.outputs[0].uses()]
-        if readers and all(r.op_type == "QuantizeLinear" and _same_grid(r, readers[0]) for r in readers):
+        if readers and all(r.op_type == "QuantizeLinear" and same_grid(r, readers[0]) for r in readers):
             grid = readers[0].inputs[1:]  # the pool's own output is rounded, or it runs in float
             made.append(ir.node("QuantizeLinear", [pool.outputs[0], *grid], name=f"{node.name}_round"))
             made.append(ir.node("DequantizeLinear", [made[-1].outputs[0], *grid], name=f"{node.name}_read"))
@@ -75,37 +70,6 @@ def _read_as_stored(graph: Any, node: Any) -> None:
         turns = "transB" in node.attributes and node.attributes["transB"].as_int()
         node.attributes["transB"] = ir.AttrInt64("transB", 0 if turns else 1)
         node.replace_input_with(1, turn.inputs[0])
-
-
-def _clamp_by_relu(graph: Any, node: Any) -> None:
-    import onnx_ir as ir
-
-    if len(node.inputs) == 2:
-        floor = constant_value(node.inputs[1])
-        if floor is not None and floor.size == 1 and floor.dtype.kind == "f" and not floor.any():
-            replace(graph, node, [ir.node("Relu", [node.inputs[0]], name=node.name)])
-
-
-def _pad_whole_numbers(graph: Any, node: Any) -> None:
-    import onnx_ir as ir
-
-    back = node.inputs[0].producer()
-    mode = node.attributes.get("mode")
-    value = constant_value(node.inputs[2]) if len(node.inputs) > 2 else np.zeros(1)
-    quantizers = [user for user, _ in node.outputs[0].uses()]
-    if back is None or back.op_type != "DequantizeLinear" or value is None or np.any(value) or not quantizers:
-        return
-    if (mode is not None and mode.as_string() != "constant") or node.outputs[0].is_graph_output():
-        return
-    if not all(q.op_type == "QuantizeLinear" and _same_grid(q, back) for q in quantizers):
-        return
-    zero = back.inputs[2]
-    rest = node.inputs[3:]
-    pad = ir.node("Pad", [back.inputs[0], node.inputs[1], zero, *rest], {"mode": "constant"}, name=node.name)
-    graph.insert_before(node, [pad])
-    pad.outputs[0].name = f"{node.outputs[0].name}_whole"
-    for quantizer in quantizers:
-        quantizer.outputs[0].replace_all_uses_with(pad.outputs[0])
 
 
 #: a bias may have so many steps: sums with it must stay within 32 bits
@@ -212,35 +176,8 @@ def _finer(graph: Any, node: Any, weight: Any, steps: Any) -> int:
     return factor
 
 
-def _same_grid(one: Any, other: Any) -> bool:
-    if len(one.inputs) < 3 or len(other.inputs) < 3:
-        return False
-    pairs = [(constant_value(a), constant_value(b)) for a, b in zip(one.inputs[1:3], other.inputs[1:3], strict=True)]
-    return all(a is not None and b is not None and a.dtype == b.dtype and a.shape == () and np.array_equal(a, b)
-               for a, b in pairs)
-
-
-def _clamp_floats(graph: Any, node: Any) -> None:
-    """Cut off before the rounding instead of after it."""
-    import onnx_ir as ir
-
-    before = node.inputs[0].producer()
-    if before is None or before.op_type != "QuantizeLinear" or len(before.inputs) < 3 or len(node.inputs) < 3:
-        return
-    scale, zero, low, high = (constant_value(v) for v in (*before.inputs[1:3], *node.inputs[1:3]))
-    if any(v is None or v.ndim for v in (scale, zero, low, high)):
-        return
-    name = node.outputs[0].name
-    ends = [constant(graph, f"{name}_{which}", np.float32((float(end) - float(zero)) * float(scale)))
-            for which, end in (("min", low), ("max", high))]
-    clip = ir.node("Clip", [before.inputs[0], *ends], name=f"{node.name}_floats")
-    clip.outputs[0].shape, clip.outputs[0].type = before.inputs[0].shape, before.inputs[0].type
-    again = ir.node("QuantizeLinear", [clip.outputs[0], *before.inputs[1:]], name=before.name)
-    replace(graph, node, [clip, again])
-
-
-ONNX_RUNTIME: Passes = {"ReduceMean": (_pool_globally,), "Max": (_clamp_by_relu,), "Pad": (_pad_whole_numbers,),
-                        "Conv": (_align_channels, _round_bias), "MatMul": (multiply_whole_numbers,),
+ONNX_RUNTIME: Passes = {"ReduceMean": (_pool_globally,), "Max": (clamp_by_relu,),
+                        "AveragePool": (whole_windows,),
+                        "Pad": (pad_in_convolutions, pad_whole_numbers), "Conv": (_align_channels, _round_bias),
+                        "MatMul": (multiply_whole_numbers,),
                         "Gemm": (_read_as_stored, multiply_whole_numbers, _round_bias)}
-#: OpenVINO adds float biases within its integer kernels and takes any number of channels
-OPENVINO: Passes = {"Max": (_clamp_by_relu,), "Clip": (_clamp_floats,), "Pad": (_pad_whole_numbers,)}

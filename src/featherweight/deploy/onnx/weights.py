@@ -20,7 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from featherweight.deploy.onnx.edit import constant, constant_value, replace, sweep
+from featherweight.deploy.onnx.edit import constant, constant_value, replace, sweep, through
+from featherweight.deploy.onnx.own import OWN
 from featherweight.deploy.onnx.types import kind_of, narrow, narrowest_of_runtime, raise_opset
 
 #: lengths of blocks that MatMulNBits takes
@@ -130,18 +131,6 @@ def products(graph: Any, node: Any) -> bool:
     return False
 
 
-def own_zero(graph: Any, node: Any) -> bool:
-    """A weight's zero points for itself: in a session that asks for exact sums (``session.x64quantprecision``), ONNX
-    Runtime makes uint8 of int8 weights, once for every weight, and fails (1.32) at zero points that it has met
-    before."""
-    if len(node.inputs) > 2 and constant_value(through(node.inputs[0])) is not None:
-        zero = node.inputs[2]
-        numbers = constant_value(zero)
-        if numbers is not None and numbers.dtype == np.int8 and len(zero.uses()) > 1:
-            node.replace_input_with(2, constant(graph, f"{node.name}_zero", numbers))
-    return False
-
-
 def _readers_on_floats(node: Any) -> bool:
     """Whether every call that reads the weight computes in float."""
     ends = _ends(node)
@@ -210,15 +199,6 @@ def _plain_gemm(node: Any) -> bool:
     return all(v == 1 for v in ones) and not ("transA" in node.attributes and node.attributes["transA"].as_int())
 
 
-def through(value: Any) -> Any:
-    """The value that reshapes, if any, give another shape."""
-    node = value.producer()
-    while node is not None and node.op_type == "Reshape":
-        value = node.inputs[0]
-        node = value.producer()
-    return value
-
-
 def _matrix(value: Any) -> tuple[Any, Any, Any] | None:
     """(initializer, numbers, scales), both of the matrix's shape, of a weight that is dequantized and turned around."""
     node, moves = value.producer(), []
@@ -280,7 +260,7 @@ def _stored(model: Any, forms: tuple[tuple[tuple[str, ...], Form], ...], narrowe
 
 def for_onnx_runtime(model: Any) -> None:
     """Rewrites the stored weights of ``model`` (``onnx_ir``) in place."""
-    forms = ((("MatMul", "Gemm"), blocks), (("DequantizeLinear",), products), (("DequantizeLinear",), own_zero))
+    forms = ((("MatMul", "Gemm"), blocks), (("DequantizeLinear",), products), *OWN)
     _stored(model, forms, narrowest_of_runtime())
 
 

@@ -22,9 +22,9 @@ from typing import Any
 
 from featherweight.deploy.nest import feed, given, nested
 from featherweight.deploy.onnx.file import METADATA, to_onnx, write
-from featherweight.deploy.onnx.passes import OPENVINO
 from featherweight.deploy.onnx.ready import unrounded
 from featherweight.deploy.onnx.weights import for_openvino
+from featherweight.deploy.openvino.passes import OPENVINO
 from featherweight.deploy.openvino.weights import narrow
 from featherweight.deploy.processor import saturates
 from featherweight.deploy.target import register

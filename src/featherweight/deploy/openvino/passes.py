@@ -1,0 +1,81 @@
+"""Rewrites of an exported model for OpenVINO, exact. It adds float biases within its integer kernels and takes any
+number of channels; these forms it computes wrongly, or does not join (seen on 2026.4):
+
+- An average that counts zeros around its input counts integers of 0 instead, which are not zero where the grid has a
+  zero point.
+- The stride of a convolution with a window of one moves to the call before, as if it had no padding.
+- Values of fewer than 8 bits are cut off before the rounding instead of after it (``onnx.ready.cut_off``): OpenVINO
+  joins a rounding with what reads it only where nothing is between.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from featherweight.deploy.onnx.edit import constant, constant_value, replace
+from featherweight.deploy.onnx.pads import (
+    clamp_by_relu,
+    pad_before_pool,
+    pad_in_convolutions,
+    pad_whole_numbers,
+    whole_windows,
+)
+from featherweight.deploy.onnx.passes import Passes
+
+
+def _zeros_counted(graph: Any, node: Any) -> None:
+    """An average that counts zeros around integers with a zero point is taken of an input that is padded before."""
+    back = node.inputs[0].producer()
+    if back is not None and back.op_type == "DequantizeLinear" and np.any(constant_value(back.inputs[2])):
+        pad_before_pool(graph, node)
+
+
+def _window_of_two(graph: Any, node: Any) -> None:
+    """A strided convolution with a window of one and padding gets a window of two, zeros behind, and as much more
+    padding."""
+    import onnx_ir as ir
+
+    numbers, scaled = constant_value(node.inputs[1]), node.inputs[1].producer()
+    numbers = numbers if scaled is None else constant_value(scaled.inputs[0])
+    pads, strides = (np.array(node.attributes[k].as_ints()) if k in node.attributes else np.zeros(1)
+                     for k in ("pads", "strides"))
+    if numbers is None or numbers.ndim < 3 or set(numbers.shape[2:]) != {1} or not pads.any() or strides.max() < 2:
+        return
+    value = node.inputs[1] if scaled is None else scaled.inputs[0]
+    wide = np.pad(numbers, [(0, int(axis > 1)) for axis in range(numbers.ndim)])
+    made = constant(graph, f"{value.name}_{node.name}_wide", wide)
+    if scaled is not None:
+        read = ir.node("DequantizeLinear", [made, *scaled.inputs[1:]], dict(scaled.attributes),
+                       name=f"{node.name}_wide")
+        graph.insert_before(node, [read])
+        made = read.outputs[0]
+    pads[len(pads) // 2:] += 1
+    node.attributes["pads"] = ir.AttrInt64s("pads", [int(p) for p in pads])
+    node.attributes.pop("kernel_shape", None)
+    node.replace_input_with(1, made)
+
+
+def _clamp_floats(graph: Any, node: Any) -> None:
+    """Cut off before the rounding instead of after it."""
+    import onnx_ir as ir
+
+    before = node.inputs[0].producer()
+    if before is None or before.op_type != "QuantizeLinear" or len(before.inputs) < 3 or len(node.inputs) < 3:
+        return
+    scale, zero, low, high = (constant_value(v) for v in (*before.inputs[1:3], *node.inputs[1:3]))
+    if any(v is None or v.ndim for v in (scale, zero, low, high)):
+        return
+    name = node.outputs[0].name
+    ends = [constant(graph, f"{name}_{which}", np.float32((float(end) - float(zero)) * float(scale)))
+            for which, end in (("min", low), ("max", high))]
+    clip = ir.node("Clip", [before.inputs[0], *ends], name=f"{node.name}_floats")
+    clip.outputs[0].shape, clip.outputs[0].type = before.inputs[0].shape, before.inputs[0].type
+    again = ir.node("QuantizeLinear", [clip.outputs[0], *before.inputs[1:]], name=before.name)
+    replace(graph, node, [clip, again])
+
+
+OPENVINO: Passes = {"Max": (clamp_by_relu,), "Clip": (_clamp_floats,),
+                    "Pad": (pad_in_convolutions, pad_whole_numbers), "AveragePool": (whole_windows, _zeros_counted),
+                    "Conv": (_window_of_two,)}
