@@ -21,8 +21,8 @@ from typer.testing import CliRunner
 import featherweight as fw
 from featherweight.cli.app import app
 from featherweight.errors import RecipeError, TaskError
-from featherweight.recipe.named import model_named
 from featherweight.task.images import classes
+from featherweight.task.named import model_named
 
 X, Y = torch.randn(20, 4, generator=torch.Generator().manual_seed(0)), torch.arange(20) % 3
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from featherweight.errors import RecipeError
-from featherweight.recipe.named import PACKAGES, SOURCES, Source
 from featherweight.task.images import classes
+from featherweight.task.named import PACKAGES, SOURCES, Source
 from featherweight.task.table import words
 
 #: what a package calls the number of classes -> in the arguments of its models

@@ -33,10 +33,10 @@ from featherweight.network import Assembly, Network, capture, load
 from featherweight.recipe import toml
 from featherweight.recipe.apply import Progress, compress
 from featherweight.recipe.kinds import make
-from featherweight.recipe.named import Source, model_named
 from featherweight.recipe.recipe import Recipe
 from featherweight.recipe.result import Result
 from featherweight.task import SPLITS, Inputs, Task, batch_size
+from featherweight.task.named import Source, model_named
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,10 @@ import torch
 from torch import nn
 
 from featherweight.errors import RecipeError, did_you_mean
-from featherweight.task import Task, arrays, images, table, texts
+from featherweight.task.arrays import arrays
+from featherweight.task.images import images
+from featherweight.task.table import table, texts
+from featherweight.task.task import Task
 
 #: what a [data] table may name its files by
 SOURCES = ("images", "csv", "npz")
