@@ -229,7 +229,8 @@ def plan(rng: Random, path: Path) -> None:
 
 def state(rng: Random, path: Path) -> None:
     meta: dict[str, Any] = {"format": checkpoint.FORMAT, "fingerprint": "mark",
-                            "position": {"epoch": 1, "step": 2, "rounds": 3}, "numbers": {"optimizer": {}, "progress": 0.5}}
+                            "position": {"epoch": 1, "step": 2, "rounds": 3},
+                            "numbers": {"optimizer": {}, "progress": 0.5}}
     meta = mutated(rng, meta, places(meta))
     plain = {k: v if isinstance(v, str) else json.dumps(v) for k, v in meta.items()}
     save_file({"network/a": torch.ones(3)}, path, plain)
