@@ -243,6 +243,7 @@ def test_sensitivity_leaves_everything_as_it_was_and_is_measured_again_alike():
 # ---- bits within a budget
 
 WEIGHTS = Quantize(activations=None, ends=None)  #: weights alone
+UNEVEN = Quantize(equalize=False)  #: scales of channels stay as uneven as they are
 
 
 def error(net, made, task):
@@ -382,9 +383,10 @@ def test_the_ladder_brings_back_what_plain_rounding_wrecks():
     """W8A8 of a depthwise network with badly scaled channels loses many points; the ladder finds out what to do."""
     net, task = scaled(), digits_task()
     float_score = score_of(net, task)
-    plain = Quantize().plan(net, task).apply(net)
+    plain = UNEVEN.plan(net, task).apply(net)
     assert score_of(plain, task) < float_score - 5
-    plan = Ladder(score_drop=1.0).plan(net, task)
+    assert score_of(Quantize().plan(net, task).apply(net), task) > float_score - 1  # equalized where it is that bad
+    plan = Ladder(UNEVEN, score_drop=1.0).plan(net, task)
     made = plan.apply(net)
     assert score_of(made, task) >= float_score - 1
     assert score_of(made, task, "test") >= score_of(net, task, "test") - 2
@@ -399,7 +401,7 @@ def test_the_ladder_brings_back_what_plain_rounding_wrecks():
     assert all(f"{r.name}: {r.score:.4g}" in str(plan) for r in plan.trail)
     assert kept[-1].name in plan.summary()
     assert len(plan.stored) == 8  # no layer had to be left float
-    assert Plan.from_json(plan.to_json(), plan.tensors) == plan == Ladder(score_drop=1.0).plan(net, task)
+    assert Plan.from_json(plan.to_json(), plan.tensors) == plan == Ladder(UNEVEN, score_drop=1.0).plan(net, task)
 
 
 def test_the_ladder_stops_where_nothing_is_wrong():
@@ -428,7 +430,7 @@ def test_the_most_sensitive_layers_are_left_wider_and_no_more_than_needed():
 
 def test_eight_bits_go_on_to_float():
     net, task = scaled(), digits_task()
-    plan = Ladder(score_drop=0.5, rungs=("mse",)).plan(net, task)
+    plan = Ladder(UNEVEN, score_drop=0.5, rungs=("mse",)).plan(net, task)
     assert len(plan.stored) < 8
     assert plan.trail[-1].name.startswith("float for") or any(r.kept and r.name.startswith("float for")
                                                              for r in plan.trail)
@@ -437,7 +439,7 @@ def test_eight_bits_go_on_to_float():
 
 def test_a_score_that_is_not_reached_is_said_and_the_best_is_taken():
     net, task = scaled(), digits_task()
-    plan = Ladder(score_drop=0.0, rungs=("mse", "percentile"), widen=False).plan(net, task)
+    plan = Ladder(UNEVEN, score_drop=0.0, rungs=("mse", "percentile"), widen=False).plan(net, task)
     assert any(s.reason.startswith("score_drop=0.0 was not reached") for s in plan.skipped)
     assert score_of(plan.apply(net), task) == max(r.score for r in plan.trail[1:])
 

@@ -8,7 +8,6 @@ from contextlib import contextmanager
 
 from torch.export import ExportedProgram
 from torch.fx import graph_module
-from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 
 @contextmanager
@@ -26,6 +25,8 @@ def forgotten() -> Iterator[list[ExportedProgram]]:
             linecache.cache.pop(name, None)
         for program in programs:
             _open_circle(program)
+        from torch.fx.experimental.symbolic_shapes import ShapeEnv  # brings sympy
+
         for method in vars(ShapeEnv).values():  # each holds the last ShapeEnvs that it was called on
             if callable(getattr(method, "cache_clear", None)):
                 method.cache_clear()

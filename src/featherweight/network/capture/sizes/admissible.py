@@ -11,12 +11,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import sympy  # type: ignore[import-untyped]
 from torch import Tensor
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
-from torch.utils._sympy.interp import sympy_interp
-from torch.utils._sympy.reference import PythonReferenceAnalysis
 
 from featherweight.errors import CaptureError
 from featherweight.network import trees
@@ -26,10 +23,12 @@ from featherweight.network.operators import formula, is_free
 Bools = npt.NDArray[np.bool_]
 WINDOW = 4096  #: sizes up to which a guard is evaluated, at least; twice the example's where that is more
 PERIOD = 1024  #: the longest pattern of sizes that fit
-RELATIONS: dict[Any, Callable[[Any, Any], Any]] = {
-    sympy.Eq: np.equal, sympy.Ne: np.not_equal, sympy.Lt: np.less, sympy.Le: np.less_equal,
-    sympy.Gt: np.greater, sympy.Ge: np.greater_equal,
+#: sympy's relations and joins by the names of their classes: sympy itself is imported when something is captured
+RELATIONS: dict[str, Callable[[Any, Any], Any]] = {
+    "Equality": np.equal, "Unequality": np.not_equal, "StrictLessThan": np.less, "LessThan": np.less_equal,
+    "StrictGreaterThan": np.greater, "GreaterThan": np.greater_equal,
 }
+JOINS: dict[str, Any] = {"And": np.logical_and, "Or": np.logical_or}
 
 
 @dataclass(frozen=True)
@@ -108,7 +107,7 @@ def _sizes(program: ExportedProgram, symbol: Any, places: tuple[tuple[int, int],
             continue
         holds = _holds(guard, symbol, sizes)
         certain &= holds
-        if not (isinstance(guard, sympy.Ne) and 1 in guard.args):  # torch takes sizes of one for constants
+        if not (_kind(guard) == "Unequality" and 1 in guard.args):  # torch takes sizes of one for constants
             allowed &= holds
     ends = np.flatnonzero(allowed)
     if not len(ends) or example >= len(allowed) or not allowed[example]:
@@ -119,29 +118,40 @@ def _sizes(program: ExportedProgram, symbol: Any, places: tuple[tuple[int, int],
 
 def _holds(guard: Any, symbol: Any, sizes: npt.NDArray[np.int64]) -> Bools:
     """Whether a guard holds, for every size; it does nowhere where it cannot be evaluated."""
-    if isinstance(guard, (sympy.And, sympy.Or)):
-        join = np.logical_and if isinstance(guard, sympy.And) else np.logical_or
-        return np.asarray(join.reduce([_holds(part, symbol, sizes) for part in guard.args]))
-    if isinstance(guard, sympy.Not):
+    kind = _kind(guard)
+    if kind in JOINS:
+        return np.asarray(JOINS[kind].reduce([_holds(part, symbol, sizes) for part in guard.args]))
+    if kind == "Not":
         return ~_holds(guard.args[0], symbol, sizes)
-    if type(guard) not in RELATIONS:
-        return np.full(len(sizes), bool(guard == sympy.true))
+    if kind not in RELATIONS:
+        return np.full(len(sizes), kind == "BooleanTrue")
     left, right = (_numbers(side, symbol, sizes) for side in (guard.lhs, guard.rhs))
-    return np.broadcast_to(RELATIONS[type(guard)](left, right), sizes.shape)
+    return np.broadcast_to(RELATIONS[kind](left, right), sizes.shape)
+
+
+def _kind(guard: Any) -> str:
+    return type(guard).__name__
+
+
+def _evaluated(expression: Any, symbol: Any, size: Any) -> Any:
+    from torch.utils._sympy.interp import sympy_interp
+    from torch.utils._sympy.reference import PythonReferenceAnalysis
+
+    return sympy_interp(PythonReferenceAnalysis, {symbol: size}, expression)
 
 
 def _numbers(expression: Any, symbol: Any, sizes: npt.NDArray[np.int64]) -> Any:
     """An expression at every size: all at once where its functions take arrays, else one by one."""
     with _quiet(), np.errstate(all="ignore"):
         try:
-            return sympy_interp(PythonReferenceAnalysis, {symbol: sizes}, expression)
+            return _evaluated(expression, symbol, sizes)
         except Exception:
             return np.array([_number(expression, symbol, int(n)) for n in sizes])
 
 
 def _number(expression: Any, symbol: Any, size: int) -> float:
     try:
-        return float(sympy_interp(PythonReferenceAnalysis, {symbol: size}, expression))
+        return float(_evaluated(expression, symbol, size))
     except Exception:
         return float("nan")
 
@@ -162,14 +172,14 @@ def _check_apart(found: list[Sizes], guards: list[Any]) -> None:
     known = {s.symbol: s for s in found}
     for guard in guards:
         mine = [known[s] for s in guard.free_symbols if s in known]
-        if len(guard.free_symbols) < 2 or not mine or not isinstance(guard, sympy.Eq):
+        if len(guard.free_symbols) < 2 or not mine or _kind(guard) != "Equality":
             continue
         tries = [[n for n in (s.nearest(s.example // 2, -1), s.example, s.nearest(s.example + 1, 1)) if n is not None]
                  for s in mine]
         batches = sorted(guard.free_symbols - known.keys(), key=str)
         for several in itertools.product(*tries, *[(2, 3, 5)] * len(batches)):
             at = dict(zip([*(s.symbol for s in mine), *batches], several, strict=True))
-            if guard.xreplace({s: sympy.Integer(n) for s, n in at.items()}) != sympy.true:
+            if _kind(guard.subs(at)) != "BooleanTrue":
                 raise CaptureError(f"free sizes depend on one another: {str(guard)[:200]} is to hold")
 
 
