@@ -43,7 +43,7 @@ def rows() -> list[Any]:
     for i, (a, b) in enumerate(itertools.product(FAMILIES, FAMILIES)):
         if FAMILIES[a]().stage <= FAMILIES[b]().stage and (a, b) not in REFUSED:
             for j, problem in enumerate(USED):
-                slow = j > 0 or (i + i // len(FAMILIES)) % 4 > 0
+                slow = j > 0 or (i + i // len(FAMILIES)) % 6 > 0
                 found.append(pytest.param(a, b, problem, marks=[pytest.mark.slow] * slow))
     return found
 
