@@ -104,8 +104,9 @@ class Recurrent(nn.Module):
 
 
 @pytest.mark.parametrize(("layer", "options"), [
-    (nn.LSTM, {"num_layers": 2, "bidirectional": True}), (nn.GRU, {"num_layers": 2}), (nn.RNN, {"num_layers": 2}),
-    (nn.RNN, {"nonlinearity": "relu", "bias": False, "bidirectional": True}),
+    (nn.LSTM, {"num_layers": 2, "bidirectional": True}), (nn.RNN, {"num_layers": 2}),
+    pytest.param(nn.GRU, {"num_layers": 2}, marks=pytest.mark.slow),
+    pytest.param(nn.RNN, {"nonlinearity": "relu", "bias": False, "bidirectional": True}, marks=pytest.mark.slow),
 ])
 def test_recurrent_layers_take_any_length_and_are_traced_in_one_step(layer: type[nn.RNNBase], options: dict[str, Any],
                                                                      tmp_path) -> None:
