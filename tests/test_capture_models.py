@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch import library as operators
 
 import featherweight as fw
 
@@ -140,17 +141,17 @@ def test_captured_in_parts_with_the_reason(name: str) -> None:
 
 
 @functools.cache
-def own_library() -> torch.library.Library:
+def own_operators() -> operators.Library:
     """Operators of somebody else's namespace; they are there as long as the library is held."""
-    library = torch.library.Library("featherweight_test", "DEF")
+    library = operators.Library("featherweight_test", "DEF")
     library.define("twice(Tensor x) -> Tensor")
     library.impl("twice", lambda x: x * 2, "CompositeExplicitAutograd")
-    torch.library.register_fake(torch.ops.featherweight_test.twice.default, torch.empty_like)
+    operators.register_fake(torch.ops.featherweight_test.twice.default, torch.empty_like)
     return library
 
 
 def own_operator() -> nn.Module:
-    own_library()
+    own_operators()
     return Calls(lambda m, x: torch.ops.featherweight_test.twice(m.a(x)))
 
 

@@ -145,6 +145,18 @@ def constant_nodes(network: Network) -> set[Node]:
     return constant
 
 
+def origins(node: Node) -> set[Node]:
+    """All nodes that a node is computed from, and itself."""
+    found: set[Node] = set()
+    todo = [node]
+    while todo:
+        one = todo.pop()
+        if one not in found:
+            found.add(one)
+            todo += one.all_input_nodes
+    return found
+
+
 def read_tensors(network: Network) -> set[str]:
     """Names of the tensors that the graph reads."""
     return {str(n.target) for n in network.graph.nodes if n.op == "get_attr"}

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.fx import Node
 from torch.fx.node import map_arg
 
-from featherweight.network.edit import WEIGHTED, constant_nodes, drop_unread, node_name, remove_dead
+from featherweight.network.edit import WEIGHTED, constant_nodes, drop_unread, node_name, origins, remove_dead
 from featherweight.network.network import Network
 from featherweight.network.operators import is_random, mutates, returns_view
 
@@ -71,7 +71,7 @@ def _computed_weights(network: Network) -> Iterator[ComputedWeight]:
     reads = {node: (call, what) for call in network.calls(*READS) if call not in constant
              for node, what in _weights_of(call) if node in constant and node.op == "call_function"}
     for node, (call, what) in reads.items():
-        inside = _behind(node)
+        inside = origins(node)
         leaves = {str(n.target): network.tensor(str(n.target)) for n in inside if n.op == "get_attr"}
         if _is_arithmetic(inside) and _is_all_its_own(network, node, inside, leaves):
             name = _free_name(call, what, node, set(leaves), taken)
@@ -89,18 +89,6 @@ def _weights_of(call: Node) -> Iterator[tuple[Node, str]]:
     for index, what in READS[call.target].items():
         given: Any = call.args[index] if index < len(call.args) else None
         yield from ((n, what) for n in (given if isinstance(given, (list, tuple)) else [given]) if isinstance(n, Node))
-
-
-def _behind(node: Node) -> set[Node]:
-    """All nodes that a constant is computed from, and itself."""
-    found: set[Node] = set()
-    todo = [node]
-    while todo:
-        one = todo.pop()
-        if one not in found:
-            found.add(one)
-            todo += one.all_input_nodes
-    return found
 
 
 def _is_arithmetic(inside: set[Node]) -> bool:
@@ -141,7 +129,7 @@ def _prefixes(name: str) -> list[str]:
 def _values(network: Network, found: list[ComputedWeight]) -> dict[Node, Tensor]:
     """What the nodes give, computed once from the stored tensors."""
     values: dict[Node, Any] = {}
-    wanted: set[Node] = set().union(*(_behind(w.node) for w in found))
+    wanted: set[Node] = set().union(*(origins(w.node) for w in found))
     with torch.no_grad():
         for node in network.graph.nodes:
             if node in wanted and node.op == "get_attr":

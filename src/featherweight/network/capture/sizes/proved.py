@@ -17,7 +17,7 @@ from featherweight.network.capture.export import Attempt
 from featherweight.network.capture.run import difference, run
 from featherweight.network.capture.sizes.admissible import Sizes, pattern
 from featherweight.network.capture.sizes.asked import resized
-from featherweight.network.edit import WEIGHTED, constant_nodes
+from featherweight.network.edit import WEIGHTED, constant_nodes, origins
 from featherweight.network.network import Network
 from featherweight.network.program import resolve
 from featherweight.network.signature import FreeAxis, Input
@@ -194,20 +194,9 @@ def _reads(network: Network) -> Iterator[tuple[Node, Node, set[Node]]]:
         table, positions = call.args[0], call.args[LOOKUPS[call.target]]
         positions = positions[0] if isinstance(positions, (list, tuple)) and len(positions) == 1 else positions
         if isinstance(table, Node) and isinstance(positions, Node) and table in constant and positions not in constant:
-            behind = _behind(positions)
+            behind = origins(positions)
             if not any(n.target in HEAVY for n in behind):
                 yield table, positions, behind
-
-
-def _behind(node: Node) -> set[Node]:
-    found: set[Node] = set()
-    todo = [node]
-    while todo:
-        one = todo.pop()
-        if one not in found:
-            found.add(one)
-            todo += one.all_input_nodes
-    return found
 
 
 def _inside(proof: Proof, sizes: Sizes, reads: list[tuple[Node, Node, set[Node]]], size: int) -> bool | None:
@@ -215,7 +204,7 @@ def _inside(proof: Proof, sizes: Sizes, reads: list[tuple[Node, Node, set[Node]]
     network = proof.network
     args, kwargs = proof.call(sizes, size)
     waiting = iter(network.signature.leaves(args, kwargs))
-    needed = set().union(*(behind | {table} for table, _, behind in reads), *(_behind(t) for t, _, _ in reads))
+    needed = set().union(*(behind | {table} for table, _, behind in reads), *(origins(t) for t, _, _ in reads))
     values: dict[Node, Any] = {}
     with torch.no_grad():
         for node in network.graph.nodes:
