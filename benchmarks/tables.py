@@ -85,8 +85,9 @@ def runtimes(arms: Rows) -> list[str]:
             "`python benchmarks/int8_runtimes.py`. Medians in ms of interleaved rounds in one process, batch 1; "
             "theirs: `quantize_static`, `nncf.quantize`; floats in float32 in OpenVINO too "
             "(`INFERENCE_PRECISION_HINT=f32`), plain sessions (rows of processors without VNNI are older, of "
-            "sessions with exact sums where these load a file). theirs / ours: the median of the rounds' ratios, above 1 where ours is faster. error: of the outputs, relative to "
-            "the float network's, on images not calibrated on. Random "
+            "sessions with exact sums where these load a file). theirs / ours: the median of the rounds' ratios, above "
+            "1 where ours is faster. error: of the outputs, relative to the float network's, on images not calibrated "
+            "on. Random "
             f"weights. {'; '.join(about)}.",
             *table(["", "float", "theirs", "ours", "theirs / ours", "error theirs", "error ours", "float (MB)",
                     "theirs (MB)", "ours (MB)"], lines)]
