@@ -84,13 +84,26 @@ def runtimes(arms: Rows) -> list[str]:
     return ["## Int8 in ONNX Runtime and OpenVINO, beside each runtime's own quantizer", "",
             "`python benchmarks/int8_runtimes.py`. Medians in ms of interleaved rounds in one process, batch 1; "
             "theirs: `quantize_static`, `nncf.quantize`; floats in float32 in OpenVINO too "
-            "(`INFERENCE_PRECISION_HINT=f32`), exact sums in ONNX Runtime (`session.x64quantprecision`), or "
-            "where it does not load a file so, without (the error tells which, on a processor without VNNI). theirs / "
-            "ours: the median of the rounds' ratios, above 1 where ours is faster. error: of the outputs, relative to "
-            "the float network's, on images not calibrated on. Random "
+            "(`INFERENCE_PRECISION_HINT=f32`), plain sessions (rows of processors without VNNI are older, of "
+            "sessions with exact sums where these load a file). theirs / ours: the median of the rounds' ratios, above "
+            "1 where ours is faster. error: of the outputs, relative to the float network's, on images not calibrated "
+            "on. Random "
             f"weights. {'; '.join(about)}.",
             *table(["", "float", "theirs", "ours", "theirs / ours", "error theirs", "error ours", "float (MB)",
                     "theirs (MB)", "ours (MB)"], lines)]
+
+
+def plain(rows: Rows) -> list[str]:
+    """Top-1 of every file on both kinds of processor."""
+    kinds = ("with VNNI", "without VNNI")
+    files = dict.fromkeys(name.removesuffix(f" {kind}") for name in rows for kind in kinds if name.endswith(f" {kind}"))
+    lines = [[name, *(f"{row['top1']:.2f}" if (row := rows.get(f"{name} {kind}")) else "" for kind in kinds)]
+             for name in files]
+    return ["## Int8 files in plain sessions, on processors with VNNI and without", "",
+            "`python benchmarks/plain_sessions.py --checkpoints FOLDER`, and the same through "
+            "`python benchmarks/without_vnni`, which answers the runtimes' CPUID as a processor with AVX2 alone would. "
+            "CIFAR-10 test top-1 in %; the default and `Quantize(device=\"vnni\")`.",
+            *table(["", *(f"top-1 {kind}" for kind in kinds)], lines)]
 
 
 def depth(rows: Rows) -> list[str]:
@@ -278,7 +291,7 @@ def low_rank(rows: Rows) -> list[str]:
 
 def main() -> None:
     lines = ["# Measured", "", "Made by `python benchmarks/tables.py` from the files in `benchmarks/results/`.", ""]
-    sections = {"cifar_resnets": cifar, "all_families": families, "int8_runtimes": runtimes,
+    sections = {"cifar_resnets": cifar, "all_families": families, "int8_runtimes": runtimes, "plain_sessions": plain,
                 "zoo_capture": zoo, "beside_torch_pruning": beside, "depth": depth, "sparse_weights": sparse,
                 "post_training": post_training, "low_bit_training": low_bits, "ladder": wrecked,
                 "distillation": taught, "low_rank": low_rank, "zoo": pruned_zoo}

@@ -23,9 +23,9 @@ from featherweight.steps.fingerprint import canonical
 from featherweight.task import Batch, Task, described
 
 #: of a job's state, as ``fingerprint.json`` says it
-JOB_FORMAT = 3
+JOB_FORMAT = 4
 #: formats that are gone on from no more -> the version that wrote them
-OLD_JOB_FORMATS = {1: "0.1", 2: "0.2.0.dev0"}
+OLD_JOB_FORMATS = {1: "0.1", 2: "0.2.0.dev0", 3: "0.2.0.dev0"}
 #: batches of each split that are compared
 FIRST = 2
 #: splits that are compared before the work; the test split is read, and compared, at its end
