@@ -43,12 +43,15 @@ class Tops:
     found: dict[tuple[str, int], Tensor] = field(default_factory=dict)
     least: dict[tuple[str, int], Tensor] = field(default_factory=dict)
 
-    def look(self, name: str, value: Tensor) -> None:
+    def look(self, name: str, value: Tensor) -> tuple[Tensor, Tensor]:
+        """The smallest and the largest number of all."""
+        least = most = value
         for axis in self.axes.get(name, ()):
             others = [i for i in range(-value.dim(), 0) if i != axis]
-            low, top = value.detach().amin(others), value.detach().amax(others)
+            least, most = low, top = value.amin(others), value.amax(others)
             self.found[name, axis] = torch.maximum(self.found.get((name, axis), top), top)
             self.least[name, axis] = torch.minimum(self.least.get((name, axis), low), low)
+        return least.amin(), most.amax()
 
     def reach(self, key: tuple[str, int]) -> Tensor:
         """How far each channel gets from zero."""
@@ -118,11 +121,10 @@ def _extremes(network: Network, task: Task, leaders: dict[str, str], batches: in
 
     def watch(name: str) -> Tap:
         def tap(value: Tensor) -> None:
-            low, high = value.detach().aminmax()
+            low, high = tops.look(name, value.detach())
             leader = leaders[name]
             lows[leader] = torch.minimum(lows.get(leader, low), low)
             highs[leader] = torch.maximum(highs.get(leader, high), high)
-            tops.look(name, value)
 
         return tap
 

@@ -53,8 +53,9 @@ def unsaturated(network: Network, found: list[LayerForm], scales: Mapping[str, T
         for node in layer.nodes:
             if node.name in grids and layer.stored.kind in GRIDS and layer.stored.group is None:
                 call = _Call(layer, node, grids[node.name], network.tensor(name).detach().cpu())
-                grown = scales[name].double() * call.factors(scales[name], tops)
-                made[name] = torch.maximum(made[name], grown.float())
+                grown = call.factors(scales[name], tops)
+                if (grown > 1).any():
+                    made[name] = torch.maximum(made[name], (scales[name].double() * grown).float())
     return made
 
 
@@ -70,7 +71,7 @@ class _Call:
     def factors(self, scale: Tensor, tops: Tops) -> Tensor:
         """By what the weight's scales have to grow."""
         stored = self.layer.stored
-        steps = as_matrix(self.node, self.weight.double() / stored.spread(scale.double(), self.weight.shape))
+        steps = as_matrix(self.node, self.weight / stored.spread(scale, self.weight.shape))
         steps = steps.reshape(*steps.shape[:2], -1, self.weight[0, 0].numel()).transpose(2, 3)
         reach = self._reach(tops).expand(len(steps) * steps.shape[3]).view(len(steps), -1)
         found = torch.cat([factors(*group) for group in zip(steps, reach, strict=True)])
