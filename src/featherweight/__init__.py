@@ -8,19 +8,21 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from featherweight import balance, distill, errors, factorize, prune, quantize, recover, share
+    from featherweight.balance import Budget, Found, search
     from featherweight.judge.sensitivity import Sensitivity, sensitivity
     from featherweight.network import Assembly, Network, capture, load
     from featherweight.recipe import Job, Recipe, Result, compress
     from featherweight.task import Task, scores
 
 __version__ = "0.2.0.dev0"
-__all__ = ["Assembly", "Job", "Network", "Recipe", "Result", "Sensitivity", "Task", "balance", "capture", "compress",
-           "distill", "errors", "factorize", "load", "prune", "quantize", "recover", "scores", "sensitivity", "share"]
+__all__ = ["Assembly", "Budget", "Found", "Job", "Network", "Recipe", "Result", "Sensitivity", "Task", "balance", "capture", "compress",
+           "distill", "errors", "factorize", "load", "prune", "quantize", "recover", "scores", "search", "sensitivity", "share"]
 
 #: public names that are no folders or files of this package -> where they are
 _PLACES = {
     "Assembly": "network", "Network": "network", "capture": "network", "load": "network", "scores": "task",
     "Job": "recipe", "Recipe": "recipe", "Result": "recipe", "compress": "recipe", "Task": "task",
+    "Budget": "balance", "Found": "balance", "search": "balance",
     "Sensitivity": "judge.sensitivity", "sensitivity": "judge.sensitivity",
 }
 

@@ -3,5 +3,6 @@
 from featherweight.balance.ladder import Ladder
 from featherweight.balance.mixed import Mixed
 from featherweight.balance.plan import MixedPlan
+from featherweight.balance.search import Budget, Found, Trial, search
 
-__all__ = ["Ladder", "Mixed", "MixedPlan"]
+__all__ = ["Budget", "Found", "Ladder", "Mixed", "MixedPlan", "Trial", "search"]

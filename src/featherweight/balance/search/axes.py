@@ -1,0 +1,143 @@
+"""The families as axes of the search: each offers its step at several amounts, from little to much.
+
+Within one amount the family's own step decides what every layer gets; the search weighs the families against one
+another. A family of one's own enters itself into ``AXES`` with one row.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from featherweight.axes.blocks import droppable
+from featherweight.factorize import LowRank
+from featherweight.network import Network
+from featherweight.prune import Channels, Layers, Weights
+from featherweight.quantize import Quantize
+from featherweight.share import Codebook
+from featherweight.steps import Rewrite, Stage
+
+#: shares of the multiply-accumulates that stay
+SHARES = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2)
+#: blocks that are dropped at most, as a share of all, and in how many amounts
+DROPPED, AMOUNTS = 0.5, 6
+SPARSITIES = (0.4, 0.55, 0.7, 0.8, 0.9)
+#: prices of a bit of the archive
+RATES = (0.002, 0.005, 0.01, 0.02, 0.05)
+EVERYWHERE = frozenset({"latency", "file_bytes", "archive_bytes", "macs", "memory"})
+
+
+@dataclass(frozen=True)
+class Offer:
+    """A step at one amount. text: in few words. position: how far it goes, for the surrogate; 0 would be nothing."""
+
+    text: str
+    position: float
+    step: Rewrite
+
+
+@dataclass(frozen=True)
+class Axis:
+    """offers: what there is for a network, from little to much. lowers: the figures that it may lower."""
+
+    offers: Callable[[Network], Sequence[Offer]]
+    lowers: Collection[str]
+
+
+def _channels(network: Network) -> list[Offer]:
+    return [Offer(f"{share:.0%} MACs", -math.log2(share), Channels(
+        macs=share, score="reconstruction", allocation="sensitivity", compensate="least_squares")) for share in SHARES]
+
+
+def _low_rank(network: Network) -> list[Offer]:
+    return [Offer(f"{share:.0%} MACs", -math.log2(share), LowRank(macs=share, form="auto", data=True))
+            for share in SHARES]
+
+
+def _depth(network: Network) -> list[Offer]:
+    blocks = len(droppable(network).found)
+    counts = sorted({math.ceil(DROPPED * blocks * i / AMOUNTS) for i in range(1, AMOUNTS + 1)}) if blocks > 1 else []
+    return [Offer(f"{count} of {blocks} blocks dropped", -math.log2(1 - count / (blocks + 1)),
+                  Layers(count=count, per="macs")) for count in counts]
+
+
+def _weights(network: Network) -> list[Offer]:
+    return [Offer(f"{zeros:.0%} zeros", -math.log2(1 - zeros), Weights(sparsity=zeros, score="obs", compensate="obs"))
+            for zeros in SPARSITIES]
+
+
+def _integers(network: Network) -> list[Offer]:
+    return [Offer("int8", 1.0, Quantize())]
+
+
+def _codebooks(network: Network) -> list[Offer]:
+    return [Offer(f"codebooks at {rate} a bit", 1 + math.log2(rate / RATES[0]),
+                  Codebook(rate=rate, compensate="obs", min_size=256)) for rate in RATES]
+
+
+#: name -> axis, in the order in which their steps are applied
+AXES: dict[str, Axis] = {
+    "depth": Axis(_depth, EVERYWHERE),
+    "channels": Axis(_channels, EVERYWHERE),
+    "low rank": Axis(_low_rank, EVERYWHERE),
+    "zeros": Axis(_weights, {"archive_bytes"}),
+    "integers": Axis(_integers, EVERYWHERE - {"macs"}),
+    "codebooks": Axis(_codebooks, {"file_bytes", "archive_bytes"}),
+}
+
+#: for each axis of a ``Space`` the number of its offer, from 1 on; 0: the axis is left out
+Picks = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Space:
+    """The axes that can help, each with its offers."""
+
+    names: tuple[str, ...]
+    offers: tuple[tuple[Offer, ...], ...]
+
+    @classmethod
+    def of(cls, network: Network, wanted: Collection[str], families: Collection[str]) -> Space:
+        """The ``families`` (names in ``AXES``) that may lower one of the figures ``wanted`` and offer something."""
+        found = {name: tuple(axis.offers(network)) for name, axis in AXES.items()
+                 if name in families and set(axis.lowers) & set(wanted)}
+        found = {name: offers for name, offers in found.items() if offers}
+        return cls(tuple(found), tuple(found.values()))
+
+    def chosen(self, picks: Picks) -> dict[str, Offer]:
+        """Name of axis -> offer, where one is taken."""
+        return {name: offers[pick - 1] for name, offers, pick in zip(self.names, self.offers, picks, strict=True)
+                if pick}
+
+    def steps(self, picks: Picks) -> tuple[Rewrite, ...]:
+        """The steps, in the order of their stages."""
+        return tuple(sorted((offer.step for offer in self.chosen(picks).values()), key=lambda step: step.stage))
+
+    def alone(self, axis: int, pick: int) -> Picks:
+        """One offer of one axis, and nothing else."""
+        return tuple(pick if i == axis else 0 for i in range(len(self.names)))
+
+    def positions(self, picks: Sequence[Picks]) -> npt.NDArray[np.float64]:
+        """[n, axes]."""
+        places = [np.array([0.0, *(offer.position for offer in offers)]) for offers in self.offers]
+        given = np.asarray(picks, dtype=np.int64).reshape(len(picks), len(self.names))
+        return np.stack([place[given[:, i]] for i, place in enumerate(places)], 1) if places else np.zeros((len(picks), 0))
+
+    def all(self) -> list[Picks]:
+        """Every combination, at most one of them storing numbers in another form."""
+        precise = [i for i, offers in enumerate(self.offers) if offers[0].step.stage == Stage.PRECISION]
+        return [picks for picks in itertools.product(*(range(len(offers) + 1) for offers in self.offers))
+                if sum(picks[i] > 0 for i in precise) < 2]
+
+
+def told(chosen: Mapping[str, Offer]) -> str:
+    """A combination in words."""
+    return " + ".join(f"{name} ({offer.text})" for name, offer in chosen.items()) or "nothing"
+
+
+__all__ = ["AXES", "Axis", "Offer", "Picks", "Space", "told"]

@@ -1,0 +1,213 @@
+"""``search``: a budget in, the combination of all families that keeps it out."""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from collections.abc import Collection, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from featherweight import deploy
+from featherweight.balance.search.axes import AXES, Picks, Space
+from featherweight.balance.search.budget import FIGURES, Budget
+from featherweight.balance.search.found import Found
+from featherweight.balance.search.seek import DROP, Goal, Seeker, front
+from featherweight.balance.search.trials import Trial, Trials, Watch, name_of
+from featherweight.errors import RecipeError
+from featherweight.network import Network
+from featherweight.processes import Processes
+from featherweight.recipe import Recipe, Result, compress
+from featherweight.recipe.apply import Progress
+from featherweight.recipe.files import State
+from featherweight.recipe.mark import EARLY, first_batches, job_mark, split_mark
+from featherweight.recipe.trial import check_finite, check_place, tried
+from featherweight.recipe.writing import write_json
+from featherweight.recover import Train
+from featherweight.steps import Stage, Step
+from featherweight.steps.options import SEED, Numbers, check_known, check_number
+from featherweight.task import Task
+
+NUMBERS = {"trials": Numbers(60, least=1, whole=True), "minutes": Numbers(30, above=0, none="no limit"),
+           "threads": Numbers(1, least=1, whole=True), "seed": SEED, "seconds": Numbers(1.0, least=0)}
+#: of an original's score, what counts as a small loss
+POINTS = 0.01
+#: combinations that are trained, until one keeps the budget
+TRAINED = 3
+#: what training is taken to leave of a drop before one was seen, and what it leaves at least
+LEFT, LEAST_LEFT = 0.3, 0.02
+
+
+def search(network: Network, task: Task, budget: Budget, target: str = "onnxruntime", out: str | Path | None = None,
+           *, minimize: str | None = None, recover: Train | None = None, families: Collection[str] = tuple(AXES),
+           trials: int = 60, minutes: float | None = None, threads: int = 1, seed: int = 0, seconds: float = 1.0,
+           progress: Progress | None = None, resume: bool = True, preface: str = "") -> Found:
+    """Finds the combination of pruning, low rank, quantization and sharing that keeps a budget, and makes it.
+
+    budget: the limits, which hold together. minimize: what is to be least within them, "latency", "file_bytes",
+        "archive_bytes", "macs", "memory" or "score_drop"; None takes the score's drop where the budget does not limit
+        it, else the latency.
+    recover: a training after the cut (and before integers); None is none. The drop after training is learned from the
+        combinations that are trained, three at most, and the limit of the drop is for the trained network.
+    families: names in ``balance.search.axes.AXES``. trials: combinations that are tried at most; minutes: how long it
+        may take, training and the last job not counted. What was found by then is the answer.
+    out: a folder for the files of ``compress``, ``search.json``, and ``search/``, from which a search that was killed
+        goes on; None leaves nothing behind. target, threads, seed, seconds, progress, resume, preface: as of
+        ``compress``.
+
+    Every trial is exported, scored on the validation split (calibration where there is none) and timed beside the
+    original in the same rounds; the answer is the best of them, made once more by ``compress``, and held against the
+    budget as shipped. The test split is read once, there. Raises RecipeError for options that make no sense, TaskError
+    for a task that does not fit.
+
+    Example:
+        >>> found = fw.search(network, task, fw.Budget(file_bytes=0.9, score_drop=100), trials=3, seconds=0.01)
+        >>> found.result.trail[-1].file_bytes < found.result.trail[0].file_bytes
+        True
+    """
+    given = {"trials": trials, "minutes": minutes, "threads": threads, "seed": seed, "seconds": seconds}
+    wanted = _checked(budget, minimize, families, given)
+    deploy.target(target)
+    if Processes().several:
+        raise RecipeError("search was called in several processes; call it in one, and its recipe with compress under "
+                          "accelerate launch")
+    with nullcontext(str(out)) if out is not None else tempfile.TemporaryDirectory(prefix="featherweight-") as folder:
+        return _Search(network, task, budget, wanted, target, Path(folder), recover, tuple(families), progress, resume,
+                       preface, given).run()
+
+
+def _checked(budget: Budget, minimize: str | None, families: Collection[str], given: Mapping[str, Any]) -> str:
+    """What is to be least. Raises RecipeError for arguments that make no sense."""
+    if not isinstance(budget, Budget):
+        raise RecipeError(f"search was given budget={budget!r}; expected limits, as in "
+                          "fw.Budget(latency=0.5, score_drop=1.0)")
+    wanted = minimize or (DROP if budget.score_drop is None else "latency")
+    check_known("search", "minimize", wanted, (*FIGURES, DROP))
+    for name in families:
+        check_known("search", "families", name, AXES)
+    for option, number in given.items():
+        check_number("search", option, number, NUMBERS[option])
+    return wanted
+
+
+@dataclass(frozen=True)
+class _Search:
+    """What ``search`` was given."""
+
+    original: Network
+    task: Task
+    budget: Budget
+    minimize: str
+    target: str
+    out: Path
+    recover: Train | None
+    families: tuple[str, ...]
+    progress: Progress | None
+    resume: bool
+    preface: str
+    options: dict[str, Any]
+
+    def run(self) -> Found:
+        state = State(self.out / "search")
+        check_place(self.out, self.original, self.target, len(self.families))
+        check_finite(self.original, "the network to be compressed")
+        seed = self.options["seed"]
+        begun = {split: first_batches(self.task, split, seed) for split in EARLY if self.task.has(split)}
+        known = tried(self.original, self.task, begun, [])
+        mark = job_mark(self.original, self.task, (), self.target, begun, seed=seed, threads=self.options["threads"],
+                        seconds=self.options["seconds"], memory=self._figures("memory"))
+        with state.held():
+            state.claim(mark, self.resume,
+                        lambda split: split_mark(first_batches(self.task, split, seed)) if split in EARLY else None)
+            return self._found(Trials(self.original, known, self.target, state.folder, self.options["threads"], seed,
+                                      self.options["seconds"], self._figures("memory")))
+
+    def _figures(self, name: str) -> bool:
+        return name in (*self.budget.limited, self.minimize)
+
+    def _found(self, trials: Trials) -> Found:
+        start = trials.start()
+        limits = self.budget.limits(trials.costs())
+        if self.budget.score_drop is not None:
+            limits[DROP] = self.budget.score_drop
+        goal = Goal(limits, self.minimize, POINTS * max(abs(start.score or 1.0), 1e-9))
+        figures = {*self.budget.limited, self.minimize} - {DROP}
+        space = Space.of(self.original, figures or FIGURES, self.families)
+        seeker = Seeker(trials, space, goal, Watch(self.options["minutes"]), self.options["trials"], self._tell)
+        shipped = self._shipped(seeker)
+        picks = min(shipped, key=lambda picks: goal.rank(shipped[picks]))
+        result, known = self._job(space, picks, self.task), tuple(seeker.known.values())
+        result.save(self.out, self._place(space, picks) / f"model{deploy.target(self.target).suffix}")
+        found = Found(result, shipped[picks], self.minimize, _missed(goal, shipped[picks]),
+                      front(known, self._cost()), _alone(seeker, goal), (*known, *shipped.values()))
+        write_json(self.out / "search.json", found.to_dict())
+        return found
+
+    def _shipped(self, seeker: Seeker) -> dict[Picks, Trial]:
+        """The combinations that were made by ``compress``, as it measured them. Where they are trained, what is left of
+        a drop is learned from each, and the search goes on with what that allows."""
+        asked, left, made = seeker.goal, LEFT if self.recover is not None else 1.0, {}
+        for _ in range(TRAINED if self.recover is not None else 1):
+            limits = {name: limit / left if name == DROP else limit for name, limit in asked.limits.items()}
+            seeker.goal = dataclasses.replace(asked, limits=limits)
+            seeker.run()
+            picks = seeker.best
+            if picks in made:
+                break
+            result = self._job(seeker.space, picks, dataclasses.replace(self.task, test=None))
+            cut = seeker.known[picks]
+            made[picks] = seeker.trials.of(cut.what, result.trail[-1], self.recover is not None) \
+                if len(result.trail) > 1 else cut
+            if cut.drop > asked.points / 10:
+                left = min(max(made[picks].drop / cut.drop, LEAST_LEFT), 1.0)
+        return made
+
+    def _cost(self) -> str:
+        """The figure that the front shows beside the drop."""
+        return self.minimize if self.minimize != DROP else next(iter(self.budget.limited), "latency")
+
+    def _job(self, space: Space, picks: Picks, task: Task) -> Result:
+        """A combination as ``compress`` makes it, with the training if there is one."""
+        return compress(self.original, task, Recipe(self._steps(space, picks)), self.target,
+                        self._place(space, picks), self.options["threads"], self.options["seed"], self.progress,
+                        seconds=self.options["seconds"], memory=self._figures("memory"), preface=self.preface)
+
+    def _place(self, space: Space, picks: Picks) -> Path:
+        return self.out / "search" / "jobs" / name_of(self._steps(space, picks))
+
+    def _steps(self, space: Space, picks: Picks) -> tuple[Step, ...]:
+        steps: list[Step] = list(space.steps(picks))
+        if self.recover is not None:
+            steps.insert(sum(step.stage < Stage.PRECISION for step in space.steps(picks)), self.recover)
+        return tuple(steps)
+
+    def _tell(self, what: str, done: int) -> None:
+        if self.progress is not None:
+            self.progress(f"trial {done + 1}: {what}", done, self.options["trials"], {})
+
+
+def _missed(goal: Goal, shipped: Trial) -> dict[str, str]:
+    """Limit -> by how much the shipped file passes it."""
+    found = {}
+    for name, limit in goal.limits.items():
+        figure = goal.figure(shipped, name)
+        if figure > limit:
+            unit = " points" if name == DROP else " of the original's"
+            found[name] = f"{figure:.4g}{unit}, {limit:.4g} asked; this is the closest that was found"
+    return found
+
+
+def _alone(seeker: Seeker, goal: Goal) -> dict[str, Trial]:
+    """Family -> the best of its trials by itself."""
+    found: dict[str, Trial] = {}
+    for picks, trial in seeker.known.items():
+        taken = [i for i, pick in enumerate(picks) if pick]
+        if len(taken) == 1:
+            name = seeker.space.names[taken[0]]
+            found[name] = min(found.get(name, trial), trial, key=goal.rank)
+    return found
+
+
+__all__ = ["search"]

@@ -1,0 +1,162 @@
+"""The search itself: each family alone first, then whatever combination the measurements so far promise most of.
+
+What a trial gives is never guessed in the end: the surrogate (``numerics/surrogate``) only says what to try next, and
+the answer is the best of the combinations that were tried.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from featherweight.balance.search.axes import Picks, Space, told
+from featherweight.balance.search.trials import Trial, Trials, Watch
+from featherweight.numerics.surrogate import fit
+
+#: the figure that is not a share
+DROP = "score_drop"
+#: how much better a combination must promise to be than the best known, as a share, to be tried
+GAIN = 0.02
+#: drops of so many times what is allowed end the curve of a family
+FAR = 4.0
+
+
+@dataclass(frozen=True)
+class Goal:
+    """limits: figure -> share of the original's that may remain, and "score_drop" -> points. minimize: the figure that
+    is to be least. points: how many of the score count as much as a tenth of a share, where combinations are compared
+    that keep no limit."""
+
+    limits: Mapping[str, float]
+    minimize: str
+    points: float
+
+    def figure(self, trial: Trial, name: str) -> float:
+        return trial.drop if name == DROP else trial.shares.get(name, 1.0)
+
+    def met(self, trial: Trial) -> bool:
+        """Whether a trial keeps within all limits."""
+        return not trial.failed and all(self.figure(trial, name) <= limit for name, limit in self.limits.items())
+
+    def beyond(self, figures: Mapping[str, npt.NDArray[np.float64]]) -> npt.NDArray[np.float64]:
+        """By how much limits are passed, for arrays of figures: 0 where all are kept."""
+        missed: npt.NDArray[np.float64] = np.zeros(1)
+        for name, limit in self.limits.items():
+            over = ((figures[name] - limit) / (10 * self.points) if name == DROP else np.log(figures[name] / limit))
+            missed = missed + np.maximum(over, 0)
+        return missed
+
+    def rank(self, trial: Trial) -> tuple[bool, float, float]:
+        """Trials in the order of their worth: the least is the best."""
+        if trial.failed:
+            return True, float("inf"), float("inf")
+        figures = {name: np.array([self.figure(trial, name)]) for name in self.limits}
+        return False, float(self.beyond(figures)[0]), self.figure(trial, self.minimize)
+
+
+@dataclass
+class Seeker:
+    """One search. tell: called with what is tried, and how many were."""
+
+    trials: Trials
+    space: Space
+    goal: Goal
+    watch: Watch
+    most: int
+    tell: Callable[[str, int], None]
+    known: dict[Picks, Trial] = field(default_factory=dict)
+
+    def run(self) -> None:
+        """Tries families alone and then combinations, until nothing promises to be better, ``most`` were tried or the
+        time is over."""
+        self._try(self._nothing)
+        self._curves()
+        while not self._over:
+            picks = self.promising()
+            if picks is None:
+                return
+            self._try(picks)
+
+    @property
+    def _nothing(self) -> Picks:
+        return (0,) * len(self.space.names)
+
+    @property
+    def _over(self) -> bool:
+        return self.watch.over or len(self.known) >= self.most
+
+    @property
+    def best(self) -> Picks:
+        """The best of all that were tried."""
+        return min(self.known, key=lambda picks: self.goal.rank(self.known[picks]))
+
+    def _try(self, picks: Picks) -> Trial:
+        if picks not in self.known:
+            what = told(self.space.chosen(picks))
+            self.tell(what, len(self.known))
+            self.known[picks] = self.trials.taken(what, self.space.steps(picks))
+        return self.known[picks]
+
+    def _curves(self) -> None:
+        """Every family alone, at every other amount, until too much of the score is gone; all families' first amounts
+        come before any one's second."""
+        allowed = self.goal.limits.get(DROP, 10 * self.goal.points)
+        left = {axis: list(range(1, len(offers) + 1, 2)) for axis, offers in enumerate(self.space.offers)}
+        while any(left.values()) and not self._over:
+            for axis, amounts in left.items():
+                if amounts and not self._over:
+                    trial = self._try(self.space.alone(axis, amounts.pop(0)))
+                    if trial.failed or trial.drop > FAR * max(allowed, self.goal.points):
+                        amounts.clear()
+
+    # ---- what to try next
+    def promising(self) -> Picks | None:
+        """The untried combination that promises most; None where none promises to be better than the best known."""
+        ahead = [picks for picks in self._reachable() if picks not in self.known]
+        if not ahead:
+            return None
+        figures = self._predicted(ahead)
+        beyond = self.goal.beyond(figures)
+        order = np.lexsort((figures[self.goal.minimize], np.round(beyond, 6)))
+        best = self.known[self.best]
+        _, missed, least = self.goal.rank(best)
+        first = int(order[0])
+        if beyond[first] < missed - GAIN:
+            return ahead[first]
+        gained = least - float(figures[self.goal.minimize][first])
+        enough = self.goal.points / 10 if self.goal.minimize == DROP else GAIN * least
+        return ahead[first] if beyond[first] <= missed and gained > enough else None
+
+    def _reachable(self) -> list[Picks]:
+        """Combinations of families that did something alone."""
+        useless = {axis for axis in range(len(self.space.names)) if all(
+            trial.failed for picks, trial in self.known.items() if picks[axis] and sum(map(bool, picks)) == 1)}
+        return [picks for picks in self.space.all() if not any(picks[axis] for axis in useless)]
+
+    def _predicted(self, ahead: Sequence[Picks]) -> dict[str, npt.NDArray[np.float64]]:
+        """Figure -> what the surrogate expects of each combination."""
+        tried = {picks: trial for picks, trial in self.known.items() if not trial.failed}
+        places, wanted = self.space.positions(list(tried)), self.space.positions(ahead)
+        found = {}
+        for name in {*self.goal.limits, self.goal.minimize}:
+            figures = np.array([self.goal.figure(trial, name) for trial in tried.values()])
+            if name == DROP:
+                found[name] = fit(places, figures).at(wanted)
+            else:
+                found[name] = np.exp(fit(places, np.log(figures)).at(wanted))
+        return found
+
+
+def front(trials: Sequence[Trial], figure: str) -> tuple[Trial, ...]:
+    """The trials of which no other has both less of ``figure`` and a smaller drop, the cheapest first."""
+    found: list[Trial] = []
+    for trial in sorted((t for t in trials if not t.failed), key=lambda t: (t.shares.get(figure, 1.0), t.drop)):
+        if not found or trial.drop < found[-1].drop:
+            found.append(trial)
+    return tuple(found)
+
+
+__all__ = ["DROP", "Goal", "Seeker", "front"]
