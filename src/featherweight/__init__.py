@@ -15,8 +15,9 @@ if TYPE_CHECKING:
     from featherweight.task import Task, scores
 
 __version__ = "0.2.0.dev0"
-__all__ = ["Assembly", "Budget", "Found", "Job", "Network", "Recipe", "Result", "Sensitivity", "Task", "balance", "capture", "compress",
-           "distill", "errors", "factorize", "load", "prune", "quantize", "recover", "scores", "search", "sensitivity", "share"]
+__all__ = ["Assembly", "Budget", "Found", "Job", "Network", "Recipe", "Result", "Sensitivity", "Task", "balance",
+           "capture", "compress", "distill", "errors", "factorize", "load", "prune", "quantize", "recover", "scores",
+           "search", "sensitivity", "share"]
 
 #: public names that are no folders or files of this package -> where they are
 _PLACES = {

@@ -22,6 +22,7 @@ from featherweight.cli import show
 from featherweight.cli.flags import in_flags
 from featherweight.cli.models import job_of, network_named, task_named
 from featherweight.cli.progress import Listener
+from featherweight.cli.search import search
 from featherweight.errors import FeatherweightError, FileError
 from featherweight.files import written_whole
 from featherweight.report import render
@@ -117,6 +118,9 @@ def compress(recipe: Annotated[Path, typer.Argument(metavar="RECIPE.toml", help=
     _say_flags(result.flags)
     if result.flags:
         raise typer.Exit(CHECK_FAILED)
+
+
+app.command()(search)
 
 
 def _say_flags(flags: tuple[str, ...]) -> None:

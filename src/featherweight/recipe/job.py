@@ -13,6 +13,9 @@
     [[steps]]
     kind = "prune.Channels"
     macs = 0.5
+
+In the place of steps, ``featherweight search`` takes a [goal]: limits of ``fw.Budget``, and options of ``fw.search``;
+the steps are then no more than a training, after the cut.
 """
 
 from __future__ import annotations
@@ -106,6 +109,7 @@ class Job:
     options: Options
     recipe: Recipe
     folder: str = "."
+    goal: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def from_toml(cls, source: str | Path) -> Job:
@@ -117,17 +121,18 @@ class Job:
             many = "both [task] and [data]" if "task" in tables else "no [task]"
             raise RecipeError(f'the job has {many}; write [task] and factory = "module:function" under it, or [data] '
                               'and images = "folder"')
-        for name in ("model", "task", "data", "compress"):
+        for name in ("model", "task", "data", "compress", "goal"):
             if not isinstance(tables.get(name, {}), Mapping):
                 raise RecipeError(f"{name} is no table; write [{name}]")
         data: Data | Source = (make(Data, tables["task"], "[task]") if "task" in tables else Source.of(tables["data"]))
         return cls(make(Model, tables["model"], "[model]"), data,
                    make(Options, tables.get("compress", {}), "[compress]"), Recipe.from_toml(source),
-                   str(Path(source).resolve().parent) if toml.is_path(source) else ".")
+                   str(Path(source).resolve().parent) if toml.is_path(source) else ".", tables.get("goal", {}))
 
     def to_toml(self) -> str:
         """TOML text that ``from_toml`` reads back."""
-        return self.preface() + self.recipe.to_toml()
+        goal = f"[goal]\n{toml.write(self.goal)}\n" if self.goal else ""
+        return self.preface() + goal + self.recipe.to_toml()
 
     def preface(self, out: str | None = None) -> str:
         """The tables ahead of the steps; ``out`` is named instead of the options' own."""
@@ -160,7 +165,10 @@ class Job:
 
     def run(self, progress: Progress | None = None, resume: bool = True, out: str | Path | None = None) -> Result:
         """Does the job; ``out`` overrides the file's. The recipe that it leaves names another folder, ``out`` +
-        "-again", so that running it computes all anew and can be compared."""
+        "-again", so that running it computes all anew and can be compared. Raises RecipeError for a job with a goal."""
+        if self.goal:
+            raise RecipeError("the job has a [goal], for which the steps are to be found; write featherweight search "
+                              "and the file's name")
         network, task = self.prepare()
         given = self.options
         folder = Path(out or given.out)

@@ -16,7 +16,7 @@ from featherweight.recipe.kinds import kinds
 from featherweight.steps.kinds import kind_of, options
 
 #: tables that a job file may have
-TABLES = ("steps", "model", "task", "data", "compress")
+TABLES = ("steps", "model", "task", "data", "compress", "goal")
 
 
 def parse(source: str | Path) -> dict[str, Any]:

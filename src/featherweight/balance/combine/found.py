@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from featherweight.balance.search.trials import Trial
+from featherweight.balance.combine.trials import Trial
 from featherweight.recipe import Recipe, Result
 
 

@@ -23,8 +23,8 @@ PRIOR = 0.05
 
 @dataclass(frozen=True)
 class Surrogate:
-    """curves: for each axis positions, from 0 on and rising, and values, 0 at 0. places, missed: measured combinations
-    of two or more axes, [m, axes], and what the curves missed there, [m]."""
+    """curves: for each axis positions, from 0 on and rising, and values, 0 at 0. places, missed: where it was measured,
+    [m, axes], and what the curves missed there, [m]."""
 
     curves: tuple[tuple[Floats, Floats], ...]
     places: Floats
@@ -51,8 +51,7 @@ def fit(positions: Floats, values: Floats) -> Surrogate:
         places, first = np.unique(positions[alone, axis], return_index=True)
         curves.append((np.concatenate(([0.0], places)), np.concatenate(([0.0], values[alone][first]))))
     sums = Surrogate(tuple(curves), np.zeros((0, positions.shape[1])), np.zeros(0))
-    joint = moved > 1
-    return Surrogate(sums.curves, positions[joint], values[joint] - sums.at(positions[joint]))
+    return Surrogate(sums.curves, positions, np.where(moved > 1, values - sums.at(positions), 0.0))
 
 
 def _along(curve: tuple[Floats, Floats], positions: Floats) -> Floats:

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from featherweight import deploy
-from featherweight.balance.search.axes import AXES, Picks, Space
-from featherweight.balance.search.budget import FIGURES, Budget
-from featherweight.balance.search.found import Found
-from featherweight.balance.search.seek import DROP, Goal, Seeker, front
-from featherweight.balance.search.trials import Trial, Trials, Watch, name_of
+from featherweight.balance.combine.axes import AXES, Picks, Space
+from featherweight.balance.combine.budget import FIGURES, Budget
+from featherweight.balance.combine.found import Found
+from featherweight.balance.combine.seek import DROP, Seeker, Wanted, front
+from featherweight.balance.combine.trials import Trial, Trials, Watch, name_of
 from featherweight.errors import RecipeError
 from featherweight.network import Network
 from featherweight.processes import Processes
@@ -34,8 +34,8 @@ NUMBERS = {"trials": Numbers(60, least=1, whole=True), "minutes": Numbers(30, ab
            "threads": Numbers(1, least=1, whole=True), "seed": SEED, "seconds": Numbers(1.0, least=0)}
 #: of an original's score, what counts as a small loss
 POINTS = 0.01
-#: combinations that are trained, until one keeps the budget
-TRAINED = 3
+#: combinations that are made as they would ship, at most
+SHIPPED = 4
 #: what training is taken to leave of a drop before one was seen, and what it leaves at least
 LEFT, LEAST_LEFT = 0.3, 0.02
 
@@ -50,15 +50,15 @@ def search(network: Network, task: Task, budget: Budget, target: str = "onnxrunt
         "archive_bytes", "macs", "memory" or "score_drop"; None takes the score's drop where the budget does not limit
         it, else the latency.
     recover: a training after the cut (and before integers); None is none. The drop after training is learned from the
-        combinations that are trained, three at most, and the limit of the drop is for the trained network.
-    families: names in ``balance.search.axes.AXES``. trials: combinations that are tried at most; minutes: how long it
+        combinations that are trained, four at most, and the limit of the drop is for the trained network.
+    families: names in ``balance.combine.axes.AXES``. trials: combinations that are tried at most; minutes: how long it
         may take, training and the last job not counted. What was found by then is the answer.
     out: a folder for the files of ``compress``, ``search.json``, and ``search/``, from which a search that was killed
         goes on; None leaves nothing behind. target, threads, seed, seconds, progress, resume, preface: as of
         ``compress``.
 
     Every trial is exported, scored on the validation split (calibration where there is none) and timed beside the
-    original in the same rounds; the answer is the best of them, made once more by ``compress``, and held against the
+    original in the same rounds; the answer is the best of them, made by ``compress``, and held against the
     budget as shipped. The test split is read once, there. Raises RecipeError for options that make no sense, TaskError
     for a task that does not fit.
 
@@ -132,36 +132,39 @@ class _Search:
         limits = self.budget.limits(trials.costs())
         if self.budget.score_drop is not None:
             limits[DROP] = self.budget.score_drop
-        goal = Goal(limits, self.minimize, POINTS * max(abs(start.score or 1.0), 1e-9))
+        wanted = Wanted(limits, self.minimize, POINTS * max(abs(start.score or 1.0), 1e-9))
         figures = {*self.budget.limited, self.minimize} - {DROP}
         space = Space.of(self.original, figures or FIGURES, self.families)
-        seeker = Seeker(trials, space, goal, Watch(self.options["minutes"]), self.options["trials"], self._tell)
+        seeker = Seeker(trials, space, wanted, Watch(self.options["minutes"]), self.options["trials"], self._tell)
         shipped = self._shipped(seeker)
-        picks = min(shipped, key=lambda picks: goal.rank(shipped[picks]))
-        result, known = self._job(space, picks, self.task), tuple(seeker.known.values())
+        picks = min(shipped, key=lambda picks: wanted.rank(shipped[picks]))
+        result, known = self._job(space, picks, self.task), tuple({**seeker.known, **shipped}.values())
         result.save(self.out, self._place(space, picks) / f"model{deploy.target(self.target).suffix}")
-        found = Found(result, shipped[picks], self.minimize, _missed(goal, shipped[picks]),
-                      front(known, self._cost()), _alone(seeker, goal), (*known, *shipped.values()))
+        found = Found(result, shipped[picks], self.minimize, _missed(wanted, shipped[picks]),
+                      front(known, self._cost()), _alone(seeker, wanted), known)
         write_json(self.out / "search.json", found.to_dict())
         return found
 
     def _shipped(self, seeker: Seeker) -> dict[Picks, Trial]:
-        """The combinations that were made by ``compress``, as it measured them. Where they are trained, what is left of
-        a drop is learned from each, and the search goes on with what that allows."""
-        asked, left, made = seeker.goal, LEFT if self.recover is not None else 1.0, {}
-        for _ in range(TRAINED if self.recover is not None else 1):
+        """The combinations that were made by ``compress``, as it measured them: until one keeps the budget as shipped,
+        or ``SHIPPED`` were made. What each came to is known from then on. Where they are trained, what is left of a
+        drop is learned from each, and the search goes on with what that allows."""
+        asked, left, made = seeker.wanted, LEFT if self.recover is not None else 1.0, {}
+        for _ in range(SHIPPED):
             limits = {name: limit / left if name == DROP else limit for name, limit in asked.limits.items()}
-            seeker.goal = dataclasses.replace(asked, limits=limits)
+            seeker.wanted = dataclasses.replace(asked, limits=limits)
             seeker.run()
             picks = seeker.best
             if picks in made:
                 break
-            result = self._job(seeker.space, picks, dataclasses.replace(self.task, test=None))
-            cut = seeker.known[picks]
+            cut, result = seeker.known[picks], self._job(seeker.space, picks, dataclasses.replace(self.task, test=None))
             made[picks] = seeker.trials.of(cut.what, result.trail[-1], self.recover is not None) \
                 if len(result.trail) > 1 else cut
-            if cut.drop > asked.points / 10:
+            if self.recover is not None and cut.drop > asked.points / 10:
                 left = min(max(made[picks].drop / cut.drop, LEAST_LEFT), 1.0)
+            elif asked.met(made[picks]):
+                break
+            seeker.known[picks] = dataclasses.replace(made[picks], drop=made[picks].drop / left)
         return made
 
     def _cost(self) -> str:
@@ -188,25 +191,25 @@ class _Search:
             self.progress(f"trial {done + 1}: {what}", done, self.options["trials"], {})
 
 
-def _missed(goal: Goal, shipped: Trial) -> dict[str, str]:
+def _missed(wanted: Wanted, shipped: Trial) -> dict[str, str]:
     """Limit -> by how much the shipped file passes it."""
     found = {}
-    for name, limit in goal.limits.items():
-        figure = goal.figure(shipped, name)
+    for name, limit in wanted.limits.items():
+        figure = wanted.figure(shipped, name)
         if figure > limit:
             unit = " points" if name == DROP else " of the original's"
             found[name] = f"{figure:.4g}{unit}, {limit:.4g} asked; this is the closest that was found"
     return found
 
 
-def _alone(seeker: Seeker, goal: Goal) -> dict[str, Trial]:
+def _alone(seeker: Seeker, wanted: Wanted) -> dict[str, Trial]:
     """Family -> the best of its trials by itself."""
     found: dict[str, Trial] = {}
     for picks, trial in seeker.known.items():
         taken = [i for i, pick in enumerate(picks) if pick]
         if len(taken) == 1:
             name = seeker.space.names[taken[0]]
-            found[name] = min(found.get(name, trial), trial, key=goal.rank)
+            found[name] = min(found.get(name, trial), trial, key=wanted.rank)
     return found
 
 

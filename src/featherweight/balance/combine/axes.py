@@ -33,7 +33,7 @@ EVERYWHERE = frozenset({"latency", "file_bytes", "archive_bytes", "macs", "memor
 
 
 @dataclass(frozen=True)
-class Offer:
+class Amount:
     """A step at one amount. text: in few words. position: how far it goes, for the surrogate; 0 would be nothing."""
 
     text: str
@@ -45,38 +45,38 @@ class Offer:
 class Axis:
     """offers: what there is for a network, from little to much. lowers: the figures that it may lower."""
 
-    offers: Callable[[Network], Sequence[Offer]]
+    offers: Callable[[Network], Sequence[Amount]]
     lowers: Collection[str]
 
 
-def _channels(network: Network) -> list[Offer]:
-    return [Offer(f"{share:.0%} MACs", -math.log2(share), Channels(
+def _channels(network: Network) -> list[Amount]:
+    return [Amount(f"{share:.0%} MACs", -math.log2(share), Channels(
         macs=share, score="reconstruction", allocation="sensitivity", compensate="least_squares")) for share in SHARES]
 
 
-def _low_rank(network: Network) -> list[Offer]:
-    return [Offer(f"{share:.0%} MACs", -math.log2(share), LowRank(macs=share, form="auto", data=True))
+def _low_rank(network: Network) -> list[Amount]:
+    return [Amount(f"{share:.0%} MACs", -math.log2(share), LowRank(macs=share, form="auto", data=True))
             for share in SHARES]
 
 
-def _depth(network: Network) -> list[Offer]:
+def _depth(network: Network) -> list[Amount]:
     blocks = len(droppable(network).found)
     counts = sorted({math.ceil(DROPPED * blocks * i / AMOUNTS) for i in range(1, AMOUNTS + 1)}) if blocks > 1 else []
-    return [Offer(f"{count} of {blocks} blocks dropped", -math.log2(1 - count / (blocks + 1)),
+    return [Amount(f"{count} of {blocks} blocks dropped", -math.log2(1 - count / (blocks + 1)),
                   Layers(count=count, per="macs")) for count in counts]
 
 
-def _weights(network: Network) -> list[Offer]:
-    return [Offer(f"{zeros:.0%} zeros", -math.log2(1 - zeros), Weights(sparsity=zeros, score="obs", compensate="obs"))
+def _weights(network: Network) -> list[Amount]:
+    return [Amount(f"{zeros:.0%} zeros", -math.log2(1 - zeros), Weights(sparsity=zeros, score="obs", compensate="obs"))
             for zeros in SPARSITIES]
 
 
-def _integers(network: Network) -> list[Offer]:
-    return [Offer("int8", 1.0, Quantize())]
+def _integers(network: Network) -> list[Amount]:
+    return [Amount("int8", 1.0, Quantize())]
 
 
-def _codebooks(network: Network) -> list[Offer]:
-    return [Offer(f"codebooks at {rate} a bit", 1 + math.log2(rate / RATES[0]),
+def _codebooks(network: Network) -> list[Amount]:
+    return [Amount(f"{rate} a bit", 1 + math.log2(rate / RATES[0]),
                   Codebook(rate=rate, compensate="obs", min_size=256)) for rate in RATES]
 
 
@@ -99,7 +99,7 @@ class Space:
     """The axes that can help, each with its offers."""
 
     names: tuple[str, ...]
-    offers: tuple[tuple[Offer, ...], ...]
+    offers: tuple[tuple[Amount, ...], ...]
 
     @classmethod
     def of(cls, network: Network, wanted: Collection[str], families: Collection[str]) -> Space:
@@ -109,7 +109,7 @@ class Space:
         found = {name: offers for name, offers in found.items() if offers}
         return cls(tuple(found), tuple(found.values()))
 
-    def chosen(self, picks: Picks) -> dict[str, Offer]:
+    def chosen(self, picks: Picks) -> dict[str, Amount]:
         """Name of axis -> offer, where one is taken."""
         return {name: offers[pick - 1] for name, offers, pick in zip(self.names, self.offers, picks, strict=True)
                 if pick}
@@ -126,7 +126,10 @@ class Space:
         """[n, axes]."""
         places = [np.array([0.0, *(offer.position for offer in offers)]) for offers in self.offers]
         given = np.asarray(picks, dtype=np.int64).reshape(len(picks), len(self.names))
-        return np.stack([place[given[:, i]] for i, place in enumerate(places)], 1) if places else np.zeros((len(picks), 0))
+        found: npt.NDArray[np.float64] = np.zeros(given.shape)
+        for i, place in enumerate(places):
+            found[:, i] = place[given[:, i]]
+        return found
 
     def all(self) -> list[Picks]:
         """Every combination, at most one of them storing numbers in another form."""
@@ -135,9 +138,9 @@ class Space:
                 if sum(picks[i] > 0 for i in precise) < 2]
 
 
-def told(chosen: Mapping[str, Offer]) -> str:
+def told(chosen: Mapping[str, Amount]) -> str:
     """A combination in words."""
     return " + ".join(f"{name} ({offer.text})" for name, offer in chosen.items()) or "nothing"
 
 
-__all__ = ["AXES", "Axis", "Offer", "Picks", "Space", "told"]
+__all__ = ["AXES", "Amount", "Axis", "Picks", "Space", "told"]

@@ -9,17 +9,19 @@ from numbers import Real
 
 from featherweight.errors import RecipeError
 
+BYTES = {"B": 1.0, "kB": 1e3, "MB": 1e6, "GB": 1e9}
 #: figure -> units of an absolute limit, each in the figure's own (seconds, bytes, multiply-accumulates)
-UNITS: dict[str, dict[str, float]] = {
+UNITS = {
     "latency": {"s": 1.0, "ms": 1e-3, "us": 1e-6},
-    **dict.fromkeys(("file_bytes", "archive_bytes", "memory"), {"B": 1.0, "kB": 1e3, "MB": 1e6, "GB": 1e9}),
+    "file_bytes": BYTES, "archive_bytes": BYTES, "memory": BYTES,
     "macs": {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9},
 }
 #: figures that there may be limits of, ``score_drop`` beside them
 FIGURES = tuple(UNITS)
 _ABSOLUTE = re.compile(r"\s*([0-9]*\.?[0-9]+(?:[eE][+-]?[0-9]+)?)\s*([A-Za-z]*)\s*")
 #: a line to write for each figure
-LIKE = {"latency": '"2 ms"', "file_bytes": '"300 kB"', "archive_bytes": '"80 kB"', "memory": '"20 MB"', "macs": '"40 M"'}
+LIKE = {"latency": '"2 ms"', "file_bytes": '"300 kB"', "archive_bytes": '"80 kB"', "memory": '"20 MB"',
+        "macs": '"40 M"'}
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """The search itself: each family alone first, then whatever combination the measurements so far promise most of.
 
-What a trial gives is never guessed in the end: the surrogate (``numerics/surrogate``) only says what to try next, and
+What a trial gives is never guessed in the end: the surrogate (``surrogate``) only says what to try next, and
 the answer is the best of the combinations that were tried.
 """
 
@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from featherweight.balance.search.axes import Picks, Space, told
-from featherweight.balance.search.trials import Trial, Trials, Watch
-from featherweight.numerics.surrogate import fit
+from featherweight.balance.combine.axes import Picks, Space, told
+from featherweight.balance.combine.surrogate import fit
+from featherweight.balance.combine.trials import Trial, Trials, Watch
 
 #: the figure that is not a share
 DROP = "score_drop"
@@ -25,7 +25,7 @@ FAR = 4.0
 
 
 @dataclass(frozen=True)
-class Goal:
+class Wanted:
     """limits: figure -> share of the original's that may remain, and "score_drop" -> points. minimize: the figure that
     is to be least. points: how many of the score count as much as a tenth of a share, where combinations are compared
     that keep no limit."""
@@ -63,7 +63,7 @@ class Seeker:
 
     trials: Trials
     space: Space
-    goal: Goal
+    wanted: Wanted
     watch: Watch
     most: int
     tell: Callable[[str, int], None]
@@ -91,7 +91,7 @@ class Seeker:
     @property
     def best(self) -> Picks:
         """The best of all that were tried."""
-        return min(self.known, key=lambda picks: self.goal.rank(self.known[picks]))
+        return min(self.known, key=lambda picks: self.wanted.rank(self.known[picks]))
 
     def _try(self, picks: Picks) -> Trial:
         if picks not in self.known:
@@ -103,13 +103,15 @@ class Seeker:
     def _curves(self) -> None:
         """Every family alone, at every other amount, until too much of the score is gone; all families' first amounts
         come before any one's second."""
-        allowed = self.goal.limits.get(DROP, 10 * self.goal.points)
+        allowed = self.wanted.limits.get(DROP, 10 * self.wanted.points)
         left = {axis: list(range(1, len(offers) + 1, 2)) for axis, offers in enumerate(self.space.offers)}
-        while any(left.values()) and not self._over:
+        while any(left.values()):
             for axis, amounts in left.items():
-                if amounts and not self._over:
+                if self._over or 2 * len(self.known) > self.most:  # the rest is for combinations
+                    return
+                if amounts:
                     trial = self._try(self.space.alone(axis, amounts.pop(0)))
-                    if trial.failed or trial.drop > FAR * max(allowed, self.goal.points):
+                    if trial.failed or trial.drop > FAR * max(allowed, self.wanted.points):
                         amounts.clear()
 
     # ---- what to try next
@@ -119,15 +121,15 @@ class Seeker:
         if not ahead:
             return None
         figures = self._predicted(ahead)
-        beyond = self.goal.beyond(figures)
-        order = np.lexsort((figures[self.goal.minimize], np.round(beyond, 6)))
+        beyond = self.wanted.beyond(figures)
+        order = np.lexsort((figures[self.wanted.minimize], np.round(beyond, 6)))
         best = self.known[self.best]
-        _, missed, least = self.goal.rank(best)
+        _, missed, least = self.wanted.rank(best)
         first = int(order[0])
         if beyond[first] < missed - GAIN:
             return ahead[first]
-        gained = least - float(figures[self.goal.minimize][first])
-        enough = self.goal.points / 10 if self.goal.minimize == DROP else GAIN * least
+        gained = least - float(figures[self.wanted.minimize][first])
+        enough = self.wanted.points / 10 if self.wanted.minimize == DROP else GAIN * least
         return ahead[first] if beyond[first] <= missed and gained > enough else None
 
     def _reachable(self) -> list[Picks]:
@@ -139,14 +141,14 @@ class Seeker:
     def _predicted(self, ahead: Sequence[Picks]) -> dict[str, npt.NDArray[np.float64]]:
         """Figure -> what the surrogate expects of each combination."""
         tried = {picks: trial for picks, trial in self.known.items() if not trial.failed}
-        places, wanted = self.space.positions(list(tried)), self.space.positions(ahead)
+        places, asked = self.space.positions(list(tried)), self.space.positions(ahead)
         found = {}
-        for name in {*self.goal.limits, self.goal.minimize}:
-            figures = np.array([self.goal.figure(trial, name) for trial in tried.values()])
+        for name in {*self.wanted.limits, self.wanted.minimize}:
+            figures = np.array([self.wanted.figure(trial, name) for trial in tried.values()])
             if name == DROP:
-                found[name] = fit(places, figures).at(wanted)
+                found[name] = fit(places, figures).at(asked)
             else:
-                found[name] = np.exp(fit(places, np.log(figures)).at(wanted))
+                found[name] = np.exp(fit(places, np.log(figures)).at(asked))
         return found
 
 
@@ -159,4 +161,4 @@ def front(trials: Sequence[Trial], figure: str) -> tuple[Trial, ...]:
     return tuple(found)
 
 
-__all__ = ["DROP", "Goal", "Seeker", "front"]
+__all__ = ["DROP", "Seeker", "Wanted", "front"]

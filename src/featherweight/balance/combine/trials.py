@@ -66,6 +66,7 @@ class Trials:
         """The original, measured or as it stands."""
         file = self.folder / "original.json"
         if file.exists():
+            found: Measurement
             found, changed = unsealed(file, Measurement)
             if not changed:
                 return found
@@ -78,8 +79,8 @@ class Trials:
         """A combination's trial, made or as it stands."""
         file = self.folder / f"{name_of(steps)}.json"
         if file.exists():
-            found, _ = unsealed(file, Trial)
-            return found
+            known: Trial = unsealed(file, Trial)[0]
+            return known
         try:
             made = self.of(what, self._measured(self.made(steps), what, self.folder / "now",
                                                 {"original": self._file(self.folder / "original")}))

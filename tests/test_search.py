@@ -1,0 +1,205 @@
+"""The search over combinations of families: limits, the surrogate, what is tried, kills, and the answer."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import problems
+from problems import PROBLEMS
+
+import featherweight as fw
+from featherweight.balance.combine import surrogate
+from featherweight.balance.combine.axes import AXES, Amount, Axis, Space
+from featherweight.balance.combine.seek import DROP, Seeker, Wanted, front
+from featherweight.balance.combine.trials import Trial, Watch
+from featherweight.errors import RecipeError
+
+SMALL = PROBLEMS["mlp"]
+NETWORK, TASK = problems.network(SMALL), problems.task(SMALL)
+TWO = ("channels", "integers")
+
+
+# ---- limits
+
+@pytest.mark.parametrize(("given", "share"), [
+    ({"latency": 0.5}, 0.5), ({"latency": "0.5x"}, 0.5), ({"latency": "2 ms"}, 0.5), ({"latency": "2000us"}, 0.5),
+    ({"file_bytes": "15 kB"}, 0.25), ({"file_bytes": "0.015MB"}, 0.25), ({"macs": "40 M"}, 2.0), ({"macs": "4e7"}, 2.0)])
+def test_limits_are_shares_or_absolute(given: dict[str, Any], share: float) -> None:
+    found = fw.Budget(**given).limits({"latency": 0.004, "file_bytes": 60_000, "macs": 2e7})
+    assert list(found.values()) == pytest.approx([share])
+
+
+@pytest.mark.parametrize("given", [
+    {}, {"latency": 2}, {"latency": 0}, {"latency": -0.5}, {"latency": True}, {"latency": "2"}, {"latency": "2 kB"},
+    {"latency": "1.5x"}, {"latency": "fast"}, {"file_bytes": "3 ms"}, {"file_bytes": float("nan")},
+    {"score_drop": -1}, {"score_drop": "1"}, {"score_drop": float("inf")}, {"macs": "0 M"}])
+def test_wrong_limits_are_refused_with_a_line_to_write(given: dict[str, Any]) -> None:
+    with pytest.raises(RecipeError, match=r"fw\.Budget\("):
+        fw.Budget(**given)
+
+
+@pytest.mark.parametrize(("given", "said"), [
+    ({"minimize": "size"}, "minimize"), ({"families": ("channel",)}, "channels"), ({"trials": 0}, "trials"),
+    ({"minutes": 0}, "minutes"), ({"target": "tvm"}, "tvm")])
+def test_wrong_options_of_a_search(given: dict[str, Any], said: str, tmp_path: Path) -> None:
+    with pytest.raises(fw.errors.FeatherweightError, match=said):
+        fw.search(NETWORK, TASK, fw.Budget(macs=0.5), out=tmp_path / "out", **given)
+    assert not (tmp_path / "out").exists()
+
+
+# ---- the surrogate
+
+def test_the_surrogate_beside_a_slow_one() -> None:
+    rng = np.random.default_rng(0)
+    alone = [(1.0, 0.0), (2.0, 0.0), (0.0, 0.5), (0.0, 1.5)]
+    places = np.array([(0.0, 0.0), *alone, (1.0, 0.5), (2.0, 1.5), (0.3, 0.2)])
+    values = np.array([0.0, *rng.uniform(0, 2, len(places) - 1)])
+    fitted, asked = surrogate.fit(places, values), rng.uniform(0, 3, (40, 2))
+
+    def curve(axis: int, x: float) -> float:
+        points = [(0.0, 0.0), *sorted((p[axis], v) for p, v in zip(places, values, strict=True)
+                                      if p[axis] and not p[1 - axis])]
+        for (a, u), (b, v) in itertools.pairwise(points):
+            if x <= b or b == points[-1][0]:
+                return u + (v - u) * (x - a) / (b - a)
+        raise AssertionError
+
+    def slow(x: float, y: float) -> float:
+        total, weights, missed = curve(0, x) + curve(1, y), surrogate.PRIOR, 0.0
+        for (a, b), value in zip(places, values, strict=True):
+            near = np.exp(-((x - a) ** 2 + (y - b) ** 2) / (2 * surrogate.WIDTH**2))
+            weights += near
+            missed += near * (value - curve(0, a) - curve(1, b)) if a and b else 0
+        return float(total + missed / weights)
+
+    assert fitted.at(asked) == pytest.approx([slow(x, y) for x, y in asked])
+    assert fitted.at(places[6:7]) == pytest.approx(values[6:7], abs=0.1)  # far from the others
+
+
+# ---- what is tried
+
+class Made:
+    """Trials of a world in which costs multiply and drops add up, but for what two axes do together."""
+
+    def __init__(self, space: Space, seed: int) -> None:
+        rng = np.random.default_rng(seed)
+        self.space, self.asked = space, 0
+        self.rate, self.hurt = rng.uniform(0.5, 1.2, 3), rng.uniform(0.05, 0.6, 3)
+        self.joint = rng.uniform(-0.1, 0.3)
+
+    def of(self, picks: tuple[int, ...]) -> Trial:
+        x = self.space.positions([picks])[0]
+        drop = float((self.hurt * x**2).sum() + self.joint * x[0] * x[1])
+        return Trial(str(picks), {"latency": float(np.exp(-(self.rate * x).sum()))}, drop)
+
+    def taken(self, what: str, steps: Sequence[Any]) -> Trial:
+        self.asked += 1
+        numbers = [next((s.count for s in steps if s.names == (name,)), 0) for name in self.space.names]
+        return self.of(tuple(numbers))
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_what_is_found_is_nearly_what_trying_everything_finds(seed: int) -> None:
+    """Few trials, no worse than 5 % beside all 729 combinations."""
+    names = ("a", "b", "c")
+    offers = tuple(tuple(Amount(str(i), i / 4, fw.prune.Layers(count=i, names=(name,))) for i in range(1, 9))
+                   for name in names)
+    space = Space(names, offers)
+    made, wanted = Made(space, seed), Wanted({DROP: 1.0}, "latency", 0.1)
+    seeker = Seeker(made, space, wanted, Watch(None), 80, lambda what, done: None)  # type: ignore[arg-type]
+    seeker.run()
+    every = [made.of(picks) for picks in space.all()]
+    best = min((t for t in every if wanted.met(t)), key=lambda t: t.shares["latency"])
+    found = seeker.known[seeker.best]
+    assert len(every) == 729 and made.asked <= 80
+    assert wanted.met(found) and found.shares["latency"] <= 1.05 * best.shares["latency"]
+
+
+def test_at_most_one_form_of_numbers() -> None:
+    space = Space.of(NETWORK, {"archive_bytes"}, tuple(AXES))
+    both = [space.chosen(picks) for picks in space.all()]
+    assert {"integers", "codebooks"} <= set(space.names)
+    assert not any({"integers", "codebooks"} <= set(chosen) for chosen in both)
+    assert len({tuple(picks) for picks in space.all()}) == len(both)
+
+
+def test_families_that_cannot_help_are_left_out() -> None:
+    assert "zeros" not in Space.of(NETWORK, {"latency"}, tuple(AXES)).names
+    assert "integers" not in Space.of(NETWORK, {"macs"}, tuple(AXES)).names
+
+
+def test_the_front() -> None:
+    trials = [Trial(str(i), {"latency": x}, d) for i, (x, d) in enumerate([(1, 0), (0.5, 1), (0.6, 2), (0.4, 3)])]
+    failed = Trial("failed", {}, 0.0, failed="no")
+    assert [t.what for t in front([*trials, failed], "latency")] == ["3", "1", "0"]
+
+
+# ---- all of it
+
+def looked(out: Path, **options: Any) -> fw.Found:
+    given = {"families": TWO, "trials": 6, "seconds": 0.01, "minimize": "file_bytes", **options}
+    return fw.search(NETWORK, TASK, fw.Budget(file_bytes=0.9, score_drop=100.0), out=out, **given)
+
+
+def test_a_search_stopped_and_gone_on_with_keeps_its_budget_and_its_recipe_makes_the_same_files(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(what: str, done: float, total: float, figures: Any) -> None:
+        if what.startswith("trial 4"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        looked(tmp_path / "out", progress=stop)
+    kept = {file.name: file.read_bytes() for file in (tmp_path / "out/search").glob("*.json")}
+    assert len(kept) == 5  # the fingerprint, the original, three trials
+    found = looked(tmp_path / "out")
+    assert all((tmp_path / "out/search" / name).read_bytes() == held for name, held in kept.items())
+    first, last = found.result.trail[0], found.result.trail[-1]
+    assert not found.missed and last.file_bytes <= 0.9 * first.file_bytes
+    assert found.chosen.shares["file_bytes"] == last.file_bytes / first.file_bytes
+    assert found.chosen.shares["file_bytes"] == min(t.shares["file_bytes"] for t in found.trials)
+    assert set(found.alone) == set(TWO) and found.chosen in found.trials and "chosen:" in str(found)
+    fw.compress(NETWORK, TASK, fw.Recipe.from_toml(tmp_path / "out/recipe.toml"), out=tmp_path / "again", seconds=0.01)
+    for name in ("network.fw", "model.onnx"):
+        assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "out" / name).read_bytes()
+
+    def never(*args: Any, **kwargs: Any) -> Any:
+        raise AssertionError("measured again")
+
+    monkeypatch.setattr("featherweight.measure.measure", never)
+    again = looked(tmp_path / "out").to_dict()
+    assert again == found.to_dict() and json.loads((tmp_path / "out/search.json").read_text()) == again
+
+
+def test_another_task_is_refused(tmp_path: Path) -> None:
+    looked(tmp_path / "out", trials=2)
+    with pytest.raises(RecipeError, match="score_name"):
+        fw.search(NETWORK, fw.Task(validation=TASK.validation, calibration=TASK.calibration, train=TASK.train,
+                                   loss=TASK.loss, score=TASK.score, score_name="another"),
+                  fw.Budget(macs=0.5), out=tmp_path / "out", families=TWO, trials=2, seconds=0.01)
+
+
+def test_limits_that_nothing_keeps_are_told(tmp_path: Path) -> None:
+    found = fw.search(NETWORK, TASK, fw.Budget(file_bytes=0.001), out=tmp_path, families=TWO, trials=3, seconds=0.01)
+    assert "0.001 asked" in found.missed["file_bytes"]
+
+
+def test_a_family_that_fails_is_told_and_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = Amount("nothing", 1.0, fw.prune.Weights(pattern="4:2"))
+    monkeypatch.setitem(AXES, "depth", Axis(lambda network: [broken], {"file_bytes"}))
+    found = looked(tmp_path, families=("depth", "integers"))
+    failed = [trial for trial in found.trials if trial.failed]
+    assert [trial.what for trial in failed] == ["depth (nothing)"] and "4:2" in failed[0].failed
+    assert "integers" in found.chosen.what
+
+
+@pytest.mark.slow
+def test_with_a_training_after_the_cut(tmp_path: Path) -> None:
+    train = fw.recover.Train(epochs=1, lr=0.01)
+    found = looked(tmp_path, recover=train, trials=5)
+    assert train in found.recipe.steps and found.chosen.trained
