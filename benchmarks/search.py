@@ -5,14 +5,15 @@
 macs 1.2, macs 1.5, ...: no training, so many times fewer MACs, the score's drop minimized. fast, small: at most half a
     point lost, the latency in the runtime or the archive minimized; "openvino" after it for that runtime.
 
-Combinations are tried on 2,000 images kept from the training set, which the checkpoint has seen in its training; the test images are scored once an arm. Arms of
-one runtime share their trials, which lie in out/search. Every arm leaves a row in benchmarks/results/search.json: what
-was chosen, beside the best of each family alone, and the front.
+Combinations are tried on 2,000 images kept from the training set, which the checkpoint has seen in its training; the
+test images are scored once an arm. Arms of one runtime share their trials, which lie in out/search. Every arm leaves a
+row in benchmarks/results/search.json: what was chosen, beside the best of each family alone, and the front.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import itertools
 import sys
 import time
@@ -62,11 +63,10 @@ def main() -> None:
     torch.set_num_threads(1)
     rows = Rows("search.json")
     task = cifar10.task(calibration_images=512)
-    few = fw.Task(train=task.train, calibration=task.calibration, validation=lambda: itertools.islice(task.batches("validation"), 4), test=task.test,
-                  loss=task.loss, score=task.score, score_name=task.score_name)
+    few = dataclasses.replace(task, validation=lambda: itertools.islice(task.batches("validation"), 4))
     network = cifar10.network(20, str(given.checkpoints / "resnet20-12fca82f.th"))
     for arm in given.arms or [*ARMS, *(f"{name} openvino" for name in ("fast", "small"))]:
-        name, _, target = arm.partition(" openvino")
+        name, _, _target = arm.partition(" openvino")
         runtime = "openvino" if arm.endswith(" openvino") else "onnxruntime"
         budget, minimize = ARMS[name]
         began = time.perf_counter()

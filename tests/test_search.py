@@ -10,15 +10,19 @@ from typing import Any
 
 import numpy as np
 import pytest
-import problems
-from problems import PROBLEMS
 
 import featherweight as fw
+import problems
 from featherweight.balance.combine import surrogate
 from featherweight.balance.combine.axes import AXES, Amount, Axis, Space
 from featherweight.balance.combine.seek import DROP, Seeker, Wanted, front
 from featherweight.balance.combine.trials import Trial, Watch
+from featherweight.cli import show
+from featherweight.cli.progress import Listener
+from featherweight.cli.search import run
 from featherweight.errors import RecipeError
+from featherweight.report.shape import check_shape
+from problems import PROBLEMS
 
 SMALL = PROBLEMS["mlp"]
 NETWORK, TASK = problems.network(SMALL), problems.task(SMALL)
@@ -29,7 +33,8 @@ TWO = ("channels", "integers")
 
 @pytest.mark.parametrize(("given", "share"), [
     ({"latency": 0.5}, 0.5), ({"latency": "0.5x"}, 0.5), ({"latency": "2 ms"}, 0.5), ({"latency": "2000us"}, 0.5),
-    ({"file_bytes": "15 kB"}, 0.25), ({"file_bytes": "0.015MB"}, 0.25), ({"macs": "40 M"}, 2.0), ({"macs": "4e7"}, 2.0)])
+    ({"file_bytes": "15 kB"}, 0.25), ({"file_bytes": "0.015MB"}, 0.25), ({"macs": "40 M"}, 2.0),
+    ({"macs": "4e7"}, 2.0)])
 def test_limits_are_shares_or_absolute(given: dict[str, Any], share: float) -> None:
     found = fw.Budget(**given).limits({"latency": 0.004, "file_bytes": 60_000, "macs": 2e7})
     assert list(found.values()) == pytest.approx([share])
@@ -117,8 +122,10 @@ def test_what_is_found_is_nearly_what_trying_everything_finds(seed: int) -> None
     every = [made.of(picks) for picks in space.all()]
     best = min((t for t in every if wanted.met(t)), key=lambda t: t.shares["latency"])
     found = seeker.known[seeker.best]
-    assert len(every) == 729 and made.asked <= 80
-    assert wanted.met(found) and found.shares["latency"] <= 1.05 * best.shares["latency"]
+    assert len(every) == 729
+    assert made.asked <= 80
+    assert wanted.met(found)
+    assert found.shares["latency"] <= 1.05 * best.shares["latency"]
 
 
 def test_at_most_one_form_of_numbers() -> None:
@@ -160,10 +167,13 @@ def test_a_search_stopped_and_gone_on_with_keeps_its_budget_and_its_recipe_makes
     found = looked(tmp_path / "out")
     assert all((tmp_path / "out/search" / name).read_bytes() == held for name, held in kept.items())
     first, last = found.result.trail[0], found.result.trail[-1]
-    assert not found.missed and last.file_bytes <= 0.9 * first.file_bytes
+    assert not found.missed
+    assert last.file_bytes <= 0.9 * first.file_bytes
     assert found.chosen.shares["file_bytes"] == last.file_bytes / first.file_bytes
     assert found.chosen.shares["file_bytes"] == min(t.shares["file_bytes"] for t in found.trials)
-    assert set(found.alone) == set(TWO) and found.chosen in found.trials and "chosen:" in str(found)
+    assert set(found.alone) == set(TWO)
+    assert found.chosen in found.trials
+    assert "chosen:" in str(found)
     fw.compress(NETWORK, TASK, fw.Recipe.from_toml(tmp_path / "out/recipe.toml"), out=tmp_path / "again", seconds=0.01)
     for name in ("network.fw", "model.onnx"):
         assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "out" / name).read_bytes()
@@ -173,7 +183,8 @@ def test_a_search_stopped_and_gone_on_with_keeps_its_budget_and_its_recipe_makes
 
     monkeypatch.setattr("featherweight.measure.measure", never)
     again = looked(tmp_path / "out").to_dict()
-    assert again == found.to_dict() and json.loads((tmp_path / "out/search.json").read_text()) == again
+    assert again == found.to_dict()
+    assert json.loads((tmp_path / "out/search.json").read_text()) == again
 
 
 def test_another_task_is_refused(tmp_path: Path) -> None:
@@ -194,7 +205,8 @@ def test_a_family_that_fails_is_told_and_left_out(tmp_path: Path, monkeypatch: p
     monkeypatch.setitem(AXES, "depth", Axis(lambda network: [broken], {"file_bytes"}))
     found = looked(tmp_path, families=("depth", "integers"))
     failed = [trial for trial in found.trials if trial.failed]
-    assert [trial.what for trial in failed] == ["depth (nothing)"] and "4:2" in failed[0].failed
+    assert [trial.what for trial in failed] == ["depth (nothing)"]
+    assert "4:2" in failed[0].failed
     assert "integers" in found.chosen.what
 
 
@@ -202,4 +214,48 @@ def test_a_family_that_fails_is_told_and_left_out(tmp_path: Path, monkeypatch: p
 def test_with_a_training_after_the_cut(tmp_path: Path) -> None:
     train = fw.recover.Train(epochs=1, lr=0.01)
     found = looked(tmp_path, recover=train, trials=5)
-    assert train in found.recipe.steps and found.chosen.trained
+    assert train in found.recipe.steps
+    assert found.chosen.trained
+
+
+# ---- the command line and the page
+
+def test_a_job_with_a_goal(tmp_path: Path) -> None:
+    NETWORK.save(tmp_path / "net.fw")
+    job = fw.Job.from_toml(f'''
+[model]
+file = "{(tmp_path / "net.fw").as_posix()}"
+[task]
+factory = "test_search:small_task"
+[compress]
+seconds = 0.01
+[goal]
+file_bytes = 0.9
+families = ["integers"]
+trials = 2
+''')
+    assert fw.Job.from_toml(job.to_toml()) == job
+    with pytest.raises(RecipeError, match="featherweight search"):
+        job.run(out=tmp_path / "out")
+    found = run(job, job.goal, tmp_path / "out", True, Listener(show.err))
+    page = (tmp_path / "out/report.html").read_text()
+    assert "What the search tried" in page
+    assert "integers (int8)" in page
+    check_shape(json.loads((tmp_path / "out/result.json").read_text()), "result.json")
+    assert fw.Job.from_toml(tmp_path / "out/recipe.toml").recipe == found.recipe
+
+
+@pytest.mark.parametrize(("goal", "steps", "said"), [
+    ({}, "", r"\[goal\]"), ({"speed": 2}, "", "'speed'"), ({"latency": "fast"}, "", "fast"),
+    ({"macs": 0.5}, '[[steps]]\nkind = "quantize.Quantize"', "the others are found")])
+def test_wrong_goals(goal: dict[str, Any], steps: str, said: str, tmp_path: Path) -> None:
+    NETWORK.save(tmp_path / "net.fw")
+    job = fw.Job.from_toml(f'[model]\nfile = "{(tmp_path / "net.fw").as_posix()}"\n[task]\n'
+                           f'factory = "test_search:small_task"\n{steps}\n')
+    with pytest.raises(RecipeError, match=said):
+        run(job, goal, tmp_path / "out", True, Listener(show.err))
+    assert not (tmp_path / "out").exists()
+
+
+def small_task() -> fw.Task:
+    return TASK

@@ -95,6 +95,8 @@ class Result:
     #: number of a training's step -> its loss and each of the loss's terms by name, the mean of every epoch
     losses: Mapping[str, Mapping[str, list[float]]] = dataclasses.field(default_factory=dict, compare=False)
     preface: str = ""  #: TOML tables of the job, ahead of the steps
+    #: what ``fw.search`` tried before, if the recipe is its answer
+    search: Mapping[str, Any] = dataclasses.field(default_factory=dict, compare=False)
 
     @property
     def recipe_toml(self) -> str:
@@ -119,6 +121,7 @@ class Result:
                        "after": [dataclasses.asdict(x) for x in self.layers_after]},
             "losses": {step: dict(terms) for step, terms in self.losses.items()},
             "notes": list(self.notes), "flags": list(self.flags),
+            **({"search": dict(self.search)} if self.search else {}),
         }
 
     def _versions(self) -> dict[str, str]:

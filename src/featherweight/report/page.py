@@ -9,6 +9,7 @@ from string import Template
 from typing import Any
 
 from featherweight.report import charts, tables, units
+from featherweight.report.roads import roads
 
 Row = Mapping[str, Any]
 
@@ -18,7 +19,7 @@ PAGE = Template("""<!doctype html>
 <title>featherweight: $headline</title><style>$style</style></head>
 <body><main>
 <header><h1>$headline</h1>$verdict</header>
-$flags$tiles$final$charts$trail$curves$losses$layers$skipped$notes$recipe$footer
+$flags$tiles$final$charts$trail$roads$curves$losses$layers$skipped$notes$recipe$footer
 </main></body></html>
 """)
 
@@ -42,6 +43,7 @@ def render(result: Row) -> str:
         tiles=_tiles(first, last) if measured else "", final=_final(result.get("final")),
         charts=_charts(measured), curves=_curves(result.get("plans") or []),
         losses=_losses(result.get("losses") or {}),
+        roads=_section("What the search tried", roads(result.get("search") or {})),
         trail=_trail(measured, result), layers=_layers(result.get("layers")),
         skipped=_section("What was not compressed, and why", tables.skipped(result.get("plans") or [])),
         notes=_notes(result), recipe=_recipe(result), footer=_footer(result, last))

@@ -128,6 +128,26 @@ class FinalShape(Described):
     after: MeasurementShape | None = None
 
 
+class TrialShape(Described):
+    """One combination that a search measured."""
+
+    what: Text = None
+    shares: dict[str, float] | None = None
+    drop: Number = None
+    failed: Text = None
+
+
+class SearchShape(Described):
+    """What a search tried."""
+
+    chosen: TrialShape | None = None
+    minimize: Text = None
+    missed: dict[str, str] | None = None
+    front: list[TrialShape] | None = None
+    alone: dict[str, TrialShape] | None = None
+    trials: list[TrialShape] | None = None
+
+
 class ResultShape(Described):
     """The whole file."""
 
@@ -143,6 +163,7 @@ class ResultShape(Described):
     layers: LayersShape | None = None
     notes: list[str] | None = None
     flags: list[str] | None = None
+    search: SearchShape | None = None
 
 
 def check_shape(values: Any, name: str) -> None:

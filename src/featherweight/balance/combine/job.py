@@ -139,11 +139,12 @@ class _Search:
         shipped = self._shipped(seeker)
         picks = min(shipped, key=lambda picks: wanted.rank(shipped[picks]))
         result, known = self._job(space, picks, self.task), tuple({**seeker.known, **shipped}.values())
-        result.save(self.out, self._place(space, picks) / f"model{deploy.target(self.target).suffix}")
         found = Found(result, shipped[picks], self.minimize, _missed(wanted, shipped[picks]),
                       front(known, self._cost()), _alone(seeker, wanted), known)
+        result = dataclasses.replace(result, search=found.to_dict())
+        result.save(self.out, self._place(space, picks) / f"model{deploy.target(self.target).suffix}")
         write_json(self.out / "search.json", found.to_dict())
-        return found
+        return dataclasses.replace(found, result=result)
 
     def _shipped(self, seeker: Seeker) -> dict[Picks, Trial]:
         """The combinations that were made by ``compress``, as it measured them: until one keeps the budget as shipped,
