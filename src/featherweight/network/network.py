@@ -16,6 +16,7 @@ from featherweight.network import trees
 from featherweight.network.file.file import save
 from featherweight.network.kept.facts import Facts, Structure
 from featherweight.network.kept.names import Part, Ties, copy_tensors, holder, lookup, named, remove
+from featherweight.network.kept.reads import Reads
 from featherweight.network.kept.replay import Replay
 from featherweight.network.kept.values import Alike, values
 from featherweight.network.program import Program, Tap
@@ -52,7 +53,7 @@ class Network(nn.Module):
         self._program: Program | None = None
         self._nodes: dict[str, Node] = {}
         self._facts = Facts()
-        self._ties = Ties()
+        self._ties, self._reads = Ties(), Reads()
         self.patterns: dict[str, str] = {}
         self.notes: list[str] = []
         self.training = False
@@ -73,7 +74,8 @@ class Network(nn.Module):
 
     def changed(self) -> None:
         """To be called after the graph or the tensors' names changed."""
-        self._program, self._nodes, self._facts, self._ties = None, {}, Facts(), Ties()
+        self._program, self._nodes, self._facts = None, {}, Facts()
+        self._ties, self._reads = Ties(), Reads()
 
     def fact(self, key: Hashable, find: Callable[[], Any]) -> Any:
         """What ``find()`` gives: asked once for each key, until the graph or the tensors' shapes change.
@@ -107,8 +109,11 @@ class Network(nn.Module):
 
     def users_of(self, name: str) -> list[Node]:
         """The calls that read the tensor ``name`` (under any of its tied names)."""
-        same = set(self.tied_names(name))
-        return [u for n in self._graph.find_nodes(op="get_attr") if n.target in same for u in n.users]
+        return [user for node in self.reads_of(name) for user in node.users]
+
+    def reads_of(self, name: str) -> list[Node]:
+        """The ``get_attr`` nodes of the tensor ``name`` (under any of its tied names), in order."""
+        return self._reads.nodes(self._graph, self.tied_names(name))
 
     # ---- tensors by dotted name
     def tensor(self, name: str) -> Tensor:
