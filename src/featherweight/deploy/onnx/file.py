@@ -17,18 +17,17 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.export import Dim, exported_program
+from torch.export import Dim
 
 from featherweight.deploy.onnx import dynamic, recurrent
+from featherweight.deploy.onnx.decomposed import decompose_where_needed
 from featherweight.deploy.onnx.passes import Passes, suit
 from featherweight.deploy.onnx.ready import cut_off, four_axes, slices_of_batch
-from featherweight.deploy.onnx.decomposed import decompose_where_needed
-from featherweight.deploy.onnx.tables import halves_at_slices, kept_tables
+from featherweight.deploy.onnx.tables import kept_tables, parameters_once, rules_where_they_apply
 from featherweight.errors import ExportError
 from featherweight.files import written_whole
 from featherweight.network import Input, Network, trees
@@ -119,7 +118,7 @@ def to_onnx(network: Network, passes: Passes, store: Callable[[Any], None]) -> t
     tensors = tuple(v for i, v in enumerate(leaves) if i not in network.signature.constants)
     shapes = tuple({axis: Dim.DYNAMIC for axis, size in enumerate(i.shape) if size is None} for i in inputs)
     try:
-        with (_quiet(), _tables_once(), kept_tables(), halves_at_slices(), by_shape(), torch.no_grad(),
+        with (_quiet(), parameters_once(), kept_tables(), rules_where_they_apply(), by_shape(), torch.no_grad(),
               forgotten() as programs):
             program = torch.export.export(flat, tensors, dynamic_shapes=(shapes,), strict=False)
             outputs = told[-1]
@@ -196,27 +195,6 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         logging.disable(level)
-
-
-@contextlib.contextmanager
-def _tables_once() -> Iterator[None]:
-    """torch 2.13 makes the tables of a program's parameters and buffers anew for every parameter, which takes minutes
-    for 10,000 of them; here they are made once."""
-    name = "_populate_param_buffer_metadata_to_new_gm"
-    given = getattr(exported_program, name, None)
-
-    def once(metadata: Any, module: Any, signature: Any) -> None:
-        assert given is not None
-        given(metadata, module, SimpleNamespace(inputs_to_parameters=dict(signature.inputs_to_parameters),
-                                                inputs_to_buffers=dict(signature.inputs_to_buffers)))
-
-    try:
-        if given is not None:
-            setattr(exported_program, name, once)
-        yield
-    finally:
-        if given is not None:
-            setattr(exported_program, name, given)
 
 
 def _explain(network: Network, error: BaseException) -> str:
