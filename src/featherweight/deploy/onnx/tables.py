@@ -1,6 +1,6 @@
-"""What torch's ONNX exporter does again and again where once, or never, is enough: the tables of ONNX forms of operators
-and of decompositions, at every call (more than half of the time of the export of a small network, torch 2.13); the
-tables of parameters, for each of them; and rules of rewriting, one of which walks over the whole graph at every node
+"""What torch's ONNX exporter does again and again where once, or never, is enough: at every call the tables of ONNX
+forms of operators and of decompositions (more than half of the time of the export of a small network, torch 2.13), for
+each parameter the tables of all, and at every node rules of rewriting, one of which walks over the whole graph
 (onnxscript 0.7)."""
 
 from __future__ import annotations
