@@ -20,7 +20,7 @@ def decompose_where_needed(program: ExportedProgram) -> None:
         plain = table is not None and not options and all(_stays(node, table) for node in program.graph.nodes)
         return program if plain else given(table, **options)
 
-    program.run_decompositions = decomposed  # type: ignore[method-assign]
+    program.run_decompositions = decomposed
 
 
 def _stays(node: torch.fx.Node, table: Mapping[Any, Any]) -> bool:
