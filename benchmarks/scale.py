@@ -3,10 +3,10 @@
     python benchmarks/scale.py [graph 2000] [graph 20000] [export 2000] [export 20000] [weight 25000]
 
 Arms: "graph, N nodes", a chain of residual blocks of linear calls 16 wide, whose exported graph has N calls; "export, N
-nodes", the same to ONNX; "weight, N x N", one linear layer without a bias (25,000: 2.5 GB), all of it. Each arm is a
-process. A row has the seconds of every part (by the clock, and of the processor: others may have had it), the peak of
-the resident memory in it (Linux's VmHWM, reset before) above what was resident before, in GB, and the bytes of each
-file. Results go into benchmarks/results/scale.json.
+nodes", the same to ONNX, float and int8; "weight, N x N", one linear layer without a bias (25,000: 2.5 GB), all of it.
+Each arm is a process. A row has the seconds of every part (by the clock, and of the processor: others may have had it),
+the peak of the resident memory in it (Linux's VmHWM, reset before) above what was resident before, in GB, and the bytes
+of each file. Results go into benchmarks/results/scale.json.
 """
 
 from __future__ import annotations
@@ -89,16 +89,17 @@ def through(kind: str, size: int, folder: Path) -> dict[str, Any]:
     model, x = made(kind, size)
     network = parts.take("capture", partial(fw.capture, model, x))
     del model
+    runtime, task = fw.deploy.target("onnxruntime"), fw.Task(calibration=[(x, None)] * 2)
     if kind == "export":
-        parts.take("export", partial(fw.deploy.target("onnxruntime").export, network, folder / "float.onnx"))
+        parts.take("export", partial(runtime.export, network, folder / "float.onnx"))
+        small = fw.quantize.Quantize().plan(network, task).apply(network)
+        parts.take("int8 export", partial(runtime.export, small, folder / "int8.onnx"))
         return parts.done(folder)
     parts.take("groups", lambda: axis_groups(network))
     parts.take("layers", lambda: fw.measure.layers(network))
     parts.take("macs", lambda: fw.measure.macs(network))
-    task = fw.Task(calibration=[(x, None)] * 2)
     plan = parts.take("int8 plan", lambda: fw.quantize.Quantize().plan(network, task))
     small = parts.take("int8 apply", lambda: plan.apply(network))
-    runtime = fw.deploy.target("onnxruntime")
     for name, each in (("float", network), ("int8", small)):
         parts.take(f"{name} save", lambda each=each, name=name: each.save(folder / f"{name}.fw"))
         parts.take(f"{name} load", lambda name=name: fw.load(folder / f"{name}.fw"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
@@ -11,9 +12,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 from typer.testing import CliRunner
 
 import featherweight as fw
+from featherweight.cli import show
 from featherweight.cli.app import app
 from featherweight.demo import digits
 from featherweight.demo import job as demo_module
@@ -160,6 +163,54 @@ def test_wrong_input_is_one_line_and_exit_code_two(folder, words, message):
     assert found.stderr.startswith("error: ")
     assert "Traceback" not in found.stderr
     assert message in found.stderr
+
+
+NOTHING = {"empty": b"", "zeros": bytes(4096), "noise": bytes(range(256)) * 8, "text": b"hello", "null": b"null",
+           "list": b"[1, [2", "deep": b"[" * 100_000, "deep toml": b"a = " + b"[" * 100_000, "half": None}
+READERS = [["measure", "{}.fw"], ["inspect", "{}.fw"], ["export", "{}.fw", "net.onnx"], ["pack", "{}.fw", "net.fwz"],
+           ["unpack", "{}.fwz", "net.fw"], ["report", "{}.json"], ["compress", "{}.toml"],
+           ["compress", "{}.toml", "--set", "steps.1.macs=0.5"], ["init", "--csv", "{}.csv", "--model", "x.fw"]]
+
+
+@pytest.mark.parametrize("words", READERS, ids=lambda words: " ".join(words))
+def test_every_command_answers_damaged_input_in_one_line(folder, saved, words):
+    """Files of every sort that they are not, a file cut in half, a folder, and a file without rights."""
+    (folder / "whole.fw").write_bytes(saved.read_bytes())
+    for name, content in NOTHING.items():
+        suffix = next(Path(w).suffix for w in words if "{}" in w)
+        path = folder / f"{name}{suffix}"
+        path.write_bytes(saved.read_bytes()[:saved.stat().st_size // 2] if content is None else content)
+        found = CliRunner().invoke(app, [w.format(name) for w in words], input="\n" * 9)
+        assert found.exit_code == 2, (name, found.exit_code, found.output)
+        assert found.stderr.count("error: ") == 1, (name, found.stderr)
+        assert "Traceback" not in found.stderr
+    (folder / f"folder{suffix}").mkdir()
+    assert CliRunner().invoke(app, [w.format("folder") for w in words], input="\n" * 9).exit_code == 2
+
+
+def test_what_nobody_foresaw_is_told_with_its_traceback_and_no_failed_check(folder, saved, monkeypatch):
+    from featherweight import codec
+
+    monkeypatch.setattr(codec, "pack", lambda *given: 1 / 0)
+    assert "ZeroDivisionError" in run("pack", saved, "net.fwz", code=3).stderr
+
+
+def test_tables_are_whole_in_a_narrow_terminal():
+    stream = io.StringIO()
+    console = Console(file=stream, width=80)
+    paths = [f"encoder.layers.{i}.self_attention.output_projection" for i in range(3)]
+    console.print(show.layers([fw.measure.LayerFigures(
+        p, "aten.conv2d.default", f"{p}.weight", (512, 512, 3, 3), 2359296, 2359296, 10**8, 4 * 2359296, "float32",
+        (1, 512, 7, 7), p) for p in paths]))
+    first, last = (fw.measure.Measurement(s, n, n, n, (), n, n) for s, n in (("a", 4_000_000), ("b", 1_000_000)))
+    console.print(show.comparison(first, last, "title"))
+    told = stream.getvalue()
+    assert all(len(line) <= 80 for line in told.splitlines())
+    assert "…" not in told
+    assert "4.00\u00a0×\u00a0smaller" in told
+    columns = [[cell.strip() for cell in line.split("│")[1:-1]] for line in told.splitlines() if line.startswith("│")]
+    assert "".join(row[0] for row in columns).startswith("".join(paths))
+    assert "512×512×3×3 float32" in " ".join(row[2] for row in columns[:len(columns) // 2])
 
 
 def test_debug_shows_where(folder):

@@ -5,6 +5,7 @@ What went wrong once is a test here; a kill is an exception at a file operation,
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import gc
 import itertools
@@ -15,10 +16,12 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from textwrap import dedent
 from typing import Any
 
 import numpy as np
@@ -121,6 +124,41 @@ def test_a_function_is_known_by_what_it_does() -> None:
 
 
 # ---- damage
+
+def test_the_recipe_that_a_job_leaves_gives_the_same_network_elsewhere(tmp_path: Path,
+                                                                       monkeypatch: pytest.MonkeyPatch) -> None:
+    """``out/recipe.toml`` names every option, also those at their defaults, and another folder."""
+    (tmp_path / "again_models.py").write_text(dedent("""
+        from test_recipe import task, tiny
+        def net(): return tiny()
+        def data(): return task()
+        """))
+    (tmp_path / "job.toml").write_text(dedent("""
+        [model]
+        factory = "again_models:net"
+        [task]
+        factory = "again_models:data"
+        [compress]
+        seconds = 0.01
+        seed = 5
+        [[steps]]
+        kind = "prune.Weights"
+        sparsity = 0.5
+        [[steps]]
+        kind = "recover.Train"
+        lr = 0.05
+        """))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    fw.Job.from_toml("job.toml").run()
+    text = (tmp_path / "out" / "recipe.toml").read_text()
+    again = fw.Job.from_toml(tmp_path / "out" / "recipe.toml")
+    assert Path(again.options.out).name == "out-again"
+    for step, table in zip(again.recipe.steps, tomllib.loads(text)["steps"], strict=True):
+        assert {f.name for f in dataclasses.fields(step)} <= set(table), "no default is left to the next version"
+    again.run()
+    assert (tmp_path / "out-again" / "network.fw").read_bytes() == (tmp_path / "out" / "network.fw").read_bytes()
+
 
 def test_a_damaged_deployed_file_is_exported_and_measured_anew(tmp_path: Path) -> None:
     first = squeeze(tiny(), task(), ONE, out=tmp_path)

@@ -4,7 +4,9 @@ it in between."""
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx import Node
 from torch.fx.node import map_arg
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -370,3 +373,93 @@ def test_kept_atoms_are_counted_set_by_set():
     kept = generator.random(50) < 0.5
     assert AtomSets(sets).count(kept) == [int(np.count_nonzero(kept[s])) for s in sets]
     assert AtomSets([]).count(kept) == []
+
+
+# ---- where tensors are read
+
+def slow_reads(net: Network, name: str) -> list[Node]:
+    names = net.tied_names(name)
+    return [node for node in net.graph.nodes if node.op == "get_attr" and node.target in names]
+
+
+@pytest.mark.parametrize("problem", PROBLEMS.values(), ids=str)
+def test_where_a_tensor_is_read_is_what_a_walk_finds_after_every_edit(problem: Problem) -> None:
+    net = network(problem)
+
+    def check() -> None:
+        for name in net.tensors():
+            assert net.reads_of(name) == slow_reads(net, name), name
+            assert net.users_of(name) == [user for node in slow_reads(net, name) for user in node.users]
+
+    check()
+    names = [str(n.target) for n in net.graph.nodes if n.op == "get_attr"]
+    first = net.calls()[0]
+    net.add_tensor("fresh", torch.ones(1))
+    check()
+    made = tensor_node(net, "fresh", before=first)
+    again = tensor_node(net, names[-1], before=first)  # a second reading, before the first
+    check()
+    for node in (made, again):
+        if not node.users:
+            net.graph.erase_node(node)
+        check()
+    net.set_tensor(names[0], net.tensor(names[0]) + 0)
+    check()
+    read = net.reads_of(names[0])[0]
+    with net.graph.inserting_after(read):
+        other = net.graph.create_node("get_attr", names[0])
+    read.replace_all_uses_with(other)
+    net.graph.erase_node(read)
+    check()
+    net.changed()
+    check()
+
+
+def chain(layers: int) -> Network:
+    torch.manual_seed(0)
+    model = nn.Sequential(*(m for _ in range(layers) for m in (nn.Linear(4, 4), nn.ReLU())))
+    net = fw.capture(model.eval(), torch.randn(2, 4))
+    assert isinstance(net, Network)
+    return net
+
+
+def test_the_walks_over_a_graph_do_not_grow_with_its_layers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What looks at the whole graph once for each layer takes the square of the layers: planning, applying, groups,
+    figures and files look at it as often whatever its size, but for a walk over the nodes that read tensors."""
+    walks = [0]
+    plain = torch.fx.graph._node_list.__iter__
+
+    def counted(nodes: Any) -> Any:
+        walks[0] += 1
+        return plain(nodes)
+
+    def count(layers: int) -> dict[str, int]:
+        net, found = chain(layers), {}
+        task = fw.Task(calibration=[(torch.randn(2, 4), None)])
+        runtime, small = fw.deploy.target("onnxruntime"), [net]
+        for name, call in (
+                ("groups", lambda: axis_groups(net)), ("layers", lambda: fw.measure.layers(net)),
+                ("macs", lambda: fw.measure.macs(net)), ("plan", lambda: fw.quantize.Quantize().plan(net, task)),
+                ("apply", lambda: small.append(fw.quantize.Quantize().plan(net, task).apply(net))),
+                ("prune", lambda: fw.prune.Weights(sparsity=0.5).plan(net, fw.Task()).apply(net)),
+                ("save", lambda: small[-1].save(tmp_path / "net.fw")), ("load", lambda: fw.load(tmp_path / "net.fw")),
+                ("export", lambda: runtime.export(net, tmp_path / "net.onnx"))):
+            walks[0] = 0
+            call()
+            found[name] = walks[0]
+        return found
+
+    with monkeypatch.context() as patched:
+        patched.setattr(torch.fx.graph._node_list, "__iter__", counted)
+        few, many = count(4), count(16)
+    assert few == many
+
+
+def test_a_network_is_printed_by_its_layers() -> None:
+    told = repr(network(PROBLEMS["residual"]))
+    assert told.splitlines()[0] == "Network(x: [any, 3, 8, 8] float32; 37 operators, 10877 parameters"
+    assert re.search(r"^  layer1\.0\.conv1 +conv2d: weight \[8, 8, 3, 3\]", told, re.MULTILINE)
+    net = chain(1)
+    net.calls()[0].meta["module"] = "a\x1b[31m"
+    assert "\x1b" not in repr(net)
+    assert "a\\x1b[31m  linear: 0.weight [4, 4], 0.bias [4]" in repr(net)

@@ -1,14 +1,15 @@
 """``featherweight``: the same words as in Python and TOML.
 
 Exit codes: 0 all is well; 1 a check failed (a step made something worse without saying so, a file differs from
-PyTorch); 2 the command line, a file or a recipe is wrong; 130 and 143 it was stopped (Ctrl-C, SIGTERM). Results go to
-stdout, progress and messages to stderr.
+PyTorch); 2 the command line, a file or a recipe is wrong; 3 an error that nobody foresaw, told with its traceback; 130
+and 143 it was stopped (Ctrl-C, SIGTERM). Results go to stdout, progress and messages to stderr.
 """
 
 from __future__ import annotations
 
 import json
 import signal
+import traceback
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any
@@ -28,7 +29,7 @@ from featherweight.files import written_whole
 from featherweight.report import render
 from featherweight.report.shape import check_shape
 
-CHECK_FAILED, WRONG_INPUT = 1, 2
+CHECK_FAILED, WRONG_INPUT, UNFORESEEN = 1, 2, 3
 #: added to the number of the signal that ended it
 STOPPED = 128
 
@@ -48,6 +49,11 @@ class Commands(TyperGroup):
                 raise
             typer.echo(show.printable(f"error: {in_flags(str(error))}"), err=True)
             raise typer.Exit(WRONG_INPUT) from error
+        except Exception as error:
+            if ctx.params.get("debug") or isinstance(error, typer.Abort) or hasattr(error, "exit_code"):
+                raise  # typer's own say themselves how to exit
+            traceback.print_exc()
+            raise typer.Exit(UNFORESEEN) from error
         except (KeyboardInterrupt, Stopped) as stop:
             typer.echo("stopped; what a compression had finished is kept: give the same command again to go on, or "
                        "--no-resume with it to start over", err=True)
@@ -56,7 +62,7 @@ class Commands(TyperGroup):
 
 app = typer.Typer(cls=Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
                   help="Makes a trained PyTorch network small and fast enough for its device, and proves that it still "
-                       "works. Exit codes: 0 all is well, 1 a check failed, 2 wrong input.")
+                       "works. Exit codes: 0 all is well, 1 a check failed, 2 wrong input, 3 an unforeseen error.")
 
 ModelName = Annotated[str, typer.Argument(metavar="MODEL", help="a saved .fw file, or module:function that returns a "
                                           "module, (module, example inputs) or a Network")]

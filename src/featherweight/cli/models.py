@@ -62,7 +62,7 @@ def _set(tables: dict[str, Any], setting: str) -> None:
                           "--set steps.1.macs=0.4")
     try:
         value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         value = text  # a bare word is a string
     place: Any = tables
     for depth, step in enumerate(path[:-1]):

@@ -22,11 +22,13 @@ out = Console()
 if not out.is_terminal:
     out.width = 140  # into a file or a pipe: wide enough for module paths
 err = Console(stderr=True)
+#: a line break, and the spaces of figures (none of them lets a line break, thin between thousands)
+SPACES = "\n\u00a0\u2009"
 
 
 def printable(text: object) -> str:
-    """A text as it may be shown: all but printable characters and line breaks as escapes (ESC as \\x1b)."""
-    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in str(text))
+    """A text as it may be shown: all but printable characters, spaces and line breaks as escapes (ESC as \\x1b)."""
+    return "".join(c if c.isprintable() or c in SPACES else c.encode("unicode_escape").decode() for c in str(text))
 
 
 def row(table: Table, *cells: str) -> None:
@@ -87,10 +89,10 @@ def layers(rows: Sequence[LayerFigures]) -> Table:
     """Layer by layer."""
     table = Table(header_style="bold")
     for head in ("module", "operator", "weight", "output"):
-        table.add_column(head, overflow="fold")
+        table.add_column(head, overflow="fold")  # nothing is cut off where the terminal is narrow
     scales = [units.unit("count", [getattr(r, key) for r in rows]) for key in ("params", "macs")]
     for head, (_, name) in zip(("params", "MACs"), scales, strict=True):
-        table.add_column(f"{head} ({name})" if name else head, justify="right")
+        table.add_column(f"{head} ({name})" if name else head, justify="right", no_wrap=True)
     for r in rows:
         weight = "" if r.shape is None else f"{'×'.join(map(str, r.shape))} {r.dtype}"
         operator = r.operator.removeprefix("aten.").partition(".")[0]

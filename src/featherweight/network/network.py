@@ -16,10 +16,11 @@ from featherweight.network import trees
 from featherweight.network.file.file import save
 from featherweight.network.kept.facts import Facts, Structure
 from featherweight.network.kept.names import Part, Ties, copy_tensors, holder, lookup, named, remove
+from featherweight.network.kept.reads import Reads
 from featherweight.network.kept.replay import Replay
 from featherweight.network.kept.values import Alike, values
 from featherweight.network.program import Program, Tap
-from featherweight.network.signature import FreeAxis, Input, Signature, shape_text
+from featherweight.network.signature import FreeAxis, Input, Signature, described, shape_text
 from featherweight.network.snapshot import Snapshot
 
 Parameters = dict[str, Tensor]
@@ -52,7 +53,7 @@ class Network(nn.Module):
         self._program: Program | None = None
         self._nodes: dict[str, Node] = {}
         self._facts = Facts()
-        self._ties = Ties()
+        self._ties, self._reads = Ties(), Reads()
         self.patterns: dict[str, str] = {}
         self.notes: list[str] = []
         self.training = False
@@ -73,7 +74,8 @@ class Network(nn.Module):
 
     def changed(self) -> None:
         """To be called after the graph or the tensors' names changed."""
-        self._program, self._nodes, self._facts, self._ties = None, {}, Facts(), Ties()
+        self._program, self._nodes, self._facts = None, {}, Facts()
+        self._ties, self._reads = Ties(), Reads()
 
     def fact(self, key: Hashable, find: Callable[[], Any]) -> Any:
         """What ``find()`` gives: asked once for each key, until the graph or the tensors' shapes change.
@@ -89,10 +91,9 @@ class Network(nn.Module):
         found = self._nodes.get(name)
         if found is None or found._erased or found.name != name:
             self._nodes = {n.name: n for n in self._graph.nodes}
-            found = self._nodes.get(name)
-        if found is None:
+        if name not in self._nodes:
             raise KeyError(f"no node named {name!r}")
-        return found
+        return self._nodes[name]
 
     def calls(self, *targets: Any) -> list[Node]:
         """The call nodes (of these operators, if any are named), in order."""
@@ -107,8 +108,11 @@ class Network(nn.Module):
 
     def users_of(self, name: str) -> list[Node]:
         """The calls that read the tensor ``name`` (under any of its tied names)."""
-        same = set(self.tied_names(name))
-        return [u for n in self._graph.find_nodes(op="get_attr") if n.target in same for u in n.users]
+        return [user for node in self.reads_of(name) for user in node.users]
+
+    def reads_of(self, name: str) -> list[Node]:
+        """The ``get_attr`` nodes of the tensor ``name`` (under any of its tied names), in order."""
+        return self._reads.nodes(self._graph, self.tied_names(name))
 
     # ---- tensors by dotted name
     def tensor(self, name: str) -> Tensor:
@@ -129,8 +133,7 @@ class Network(nn.Module):
         value = value.detach()
         if isinstance(old, nn.Parameter):
             value = nn.Parameter(value, requires_grad=old.requires_grad and value.is_floating_point())
-        for known in self.tied_names(name):
-            owner, leaf = holder(self, known)
+        for owner, leaf in (holder(self, known) for known in self.tied_names(name)):
             table = owner._parameters if leaf in owner._parameters else owner._buffers
             table[leaf] = value  # type: ignore[assignment]
         self._ties.moved(old, value)
@@ -243,8 +246,7 @@ class Network(nn.Module):
     def __deepcopy__(self, memo: dict[int, Any]) -> Network:
         other = Network(copy.deepcopy(self._graph), self._signature)
         copy_tensors(self, other, memo)
-        other.patterns = dict(self.patterns)
-        other.notes = list(self.notes)
+        other.patterns, other.notes = dict(self.patterns), list(self.notes)
         other._facts = self._facts.carried(self._form(), other._form())
         memo[id(self)] = other
         return other
@@ -287,8 +289,11 @@ class Network(nn.Module):
         return network.eval()
 
     def extra_repr(self) -> str:
-        ins = ", ".join(f"{i.name}: {shape_text(i)}" for i in self._signature.inputs)
-        return f"{ins}; {len(self.calls())} operators, {sum(p.numel() for p in self.parameters())} parameters"
+        inputs = ", ".join(f"{i.name}: {shape_text(i)}" for i in self._signature.inputs)
+        return f"{inputs}; {len(self.calls())} operators, {sum(p.numel() for p in self.parameters())} parameters"
+
+    def __repr__(self) -> str:
+        return described(self.extra_repr(), self.calls(), self.tensor)
 
 
 __all__ = ["FreeAxis", "Input", "Network", "Part", "Signature", "shape_text"]

@@ -134,7 +134,7 @@ def _replaced(network: Network, name: str, numbers: Tensor) -> list[Node]:
     for known in names:
         network.add_tensor(known, numbers, buffer=True)
     network.patterns.update(patterns)
-    return [n for n in network.graph.nodes if n.op == "get_attr" and n.target in names]
+    return network.reads_of(name)
 
 
 def _read_as_stored(network: Network, nodes: list[Node]) -> None:

@@ -7,7 +7,7 @@ import platform
 import shutil
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -75,7 +75,8 @@ class State:
                 if self.claimed and not (self.folder / SIGN).exists():  # removed meanwhile: what came after is no state
                     shutil.rmtree(self.folder, ignore_errors=True)
                 for file in (who, name):
-                    file.unlink(missing_ok=True)
+                    with suppress(OSError):  # what is left of them stops nobody; what went wrong before is told
+                        file.unlink()
             finally:
                 lock.release()
 

@@ -21,15 +21,14 @@ TABLES = ("steps", "model", "task", "data", "compress", "goal")
 
 def parse(source: str | Path) -> dict[str, Any]:
     """The tables of a TOML file (a Path, or a string that ends in ".toml") or text."""
-    text, name = str(source), "the recipe"
-    if is_path(source):
-        path = Path(source)
+    path, name = (Path(source) if is_path(source) else None), "the recipe"
+    if path is not None:
         if not path.is_file():
             raise RecipeError(f"{path}: no such recipe; write one with [[steps]] tables")
-        text, name = path.read_text(encoding="utf-8"), str(path)
+        name = str(path)
     try:
-        tables = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+        tables = tomllib.loads(path.read_text(encoding="utf-8") if path is not None else str(source))
+    except (ValueError, RecursionError) as error:
         raise RecipeError(f"{name} is no TOML: {error}") from error
     for key in tables:
         if key not in TABLES:

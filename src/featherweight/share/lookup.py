@@ -40,7 +40,7 @@ def put(network: Network, name: str, codebook: Tensor, index: Tensor, zeros: boo
         places = f"{name}_places"
         first = torch.arange(codebook.shape[0], dtype=torch.int32, device=index.device) * codebook.shape[1]
         network.add_tensor(places, first.view([-1 if d == axis else 1 for d in range(index.dim())]), buffer=True)
-    reads = [n for n in network.graph.nodes if n.op == "get_attr" and n.target in names]
+    reads = network.reads_of(name)
     looked_up = _lookup(network, table, rows, places, zeros, reads[0])
     for node in reads:
         node.replace_all_uses_with(looked_up)

@@ -52,7 +52,7 @@ class Sharing(Companion):
         self.on, self.done = False, -1
         self.removers: list[Callable[[], None]] = []
         for name in names:
-            for node in [n for n in network.graph.nodes if n.op == "get_attr" and n.target in network.tied_names(name)]:
+            for node in network.reads_of(name):
                 self.removers.append(network.add_tap(node.name, partial(self._shared, name)))
 
     def update(self, progress: float) -> None:

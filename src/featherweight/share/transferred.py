@@ -79,7 +79,7 @@ class TransferredPlan(Plan):
     def _put(self, network: Network, one: Orbit) -> None:
         weight, names = network.tensor(one.weight), network.tied_names(one.weight)
         trains = isinstance(weight, nn.Parameter) and weight.requires_grad
-        reads = [n for n in network.graph.nodes if n.op == "get_attr" and n.target in names]
+        reads = network.reads_of(one.weight)
         first, like = reads[0], next(iter(reads[0].users))
         for part in PARTS:
             value = self.tensors[f"{one.weight}_{part}"].to(weight.device)

@@ -17,43 +17,60 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.export import Dim, exported_program
+from torch.export import Dim
 
 from featherweight.deploy.onnx import dynamic, recurrent
+from featherweight.deploy.onnx.decomposed import decompose_where_needed
 from featherweight.deploy.onnx.passes import Passes, suit
 from featherweight.deploy.onnx.ready import cut_off, four_axes, slices_of_batch
-from featherweight.deploy.onnx.tables import kept_tables
+from featherweight.deploy.onnx.tables import kept_tables, parameters_once, rules_where_they_apply
 from featherweight.errors import ExportError
 from featherweight.files import written_whole
 from featherweight.network import Input, Network, trees
 from featherweight.network.operators import pools_by_size
+from featherweight.network.program import Program
 from featherweight.network.recurrent import by_shape
 from featherweight.network.traced import forgotten
 
 METADATA = "featherweight"
 #: a protobuf message holds less than 2 GiB; what is larger gets its weights in a file beside it
 WHOLE_LIMIT = 2_000_000_000
+#: how names of tensors begin while they are exported
+HELD = "held_tensor_"
+
 
 class _Flat(nn.Module):
-    """The network as a function from tensors to tensors: each output tensor once, numbers as tensors, constants out."""
+    """The network as a function from tensors to tensors: each output tensor once, numbers as tensors, constants out.
+
+    It holds the tensors itself, without modules between: torch compares each tensor's module with all beside it, which
+    takes the square of the layers.
+    """
 
     def __init__(self, network: Network, tell: Callable[[list[dict[str, Any]]], None]) -> None:
         super().__init__()
-        self.network = network
-        self.tell = tell
+        self.graph, self.signature, self.tell = network.graph, network.signature, tell
+        self.names: dict[str, str] = {}  # name here -> the network's
+        persistent = set(network.state_dict(keep_vars=True))
+        for name, tensor in network.tensors().items():
+            own = f"{HELD}{len(self.names)}"
+            self.names[own] = name
+            if isinstance(tensor, nn.Parameter):
+                self.register_parameter(own, tensor)
+            else:
+                self.register_buffer(own, tensor, persistent=name in persistent)
+        self.held = {name: own for own, name in self.names.items()}
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        args, kwargs = self.network.nest(list(tensors))
-        given = self.network(*args, **kwargs)
-        leaves, spec = trees.flatten(given)
+        program = Program(self.graph, training=False)
+        given = program.run(lambda name: getattr(self, self.held[name]), list(tensors), {})
+        leaves, spec = trees.flatten(trees.unflatten(given, self.signature.out_spec))
         found: dict[int, tuple[str, Tensor]] = {}
         outputs: list[dict[str, Any]] = []
-        for leaf, name in zip(leaves, output_names(spec, {i.name for i in self.network.signature.inputs}), strict=True):
+        for leaf, name in zip(leaves, output_names(spec, {i.name for i in self.signature.inputs}), strict=True):
             if isinstance(leaf, Tensor):
                 # an input handed through must become a value of its own
                 known = found.setdefault(id(leaf), (name, leaf.clone() if any(leaf is t for t in tensors) else leaf))
@@ -101,10 +118,12 @@ def to_onnx(network: Network, passes: Passes, store: Callable[[Any], None]) -> t
     tensors = tuple(v for i, v in enumerate(leaves) if i not in network.signature.constants)
     shapes = tuple({axis: Dim.DYNAMIC for axis, size in enumerate(i.shape) if size is None} for i in inputs)
     try:
-        with _quiet(), _tables_once(), kept_tables(), by_shape(), torch.no_grad(), forgotten() as programs:
+        with (_quiet(), parameters_once(), kept_tables(), rules_where_they_apply(), by_shape(), torch.no_grad(),
+              forgotten() as programs):
             program = torch.export.export(flat, tensors, dynamic_shapes=(shapes,), strict=False)
             outputs = told[-1]
             programs.append(program)
+            decompose_where_needed(program)
             onnx_program = torch.onnx.export(program, dynamo=True, verbose=False, optimize=True,
                                              custom_translation_table=dynamic.TRANSLATIONS | recurrent.TRANSLATIONS)
     except ExportError:
@@ -113,6 +132,9 @@ def to_onnx(network: Network, passes: Passes, store: Callable[[Any], None]) -> t
         raise ExportError(_explain(network, error)) from error
     assert onnx_program is not None
     model = onnx_program.model
+    for name, value in list(model.graph.initializers.items()):
+        if name in flat.names:
+            value.name = f"network.{flat.names[name]}"
     suit(model, passes)
     store(model)
     named = list(dict.fromkeys(o.get("tensor") or o["number"] for o in outputs if "constant" not in o))
@@ -173,27 +195,6 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         logging.disable(level)
-
-
-@contextlib.contextmanager
-def _tables_once() -> Iterator[None]:
-    """torch 2.13 makes the tables of a program's parameters and buffers anew for every parameter, which takes minutes
-    for 10,000 of them; here they are made once."""
-    name = "_populate_param_buffer_metadata_to_new_gm"
-    given = getattr(exported_program, name, None)
-
-    def once(metadata: Any, module: Any, signature: Any) -> None:
-        assert given is not None
-        given(metadata, module, SimpleNamespace(inputs_to_parameters=dict(signature.inputs_to_parameters),
-                                                inputs_to_buffers=dict(signature.inputs_to_buffers)))
-
-    try:
-        if given is not None:
-            setattr(exported_program, name, once)
-        yield
-    finally:
-        if given is not None:
-            setattr(exported_program, name, given)
 
 
 def _explain(network: Network, error: BaseException) -> str:

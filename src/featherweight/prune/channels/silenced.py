@@ -38,8 +38,7 @@ class SilencedChannels:
         self.mixers: list[Callable[[], None]] = []
         for name in touched:
             if name not in self.aside and network.tensor(name).is_floating_point():
-                same = network.tied_names(name)
-                for node in [n for n in network.graph.nodes if n.op == "get_attr" and n.target in same]:
+                for node in network.reads_of(name):
                     self.removers.append(network.add_tap(node.name, self._tap(name)))
 
     def _tap(self, name: str) -> Callable[[Tensor], Tensor | None]:

@@ -101,7 +101,7 @@ class MaskSchedule(Companion):
         self.earlier: Sequence[Companion] = ()
         self.removers: list[Callable[[], None]] = []
         for name in names:
-            for node in [n for n in network.graph.nodes if n.op == "get_attr" and n.target in network.tied_names(name)]:
+            for node in network.reads_of(name):
                 self.removers.append(network.add_tap(node.name, self._tap(name)))
 
     def _tap(self, name: str) -> Callable[[Tensor], Tensor]:
