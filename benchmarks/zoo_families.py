@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from zoo_capture import Row, images
-from zoo_models import SMALL, sounds, tokens
+from zoo_models import SMALL as USUAL
+from zoo_models import sounds, tokens
 
 Inputs = tuple[Any, ...]
 
@@ -94,6 +95,7 @@ TIMM: dict[str, tuple[int, dict[str, Any]]] = {
     "efficientvit_b0": (64, {}), "bat_resnext26ts": (64, {}), "halonet26t": (64, {}), "lambda_resnet26t": (64, {}),
     "selecsls42": (64, {}), "gcvit_xxtiny": (224, {}),
 }
+SMALL = {**USUAL, "num_hidden_layers": 2}
 DECODER = {**SMALL, "num_key_value_heads": 2, "vocab_size": 300, "max_position_embeddings": 64, "use_cache": False,
            "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 ENCODER = {**SMALL, "vocab_size": 300, "pad_token_id": 0, "max_position_embeddings": 66}
@@ -125,7 +127,7 @@ HUGGING: dict[str, tuple[str, str, dict[str, Any], Sequence[str], Sequence[str],
                 "use_cache": False}, TEXT, LOGITS, tokens, 16),
     "gemma2": ("Gemma2ForCausalLM", "Gemma2Config", {**DECODER, "head_dim": 24}, TEXT, LOGITS, tokens, 16),
     "mamba": ("MambaForCausalLM", "MambaConfig", {"vocab_size": 300, "hidden_size": 64, "state_size": 8,
-              "num_hidden_layers": 2, "use_cache": False, "use_mambapy": True}, TEXT[:1], LOGITS, words, 12),
+              "num_hidden_layers": 2, "use_cache": False, "use_mambapy": True}, TEXT[:1], LOGITS, words, 6),
     "mamba2": ("Mamba2ForCausalLM", "Mamba2Config", {"vocab_size": 300, "hidden_size": 64, "state_size": 16,
                "num_heads": 8, "head_dim": 16, "n_groups": 2, "chunk_size": 8, "num_hidden_layers": 2,
                "use_cache": False}, TEXT[:1], LOGITS, words, 12),
