@@ -30,14 +30,16 @@ aten = torch.ops.aten
 
 #: recurrent calls, and which of their arguments lists the weights (matrices) and biases
 RECURRENT = {aten.lstm.input: 2, aten.gru.input: 2, aten.rnn_tanh.input: 2, aten.rnn_relu.input: 2}
-#: products that read stacked matrices (experts, [g, i, o]), and which of their arguments may be stored
+#: products that read matrices, most of them stacked (experts, [g, i, o]), and which of their arguments may be stored
 STACKED = {aten.bmm.default: (0, 1), aten.baddbmm.default: (1, 2), aten.matmul.default: (0, 1),
-           aten.einsum.default: (1,), aten.index.Tensor: (0,), aten.index_select.default: (0,)}
+           aten.einsum.default: (1,), aten.index.Tensor: (0,), aten.index_select.default: (0,), aten.mv.default: (0,),
+           aten.bilinear.default: (2,)}
 #: operator -> the kind of the layers that it computes
 KINDS: dict[Any, str] = {
     aten.linear.default: "linear",
     **dict.fromkeys(CONVOLUTIONS, "convolution"),
     aten.embedding.default: "embedding",
+    aten.embedding_bag.padding_idx: "embedding",
     **dict.fromkeys(RECURRENT, "recurrent"),
     **dict.fromkeys(STACKED, "stacked"),
 }
@@ -176,7 +178,7 @@ def read_weights(network: Network, node: Node) -> list[str | None]:
         listed: Any = node.args[RECURRENT[node.target]]
         stored = [str(n.target) if n.op == "get_attr" else None for n in listed]
         return [name for name in stored if name is None or network.tensor(name).dim() == 2]
-    if node.target is aten.embedding.default:
+    if KINDS[node.target] == "embedding":
         table = node.args[0]
         return [str(table.target) if isinstance(table, Node) and table.op == "get_attr" else None]
     if node.target in STACKED:
