@@ -440,7 +440,8 @@ FROZEN: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor], str, str]
     "a fourier transform": (hooked(lambda m, x: m.b(torch.fft.rfft2(m.a(x)).abs())), images, "a",
                             "fft_rfft2: no rule for this operator"),
     "gathered channels": (hooked(lambda m, x: m.b(m.a(x).gather(1, m.i.expand(x.shape[0], 8, 6, 6))),
-                                 i=torch.arange(8).flip(0).view(1, 8, 1, 1)), images, "a", "gather: channels are taken by a"),
+                                 i=torch.arange(8).flip(0).view(1, 8, 1, 1)), images, "a",
+                          "gather: channels are taken by a"),
     "a diagonal": (hooked(lambda m, x: torch.einsum("ncii->nc", m.a(x)) @ m.w, w=p(8, 4)), images, "a",
                    "einsum: no rule"),
 }

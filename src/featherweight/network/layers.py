@@ -31,9 +31,10 @@ aten = torch.ops.aten
 #: recurrent calls, and which of their arguments lists the weights (matrices) and biases
 RECURRENT = {aten.lstm.input: 2, aten.gru.input: 2, aten.rnn_tanh.input: 2, aten.rnn_relu.input: 2}
 #: products that read matrices, most of them stacked (experts, [g, i, o]), and which of their arguments may be stored
-STACKED = {aten.bmm.default: (0, 1), aten.baddbmm.default: (1, 2), aten.matmul.default: (0, 1),
-           aten.einsum.default: (1,), aten.index.Tensor: (0,), aten.index_select.default: (0,), aten.mv.default: (0,),
-           aten.bilinear.default: (2,)}
+STACKED: dict[Any, tuple[int, ...]] = {
+    aten.bmm.default: (0, 1), aten.baddbmm.default: (1, 2), aten.matmul.default: (0, 1), aten.mv.default: (0,),
+    aten.einsum.default: (1,), aten.index.Tensor: (0,), aten.index_select.default: (0,), aten.bilinear.default: (2,),
+}
 #: operator -> the kind of the layers that it computes
 KINDS: dict[Any, str] = {
     aten.linear.default: "linear",

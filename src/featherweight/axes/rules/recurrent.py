@@ -42,9 +42,9 @@ def recurrent(trace: Trace, node: Node) -> Value:
         made: list[Ints | None] = []
         for way in range(ways):
             at = (layer * ways + way) * per
-            unit, out = _cell(trace, node, given[at:at + per], (read, gates, steps))
+            unit, given_on = _cell(trace, node, given[at:at + per], (read, gates, steps))
             inner.append(unit)
-            made.append(out)
+            made.append(given_on)
         units += made
         known = [m for m in made if m is not None]
         read = np.concatenate(known) if len(known) == ways else None
@@ -77,8 +77,8 @@ def _cell(trace: Trace, node: Node, params: list[Any],
         trace.unite(units, own)
         if i < 2:
             columns = trace.axis(v, 1, node)
-            own = units if made is None else made[0]
-            trace.tie(read if i == 0 else own, columns, node, "it reads an axis that is never cut")
+            fed = units if made is None else made[0]
+            trace.tie(read if i == 0 else fed, columns, node, "it reads an axis that is never cut")
             labelled = tuple(a for a in (rows, columns) if a is not None)
             factor = np.prod(v.shape) / np.prod([a.size for a in labelled])
             trace.costs.append(Cost(node.name, float(factor * steps / trace.batch), labelled))

@@ -33,6 +33,7 @@ def linear(trace: Trace, node: Node) -> Value:
 
 
 def tie_bias(trace: Trace, node: Node, bias: Any, rows: Ints | None) -> None:
+    """A bias goes with the rows of its weight."""
     b = trace.of(bias)
     if b is not None:
         trace.role(bias, "bias", node)
