@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from zoo_capture import Row, images
-from zoo_models import SMALL, sounds, tokens
+from zoo_models import SMALL as USUAL
+from zoo_models import sounds, tokens
 
 Inputs = tuple[Any, ...]
 
@@ -83,17 +84,24 @@ def masked_image(batch: int, size: int, seed: int) -> Inputs:
 
 
 # ---- makers
-#: name -> (pixels on a side, further options of ``create_model``)
-TIMM: dict[str, tuple[int, dict[str, Any]]] = {
-    "mixer_s32_224": (64, {"img_size": 64}), "resmlp_12_224": (64, {"img_size": 64}),
-    "gmlp_ti16_224": (64, {"img_size": 64}), "poolformer_s12": (64, {}), "resnest14d": (64, {}),
-    "skresnet18": (64, {}), "xcit_nano_12_p16_224": (64, {"img_size": 64}), "pvt_v2_b0": (64, {}),
-    "twins_svt_small": (64, {"img_size": 64}), "visformer_tiny": (64, {"img_size": 64}), "levit_128s": (224, {}),
-    "mobilevit_xxs": (64, {}), "hrnet_w18_small": (64, {}), "repvgg_a0": (64, {}), "ghostnet_050": (64, {}),
-    "fastvit_t8": (64, {}), "starnet_s1": (64, {}), "mambaout_femto": (64, {}), "inception_next_atto": (64, {}),
-    "efficientvit_b0": (64, {}), "bat_resnext26ts": (64, {}), "halonet26t": (64, {}), "lambda_resnet26t": (64, {}),
-    "selecsls42": (64, {}), "gcvit_xxtiny": (224, {}),
+#: name -> (pixels on a side, further options of ``create_model``, blocks that are kept of every stage; 0: all)
+SIXTY_FOUR = {"img_size": 64}
+TIMM: dict[str, tuple[int, dict[str, Any], int]] = {
+    "mixer_s32_224": (64, SIXTY_FOUR, 2), "resmlp_12_224": (64, SIXTY_FOUR, 2), "gmlp_ti16_224": (64, SIXTY_FOUR, 2),
+    "poolformer_s12": (64, {}, 1), "resnest14d": (64, {}, 0), "skresnet18": (64, {}, 0),
+    "xcit_nano_12_p16_224": (64, {**SIXTY_FOUR, "depth": 2}, 0), "pvt_v2_b0": (64, {"depths": (1, 1, 1, 1)}, 0),
+    "twins_svt_small": (64, {**SIXTY_FOUR, "embed_dims": [32, 64, 96, 128], "depths": [2, 2, 2, 2]}, 0),
+    "visformer_tiny": (64, {**SIXTY_FOUR, "depth": (2, 1, 1)}, 0), "levit_128s": (224, {"depth": (1, 1, 1)}, 0),
+    "convmixer_768_32": (64, {}, 2), "convit_tiny": (64, SIXTY_FOUR, 2), "cait_xxs24_224": (64, SIXTY_FOUR, 2),
+    "mobilevit_xxs": (64, {}, 0), "repvit_m0_9": (64, {}, 2), "ghostnet_050": (64, {}, 0),
+    "fastvit_t8": (64, {"layers": (1, 1, 1, 1)}, 0), "starnet_s1": (64, {"depths": [1, 1, 2, 1]}, 0),
+    "mambaout_femto": (64, {"depths": (1, 1, 1, 1)}, 0), "inception_next_atto": (64, {"depths": (1, 1, 1, 1)}, 0),
+    "efficientvit_b0": (64, {}, 2), "bat_resnext26ts": (256, {}, 0), "halonet26t": (256, {}, 0),
+    "lambda_resnet26t": (64, {}, 0), "pit_ti_224": (224, {}, 2), "tiny_vit_5m_224": (224, {}, 1),
+    "sequencer2d_s": (64, SIXTY_FOUR, 1), "repvgg_a0": (64, {}, 0), "hrnet_w18_small": (64, {}, 0),
+    "selecsls42": (64, {}, 0),
 }
+SMALL = {**USUAL, "num_hidden_layers": 2}
 DECODER = {**SMALL, "num_key_value_heads": 2, "vocab_size": 300, "max_position_embeddings": 64, "use_cache": False,
            "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 ENCODER = {**SMALL, "vocab_size": 300, "pad_token_id": 0, "max_position_embeddings": 66}
@@ -125,7 +133,7 @@ HUGGING: dict[str, tuple[str, str, dict[str, Any], Sequence[str], Sequence[str],
                 "use_cache": False}, TEXT, LOGITS, tokens, 16),
     "gemma2": ("Gemma2ForCausalLM", "Gemma2Config", {**DECODER, "head_dim": 24}, TEXT, LOGITS, tokens, 16),
     "mamba": ("MambaForCausalLM", "MambaConfig", {"vocab_size": 300, "hidden_size": 64, "state_size": 8,
-              "num_hidden_layers": 2, "use_cache": False, "use_mambapy": True}, TEXT[:1], LOGITS, words, 12),
+              "num_hidden_layers": 2, "use_cache": False, "use_mambapy": True}, TEXT[:1], LOGITS, words, 6),
     "mamba2": ("Mamba2ForCausalLM", "Mamba2Config", {"vocab_size": 300, "hidden_size": 64, "state_size": 16,
                "num_heads": 8, "head_dim": 16, "n_groups": 2, "chunk_size": 8, "num_hidden_layers": 2,
                "use_cache": False}, TEXT[:1], LOGITS, words, 12),
@@ -142,8 +150,6 @@ HUGGING: dict[str, tuple[str, str, dict[str, Any], Sequence[str], Sequence[str],
         **ENCODER, "relative_attention": True, "pos_att_type": ["c2p", "p2c"]}, TEXT, LOGITS, tokens, 16),
     "convbert": ("ConvBertForSequenceClassification", "ConvBertConfig", {**ENCODER, "embedding_size": 48}, TEXT, LOGITS,
                  tokens, 16),
-    "nystromformer": ("NystromformerForSequenceClassification", "NystromformerConfig", {
-        **ENCODER, "segment_means_seq_len": 16, "num_landmarks": 4}, TEXT, LOGITS, tokens, 16),
     "modernbert": ("ModernBertForSequenceClassification", "ModernBertConfig", {
         **ENCODER, "attn_implementation": "eager", "reference_compile": False, "local_attention": 8}, TEXT, LOGITS,
         tokens, 16),
@@ -175,7 +181,7 @@ HUGGING: dict[str, tuple[str, str, dict[str, Any], Sequence[str], Sequence[str],
     "ast": ("ASTForAudioClassification", "ASTConfig", {**SMALL, "max_length": 64, "num_mel_bins": 32,
             "patch_size": 16, "frequency_stride": 16, "time_stride": 16}, ("input_values",), LOGITS, spectrogram, 64),
     "encodec": ("EncodecModel", "EncodecConfig", {"num_filters": 8, "hidden_size": 32, "codebook_size": 64,
-                "codebook_dim": 32, "upsampling_ratios": [4, 2], "target_bandwidths": [6.0]}, ("input_values",),
+                "codebook_dim": 32, "upsampling_ratios": [4, 2], "target_bandwidths": [36.0]}, ("input_values",),
                 ("audio_values",), waves, 960),
     "dac": ("DacModel", "DacConfig", {"encoder_hidden_size": 16, "decoder_hidden_size": 64, "hidden_size": 64,
             "downsampling_ratios": [2, 4], "upsampling_ratios": [4, 2], "n_codebooks": 2, "codebook_size": 64,
@@ -191,15 +197,24 @@ HUGGING: dict[str, tuple[str, str, dict[str, Any], Sequence[str], Sequence[str],
 
 
 def _timm(name: str) -> Row:
-    size, options = TIMM[name]
+    size, options, blocks = TIMM[name]
 
     def make() -> nn.Module:
         import timm
 
         model: nn.Module = timm.create_model(name, pretrained=False, num_classes=10, **options)
-        return model
+        return shortened(model, blocks) if blocks else model
 
     return Row(make, images, size)
+
+
+def shortened(model: nn.Module, most: int) -> nn.Module:
+    """The model with the first ``most`` blocks of every stage."""
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if name in ("blocks", "layers") and isinstance(child, (nn.Sequential, nn.ModuleList)):
+                setattr(module, name, child[:most])
+    return model
 
 
 def _hugging(name: str) -> Row:

@@ -463,6 +463,22 @@ class Spread(nn.Module):
         return self.fc(F.relu(self.up(torch.tanh(x))))
 
 
+class Recurrent(nn.Module):
+    """Words, a recurrent layer, two experts mixed by a gate: matrices that are read by no linear call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words = nn.Embedding(20, 12)
+        self.lstm = nn.LSTM(12, 16, batch_first=True)
+        self.gate = nn.Linear(16, 2)
+        self.experts = nn.Parameter(torch.randn(2, 16, 8) / 4)
+        self.fc = nn.Linear(8, CLASSES)
+
+    def forward(self, words: Tensor) -> Tensor:
+        x = self.lstm(self.words(words))[0].mean(1)
+        return self.fc((torch.matmul(x, self.experts) * self.gate(x).softmax(1).t()[:, :, None]).sum(0))
+
+
 def _two(batch: int = 2, seed: int = 1) -> tuple[Tensor, Tensor]:
     return images(batch, seed=seed), rows(batch, seed=seed + 1000)
 
@@ -500,6 +516,7 @@ PROBLEMS: dict[str, Problem] = {p.name: p for p in [
     Problem("gpt2", Gpt2, tokens),
     Problem("silent", Silent, images),
     Problem("spread", Spread, images),
+    Problem("recurrent", Recurrent, tokens),
 ]}
 
 

@@ -201,7 +201,7 @@ ROWS: dict[str, Row] = {
     "where.Scalar": Row(lambda op, y, g: op(aten.gt.Scalar(y, 0), 0.5, -0.5)),
     "softmax.int": plain(2), "_softmax": plain(2, False), "log_softmax.int": plain(2), "_log_softmax": plain(2, False),
     "cumsum": plain(2), "cumprod": plain(2), "flip": plain([2]), "roll": plain([1], [2]), "sort": first(2),
-    "argsort": numbers(2), "argmax": numbers(2), "argmin": numbers(2),
+    "topk": first(4, 2), "argsort": numbers(2), "argmax": numbers(2), "argmin": numbers(2),
     "grid_sampler": sampled(2), "grid_sampler_2d": sampled(2), "grid_sampler_3d": sampled(3), "glu": plain(1),
     "linear": Row(lambda op, y, g: last(op(last(y), g.stored(8, CHANNELS), g.stored(8)))),
     "embedding": Row(lambda op, y, g: aten.add.Tensor(op(g.stored(5, CHANNELS), g.stored(of=torch.tensor([3]))), y), 2),
@@ -260,10 +260,17 @@ ROWS: dict[str, Row] = {
     "pixel_shuffle": plain(2), "pixel_unshuffle": plain(2), "repeat_interleave.self_int": plain(2, 1),
     "index.Tensor": Row(lambda op, y, g: op(y, [None, None, g.stored(of=torch.tensor([3, 0]))])),
     "index_select": Row(lambda op, y, g: op(y, 2, g.stored(of=torch.tensor([3, 0])))),
+    "gather": Row(lambda op, y, g: op(y, 2, aten.expand.default(g.stored(of=torch.tensor([3, 0]).view(1, 1, 2, 1)),
+                                                                [length(y), CHANNELS, 2, 6]))),
+    "im2col": plain([2, 2], [1, 1], [0, 0], [2, 2]),
+    "col2im": Row(lambda op, y, g: op(aten.im2col.default(y, [2, 2], [1, 1], [0, 0], [2, 2]), [6, 6], [2, 2], [1, 1],
+                                      [0, 0], [2, 2])),
+    "bilinear": Row(lambda op, y, g: last(op(last(y), last(y), g.stored(8, CHANNELS, CHANNELS), g.stored(8)))),
     "channel_shuffle": plain(3), "native_channel_shuffle": plain(3),
 }
 #: what cannot be run here, and why
 ABSENT = {"aten.cudnn_batch_norm.default": "on a GPU only",
+          "torchvision.deform_conv2d.default": "of a package that need not be there: test_prune_axes_more.py",
           "aten.unsqueeze_.default": "gives the value that it was given its own shape; captures turn it"}
 
 

@@ -241,6 +241,34 @@ def gate() -> nn.Module:
     return nn.Conv1d(1, 1, 3, padding=1, bias=False)
 
 
+def hooked(call: Callable[..., Tensor], **more: Any) -> Callable[[], nn.Module]:
+    return lambda: Lambda(call, a=nn.Conv2d(3, 8, 1), b=nn.Conv2d(8, 4, 1), **more)
+
+
+def modulated(m: Any, x: Tensor) -> Tensor:
+    """Every sample has filters of its own, as StyleGAN2 and CondConv do it: the batch is a convolution's groups."""
+    count, gain, y = x.shape[0], m.r(x.mean((2, 3))), m.a(x)
+    weight = (gain[:, None, :, None, None] * m.w[None]).reshape(count * 8, 6, 3, 3)
+    made = F.conv2d(y.reshape(1, count * 6, *x.shape[2:]), weight, padding=1, groups=count)
+    return m.b(made.reshape(count, 8, *x.shape[2:]))
+
+
+def chosen_tokens(m: Any, x: Tensor) -> Tensor:
+    """The tokens that a gate ranks highest, all channels of each."""
+    y = F.relu(m.a(x))
+    at = m.g(y)[..., 0].topk(3, 1)[1]
+    return m.b(torch.gather(y, 1, at[..., None].expand(-1, -1, 10)))
+
+
+def cells(m: Any, x: Tensor) -> Tensor:
+    """Recurrent cells called step by step: one with a cell's memory, one without."""
+    h, c, s = (x.new_zeros(x.shape[0], size) for size in (8, 8, 6))
+    for step in range(3):
+        h, c = m.lstm(x[:, step], (h, c))
+        s = m.gru(h, s)
+    return m.head(s)
+
+
 Built = tuple[Callable[[], nn.Module], Callable[[], Tensor], list[int]]
 #: name -> (module, inputs, sizes of the groups)
 CASES: dict[str, Built] = {
@@ -307,6 +335,17 @@ CASES: dict[str, Built] = {
                                             j=torch.arange(10).roll(3)), rows, [2, 4]),
     "sorted beside": (lambda: Lambda(lambda m, x: m.b(F.relu(m.a(x))) * torch.sort(m.g(x), -1)[0][..., :1],
                                      a=nn.Linear(12, 10), g=nn.Linear(12, 3), b=nn.Linear(10, 4)), rows, [10]),
+    "patches unfolded": (hooked(lambda m, x: m.b(F.fold(F.unfold(m.a(x), 2, stride=2), 6, 2, stride=2))), images, [8]),
+    "tokens chosen by a gate": (lambda: Lambda(chosen_tokens, a=nn.Linear(12, 10), g=nn.Linear(10, 1),
+                                               b=nn.Linear(10, 4)), rows, [10]),
+    "groups that the batch makes": (lambda: Lambda(modulated, a=nn.Conv2d(3, 6, 1), w=p(8, 6, 3, 3), r=nn.Linear(3, 6),
+                                                   b=nn.Conv2d(8, 4, 1)), images, [6, 8]),
+    "a projected lstm": (lambda: Lambda(recurrent, a=nn.Linear(12, 6), head=nn.Linear(5, 4), r=nn.LSTM(
+        6, 8, proj_size=5, batch_first=True)), rows, [5, 6, 8]),
+    "cells": (lambda: Lambda(cells, lstm=nn.LSTMCell(12, 8), gru=nn.GRUCell(8, 6), head=nn.Linear(6, 4)), rows, [6, 8]),
+    "two values in a bilinear layer": (lambda: Lambda(lambda m, x: m.o(m.b(m.a(x), m.c(x))), a=nn.Linear(12, 8),
+                                                      c=nn.Linear(12, 6), b=nn.Bilinear(8, 6, 10),
+                                                      o=nn.Linear(10, 4)), rows, [6, 8, 10]),
     "last state of an rnn": (lambda: Lambda(last_state, r=nn.RNN(12, 8, batch_first=True), head=nn.Linear(8, 4)), rows,
                              [8]),
 }
@@ -394,34 +433,17 @@ def test_a_gate_over_neighbours_reads_zeros_where_channels_were_cut() -> None:
 
 # ---- what is not cut
 
-def hooked(call: Callable[..., Tensor], **more: Any) -> Callable[[], nn.Module]:
-    return lambda: Lambda(call, a=nn.Conv2d(3, 8, 1), b=nn.Conv2d(8, 4, 1), **more)
-
-
-def modulated(m: Any, x: Tensor) -> Tensor:
-    """Every sample has filters of its own, as StyleGAN2 and CondConv do it: the batch is a convolution's groups."""
-    count, gain = x.shape[0], m.r(x.mean((2, 3)))
-    weight = (gain[:, :, None, None, None] * m.w[None]).reshape(count * 8, 3, 3, 3)
-    made = F.conv2d(x.reshape(1, count * 3, *x.shape[2:]), weight, padding=1, groups=count)
-    return m.b(made.reshape(count, 8, *x.shape[2:]))
-
-
 FROZEN: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor], str, str]] = {
     "a gate of even width": (hooked(lambda m, x: m.b(m.a(x) * m.g(F.pad(m.a(x).mean((2, 3)), (1, 0)).unsqueeze(1))
                                                      .transpose(1, 2).unsqueeze(-1)), g=nn.Conv1d(1, 1, 2)), images,
                              "a", "convolved over"),
     "a fourier transform": (hooked(lambda m, x: m.b(torch.fft.rfft2(m.a(x)).abs())), images, "a",
                             "fft_rfft2: no rule for this operator"),
-    "patches unfolded": (hooked(lambda m, x: m.b(F.fold(F.unfold(m.a(x), 2, stride=2), 6, 2, stride=2))), images, "a",
-                         "im2col: no rule for this operator"),
     "gathered channels": (hooked(lambda m, x: m.b(m.a(x).gather(1, m.i.expand(x.shape[0], 8, 6, 6))),
-                                 i=torch.arange(8).flip(0).view(1, 8, 1, 1)), images, "a", "gather: no rule"),
+                                 i=torch.arange(8).flip(0).view(1, 8, 1, 1)), images, "a",
+                          "gather: channels are taken by a"),
     "a diagonal": (hooked(lambda m, x: torch.einsum("ncii->nc", m.a(x)) @ m.w, w=p(8, 4)), images, "a",
                    "einsum: no rule"),
-    "groups that the batch makes": (lambda: Lambda(modulated, w=p(8, 3, 3, 3), r=nn.Linear(3, 8), b=nn.Conv2d(8, 4, 1)),
-                                    images, "r", "conv2d: no rule"),
-    "a projected lstm": (lambda: Lambda(recurrent, a=nn.Linear(12, 6), head=nn.Linear(5, 4), r=nn.LSTM(
-        6, 8, proj_size=5, batch_first=True)), rows, "a", "lstm: no rule"),
 }
 
 
@@ -460,3 +482,20 @@ def test_letters_name_the_axes_that_matmul_makes(a: tuple[int, ...], b: tuple[in
         for letter, size in zip(term, shape, strict=True):
             sizes[letter] = max(size, sizes.get(letter, 1))
     assert tuple(sizes[c] for c in result) == tuple((torch.ones(a) @ torch.ones(b)).shape)
+
+
+def test_a_deformable_convolution_loses_its_channels_and_keeps_its_places() -> None:
+    ops = pytest.importorskip("torchvision").ops
+    torch.manual_seed(0)
+    model = Lambda(lambda m, x: m.b(ops.deform_conv2d(m.a(x).relu(), m.p(m.a(x).relu()), m.w, m.c, padding=1)),
+                   a=nn.Conv2d(3, 8, 1), p=nn.Conv2d(8, 18, 3, padding=1), w=p(10, 8, 3, 3), c=p(10),
+                   b=nn.Conv2d(10, 4, 1)).eval()
+    x = images()
+    net = fw.capture(model, x, parts=False)
+    axes = axis_groups(net)
+    assert sorted(map(len, axes.groups)) == [8, 10]
+    assert any(s.path == "p" and "coordinates" in s.reason for s in axes.frozen)
+    kept = kept_atoms(axes, halves(axes, 0))
+    small = cut(net, axes, kept)
+    torch.testing.assert_close(small(x), zero(net, axes, kept)(x), rtol=1e-5, atol=1e-5)
+    assert axes.macs(kept) == pytest.approx(measure.macs(small).total)

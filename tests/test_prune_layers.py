@@ -196,6 +196,71 @@ def test_dropping_an_encoder_layer_or_one_half_of_it(norm_first: bool) -> None:
     torch.testing.assert_close(half(x), model[2](model[1][2](y)), rtol=1e-4, atol=1e-5)
 
 
+class StateSpace(nn.Module):
+    """A state goes from token to token, as Mamba's does: it starts at zeros of the batch's size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.into, self.out = nn.LayerNorm(12), nn.Linear(12, 8), nn.Linear(8, 12)
+
+    def forward(self, x: Tensor, memory: Tensor) -> Tensor:
+        y, state, seen = self.into(self.norm(x)), torch.zeros(x.shape[0], 8), []
+        for step in range(x.shape[1]):
+            state = state * 0.5 + y[:, step]
+            seen.append(state)
+        return x.to(torch.float32) + self.out(torch.stack(seen, 1))
+
+
+class Crossed(nn.Module):
+    """Attention on another sequence, heads written with views."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.kv, self.o = nn.Linear(12, 12), nn.Linear(12, 24), nn.Linear(12, 12)
+
+    def forward(self, x: Tensor, memory: Tensor) -> Tensor:
+        k, v = self.kv(memory).chunk(2, -1)
+        q, k, v = (t.view(x.shape[0], -1, 3, 4).transpose(1, 2) for t in (self.q(x), k, v))
+        return x + self.o(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(x.shape))
+
+
+class Conv1dBlock(nn.Module):
+    """GPT-2's half of a block: products with matrices stored [in, out]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(12)
+        self.w, self.b = nn.Parameter(torch.randn(12, 20) / 3), nn.Parameter(torch.randn(20))
+        self.u, self.c = nn.Parameter(torch.randn(20, 12) / 4), nn.Parameter(torch.randn(12))
+
+    def forward(self, x: Tensor, memory: Tensor) -> Tensor:
+        y = torch.addmm(self.b, self.norm(x).view(-1, 12), self.w)
+        return x + torch.addmm(self.c, F.gelu(y), self.u).view(x.shape)
+
+
+class Sequence(nn.Module):
+    def __init__(self, block: type[nn.Module]) -> None:
+        super().__init__()
+        self.blocks, self.head = nn.ModuleList([block(), block()]), nn.Linear(12, 5)
+
+    def forward(self, x: Tensor, memory: Tensor, without: int = -1) -> Tensor:
+        for i, block in enumerate(self.blocks):
+            x = x if i == without else block(x, memory)
+        return self.head(x)
+
+
+@pytest.mark.parametrize("block", [StateSpace, Crossed, Conv1dBlock])
+def test_blocks_of_sequences_are_found_and_dropped(block: type[nn.Module]) -> None:
+    torch.manual_seed(0)
+    model, x, memory = Sequence(block).eval(), torch.randn(2, 5, 12), torch.randn(2, 7, 12)
+    net = fw.capture(model, (x, memory))
+    for i in range(2):
+        name = [b.name for b in droppable(net).found if b.name.startswith(f"blocks.{i}") and b.kind != "plain"][-1]
+        small = Layers(names=(name,)).plan(net, NOTHING).apply(net)
+        torch.testing.assert_close(small(x[:1], memory[:1]), model(x[:1], memory[:1], without=i))
+        assert macs(small).total < macs(net).total
+
+
 # ---- scores
 
 def test_the_block_that_does_least_goes_first(residual: fw.Network) -> None:

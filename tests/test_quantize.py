@@ -14,6 +14,7 @@ from torch import nn
 import featherweight as fw
 from featherweight import deploy
 from featherweight.errors import PlanError, RecipeError, TaskError
+from featherweight.numerics.formats import GRIDS
 from featherweight.quantize import Quantize, QuantizePlan
 from featherweight.steps import Plan
 
@@ -296,13 +297,32 @@ def test_a_weight_read_by_two_calls_is_stored_once(tmp_path):
     assert loaded.tensor("head.weight") is loaded.tensor("embed.weight")
 
 
-def test_a_weight_that_an_embedding_reads_too_stays_float():
+@pytest.mark.parametrize("kind", ["int8", "int4", "fp16"])
+def test_a_weight_that_an_embedding_reads_too_is_stored_once_by_row(tmp_path, kind):
+    """Looked up and multiplied with, it has the same numbers: those of its rows' grids."""
     torch.manual_seed(0)
-    network = fw.capture(Tied(embed=True).eval(), torch.randint(0, 20, (2, 6)))
+    words = torch.randint(0, 20, (2, 6))
+    network = fw.capture(Tied(embed=True).eval(), words)
     task = fw.Task(calibration=lambda: [(torch.randint(0, 20, (4, 6)), None)])
-    plan = Quantize().plan(network, task)
-    assert any("embedding" in s.reason for s in plan.skipped)
-    assert not any(s.weight in ("head.weight", "embed.weight") for s in plan.stored)
+    plan = Quantize(kind, activations=None, ends=None).plan(network, task)
+    assert not any("embed" in s.path and "kernel" not in s.reason for s in plan.skipped)
+    quantized = plan.apply(network)
+    assert quantized.tensor("head.weight") is quantized.tensor("embed.weight")
+    stored = {s.weight: s for s in plan.stored}
+    assert quantized.tensor("embed.weight").element_size() == (2 if kind == "fp16" else 1)
+    slow = network.copy()
+    for name, form in stored.items():
+        weight = network.tensor(name).detach()
+        if kind == "fp16":
+            made = weight.half().float()
+        else:
+            assert form.axis == 0
+            scale = plan.tensors[f"{name}_scale"][:, None]
+            made = (weight / scale).round().clamp(GRIDS[kind].lowest, GRIDS[kind].highest) * scale
+        slow.set_tensor(name, made)
+    torch.testing.assert_close(quantized(words), slow(words))
+    quantized.save(tmp_path / "n.fw")
+    assert torch.equal(fw.load(tmp_path / "n.fw")(words), quantized(words))
 
 
 def test_a_module_called_twice():

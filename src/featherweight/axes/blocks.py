@@ -101,9 +101,10 @@ class Reach:
         return list(value.shape[1:]) if isinstance(value, Tensor) else []
 
     def entries(self, mask: int) -> list[Node]:
-        """The live values that a set reads from outside."""
-        inside = set(self.members(mask))
-        return list(dict.fromkeys(u for n in inside for u in n.all_input_nodes if u in self.live and u not in inside))
+        """The live tensors that a set reads from outside; sizes, which no block changes, are none."""
+        inside = {n for n in self.members(mask) if not isinstance(self.values[n.name], int)}
+        return list(dict.fromkeys(u for n in inside for u in n.all_input_nodes if u in self.live and u not in inside
+                                  and not isinstance(self.values[u.name], int)))
 
 
 def droppable(network: Network) -> Blocks:
@@ -190,7 +191,7 @@ def _addition(reach: Reach, node: Node, sides: Sequence[Node]) -> tuple[str, Nod
         reason = "its two paths do not start from one value"
     elif sizes[0] == sizes[1]:
         reason = "its two paths are as deep as one another: neither is the shortcut"
-    elif any(u not in inside for n in inside - {node} for u in n.users):
+    elif any(u not in inside for n in inside - {node} if not isinstance(reach.values[n.name], int) for u in n.users):
         reason = "a value inside its branch is read elsewhere too"
     return "shortcut", shortcut, reason, owns[0] | owns[1]
 

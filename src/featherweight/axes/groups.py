@@ -17,7 +17,7 @@ import torch
 from torch.fx import Node
 
 from featherweight.axes.labels import AtomSets, Cost, Ints, Labels, Shuffle, Value
-from featherweight.axes.rules import computed, indexing, norms, products, recurrent, shuffles, views, weights
+from featherweight.axes.rules import computed, indexing, norms, products, recurrent, shuffles, views, weights, windows
 from featherweight.axes.rules.basics import PLACED, RULES, has_computed_options, pointwise, unknown
 from featherweight.axes.trace import Trace, path_of
 from featherweight.axes.unions import resolve_grids, solve
@@ -31,7 +31,7 @@ from featherweight.steps import Skipped
 #: what goes where attention splits an axis into heads and their width
 HEADS = ("whole", "width")
 #: the files that fill the table of rules
-FILES = (views, weights, norms, products, recurrent, computed, indexing, shuffles)
+FILES = (views, weights, norms, products, recurrent, computed, indexing, shuffles, windows)
 
 
 @dataclass(frozen=True)
@@ -174,7 +174,7 @@ def walk(network: Network, heads: str = "whole") -> Trace:
 def _step(trace: Trace, node: Node) -> Value:
     if depends_on_data(node, lambda n: trace.shapes[n.name]):
         return unknown(trace, node, "how many there are depends on the data")
-    known = RULES.get(node.target)
+    known = RULES.get(node.target, RULES.get(str(node.target)))
     if known is None and has_schema(node.target) and torch.Tag.pointwise in node.target.tags:  # type: ignore[union-attr]
         known = pointwise
     if known is None or (node.target not in PLACED and has_computed_options(trace, node)):

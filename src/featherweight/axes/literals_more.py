@@ -16,6 +16,7 @@ from featherweight.axes.rules.weights import over_channels
 from featherweight.axes.zero import Place, mixes
 from featherweight.network.edit import insert_call
 from featherweight.network.operators import schema_argument as argument
+from featherweight.network.operators import set_schema_argument
 
 aten = torch.ops.aten
 
@@ -58,6 +59,16 @@ def not_of_zero(cut: Cut, node: Node) -> list[Place]:
                 if own >= 0 and x.shape[own] > 1:
                     found.append((name, own, d))
     return found
+
+
+@literals.mend("gather")
+def gathered(cut: Cut, node: Node) -> None:
+    """An index that is one position repeated is repeated for the channels that are left."""
+    x, index = cut.labels(node.args[0]), argument(node, "index")
+    alone = [d for d in range(len(x.shape)) if cut.labels(index).field(d) is None and not cut.stays(x, d).all()]
+    for dim in alone:
+        index = insert_call(cut.network, aten.slice.Tensor, (index, dim, 0, cut.size(x, dim)), before=node)
+        set_schema_argument(node, "index", index)
 
 
 @literals.mend("conv1d")

@@ -98,11 +98,12 @@ class Trace:
             return self._canonical[id(self.network.tensor(str(argument.target)))]
         return None
 
-    def role(self, argument: Any, role: str, node: Node, out: int | None = None) -> None:
-        """Notes what a stored tensor is for, and which of its axes makes channels."""
+    def role(self, argument: Any, role: str, node: Node, out: int | None = None, computed: bool = False) -> None:
+        """Notes what a stored tensor is for, and which of its axes makes channels. computed: also where inputs of the
+        network have a share in the value (a weight for each sample)."""
         name = self.canonical(argument)
         if name is None:
-            name, out = self._source(argument, out)
+            name, out = self._source(argument, out, computed)
         if name is None:
             return
         self.roles.setdefault(name, role)
@@ -111,10 +112,10 @@ class Trace:
             path = owner if owner and owner.startswith(path) else path or name
             self.producers.setdefault((name, out), []).append(path)
 
-    def _source(self, argument: Any, out: int | None) -> tuple[str | None, int | None]:
+    def _source(self, argument: Any, out: int | None, computed: bool) -> tuple[str | None, int | None]:
         """The stored tensor and its axis that become axis ``out`` of a value computed from stored tensors."""
         x = self.of(argument)
-        f = x.field(out) if x is not None and x.stored and out is not None else None
+        f = x.field(out) if x is not None and (x.stored or computed) and out is not None else None
         if f is not None:
             low, high = int(f.atoms.min()), int(f.atoms.max())
             for name, axes in self.tensors.items():

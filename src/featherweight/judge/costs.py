@@ -7,6 +7,7 @@ changes add up over layers; the bytes of names and places in a file's header do 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from typing import Any
 
 import torch
 from torch.fx import Graph, Node
@@ -65,9 +66,11 @@ def alone(network: Network, weight: str) -> Network:
     made: dict[Node, Node] = {}
     inputs: list[Input] = []
 
-    def take(node: Node) -> Node:
+    def take(node: Node) -> Any:
         if node in made:
             return made[node]
+        if isinstance(values[node.name], int):  # a size
+            return values[node.name]
         if node.op == "get_attr":
             made[node] = graph.create_node("get_attr", node.target, name=node.name)
         elif node in constant or node in calls:

@@ -13,7 +13,7 @@ than a layer (channels that several layers make, blocks), a pattern fits it by a
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any
@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.fx import Node
+from torch.nn import Parameter
 
 from featherweight.network.edit import CONVOLUTIONS, readers_of, weight_name
 from featherweight.network.network import Network
@@ -29,16 +30,25 @@ aten = torch.ops.aten
 
 #: recurrent calls, and which of their arguments lists the weights (matrices) and biases
 RECURRENT = {aten.lstm.input: 2, aten.gru.input: 2, aten.rnn_tanh.input: 2, aten.rnn_relu.input: 2}
+#: products that read matrices, most of them stacked (experts, [g, i, o]), and which of their arguments may be stored
+STACKED: dict[Any, tuple[int, ...]] = {
+    aten.bmm.default: (0, 1), aten.baddbmm.default: (1, 2), aten.matmul.default: (0, 1), aten.mv.default: (0,),
+    aten.einsum.default: (1,), aten.index.Tensor: (0,), aten.index_select.default: (0,), aten.bilinear.default: (2,),
+}
 #: operator -> the kind of the layers that it computes
 KINDS: dict[Any, str] = {
     aten.linear.default: "linear",
     **dict.fromkeys(CONVOLUTIONS, "convolution"),
     aten.embedding.default: "embedding",
+    aten.embedding_bag.padding_idx: "embedding",
     **dict.fromkeys(RECURRENT, "recurrent"),
+    **dict.fromkeys(STACKED, "stacked"),
 }
 #: those that have one matrix, [g, o, i] (``network/matrices``)
 DENSE = ("linear", "convolution")
 EVERY = (*DENSE, "embedding", "recurrent")
+#: all whose weights can be stored in another form, or be partly zero
+STORABLE = (*EVERY, "stacked")
 
 COMPUTED = "its weight is computed, not stored (or stored in another form already)"
 NOT_FINITE = "its weight is empty or not finite"
@@ -164,15 +174,28 @@ def names_of(network: Network) -> dict[str, tuple[str, ...]]:
 
 def read_weights(network: Network, node: Node) -> list[str | None]:
     """The names of the stored weights of a call that is in ``KINDS``, None where one is computed: one, but of a
-    recurrent call, which has several matrices."""
+    recurrent call, which has several matrices, and of a call of ``STACKED``, which may have none."""
     if node.target in RECURRENT:
         listed: Any = node.args[RECURRENT[node.target]]
         stored = [str(n.target) if n.op == "get_attr" else None for n in listed]
         return [name for name in stored if name is None or network.tensor(name).dim() == 2]
-    if node.target is aten.embedding.default:
+    if KINDS[node.target] == "embedding":
         table = node.args[0]
         return [str(table.target) if isinstance(table, Node) and table.op == "get_attr" else None]
+    if node.target in STACKED:
+        return list(_stacked(network, node))
     return [weight_name(node)]
+
+
+def _stacked(network: Network, node: Node) -> Iterator[str]:
+    """The parameters of two or more axes that a product with stacked matrices reads, or takes some of them from."""
+    for index in STACKED[node.target]:
+        given: Any = node.args[index]
+        for one in given if isinstance(given, (list, tuple)) else [given]:
+            if isinstance(one, Node) and one.op == "get_attr":
+                tensor = network.tensor(str(one.target))
+                if isinstance(tensor, Parameter) and tensor.dim() > 1:
+                    yield str(one.target)
 
 
 def path_of(node: Node) -> str:

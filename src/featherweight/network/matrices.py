@@ -20,10 +20,11 @@ def as_matrix(node: Node, weight: Tensor) -> Tensor:
     """``weight`` of a linear or convolution call as [g, o, i * k]: groups, outputs of one, what each output reads.
 
     What is stored with its inputs first (transposed convolutions, [i, o, *kernel]; GPT-2's linear layers, [i, o]) is
-    turned here.
+    turned here. Embeddings and recurrent calls have one matrix a weight, [rows, i]; stacked ones [g, rows, i], rows
+    being the last axis but one as they lie.
     """
     if node.target not in CONVOLUTIONS:
-        return (weight.t() if turned(node) else weight)[None]
+        return (weight.t() if turned(node) else weight)[None] if weight.dim() == 2 else weight.flatten(0, -3)
     groups = int(schema_argument(node, "groups"))
     if node.target not in TRANSPOSED:
         return weight.reshape(groups, weight.shape[0] // groups, -1)

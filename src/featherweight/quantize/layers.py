@@ -9,7 +9,7 @@ from torch.fx import Node
 
 from featherweight.network import Network
 from featherweight.network.edit import TRANSPOSED, WEIGHTED, out_axis, readers_of
-from featherweight.network.layers import EVERY, Layer, no_float, not_finite, select
+from featherweight.network.layers import STORABLE, Layer, no_float, not_finite, select
 from featherweight.numerics.formats import ACTIVATIONS, GRIDS, HALVES, value_bits, weight_bits
 from featherweight.quantize.request import Request, of_ends, split
 from featherweight.quantize.store import Stored
@@ -34,7 +34,7 @@ class LayerForm:
 
 def layers(network: Network, request: Request) -> tuple[list[LayerForm], list[Skipped]]:
     """The weights that are stored in another form, in graph order; and the others, with why."""
-    selected, outer = select(network, request.ignore, EVERY), ends(network)
+    selected, outer = select(network, request.ignore, STORABLE), ends(network)
     made: list[LayerForm] = []
     skipped = [*selected.skipped, *selected.unmatched(request.mixed, "mixed")]
     for layer in selected.layers:
@@ -60,7 +60,9 @@ def _form(network: Network, layer: Layer, request: Request, outer: set[Node]) ->
         return None, f'its pruned zeros have no place among the levels of {kind}; write mixed={{"{name}": "ternary"}}'
     if kind in HALVES and (largest := float(weight.detach().abs().max())) > (limit := torch.finfo(HALVES[kind]).max):
         return None, f'its weights reach {largest:.3g}, and {kind} ends at {limit:g}; write mixed={{"{name}": "bf16"}}'
-    lookup = nodes[0].target is aten.embedding.default
+    lookup = any(node.target is aten.embedding.default for node in nodes)
+    if layer.kind == "stacked" and weight.dim() > 2 and kind in GRIDS:
+        return LayerForm(Stored(name, 0, kind, _rows(request.granularity, weight.shape[-1])), nodes, values), ""
     if isinstance(request.granularity, int) and kind in GRIDS:
         length = weight.select(axis, 0).numel()
         if not lookup and nodes[0].target not in TRANSPOSED and length % request.granularity == 0:
@@ -71,7 +73,14 @@ def _form(network: Network, layer: Layer, request: Request, outer: set[Node]) ->
             why = f"a scale per channel: the weight of {nodes[0].target} is not stored in groups"
         return LayerForm(Stored(name, axis, kind), nodes, values), why
     whole = request.granularity == "tensor" and not lookup
-    return LayerForm(Stored(name, None if whole else axis, kind), nodes, None if lookup else values), ""
+    looked = all(node.target is aten.embedding.default for node in nodes)
+    return LayerForm(Stored(name, None if whole else axis, kind), nodes, None if looked else values), ""
+
+
+def _rows(granularity: str | int, length: int) -> int:
+    """How many numbers of a stacked matrix share a scale: a row as it lies, or the groups asked for where they fill
+    it."""
+    return granularity if isinstance(granularity, int) and length % granularity == 0 else length
 
 
 def _few(weights: str, activations: str | None) -> bool:
@@ -106,8 +115,7 @@ def _refusal(network: Network, layer: Layer) -> str:
     if why := no_float(weight, torch.float32) or not_finite(weight):
         return why
     readers = readers_of(network, layer.weight)
-    tables = {reader.target is aten.embedding.default for reader in readers}
-    if len(tables) > 1 or not set(readers) <= set(layer.calls):
+    if not set(readers) <= set(layer.calls):
         others = ", ".join(sorted({str(reader.target) for reader in readers}))
         return f"its weight is read by {others}: one of them would read it back to float at every run"
     return "its weight is read along different axes" if len({out_axis(r) for r in readers}) > 1 else ""

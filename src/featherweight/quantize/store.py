@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -97,7 +97,6 @@ def store_weight(network: Network, stored: Stored, scale: Tensor | None) -> None
         nodes = _replaced(network, name, weight.to(HALVES[stored.kind]))
         if _is_table(nodes):
             _look_up(network, nodes, None)
-            return
         _read_through(network, nodes, lambda node, like: insert_call(
             network, aten.to.dtype, (node, weight.dtype), after=node, like=like))
         return
@@ -116,13 +115,27 @@ def store_weight(network: Network, stored: Stored, scale: Tensor | None) -> None
     if turns:
         _read_as_stored(network, nodes)
     if _is_table(nodes):
-        _look_up(network, nodes, _beside(network, nodes, scale_name(name), scale[:, None]))
+        _table(network, nodes, stored, scale)
     elif stored.axis is None and stored.group is None:
         grid = (float(scale), 0, spec.lowest, spec.highest, spec.dtype)
         _read_through(network, nodes, lambda node, like: insert_call(
             network, decomposed.dequantize_per_tensor.default, (node, *grid), after=node, like=like))
     else:
-        _per_channel(network, nodes, stored, scale, weight.shape[::-1] if turns else weight.shape)
+        _per_channel(network, nodes, stored, _beside(network, nodes, scale_name(name), scale),
+                     weight.shape[::-1] if turns else weight.shape)
+
+
+def _table(network: Network, nodes: list[Node], stored: Stored, scale: Tensor) -> None:
+    """Embeddings look rows up; a linear call that is tied to them reads all of the same numbers back, by row."""
+    others = [node for node in nodes if _read_otherwise(node)]
+    scales = _beside(network, nodes, scale_name(stored.weight), scale if others else scale[:, None])
+    column = scales
+    if others:
+        like = next(iter(nodes[0].users))
+        column = insert_call(network, aten.unsqueeze.default, (scales, 1), after=scales, like=like)
+    _look_up(network, nodes, column)
+    if others:
+        _per_channel(network, others, stored, scales)
 
 
 def _replaced(network: Network, name: str, numbers: Tensor) -> list[Node]:
@@ -148,10 +161,17 @@ def _read_as_stored(network: Network, nodes: list[Node]) -> None:
 def _read_through(network: Network, nodes: list[Node], make: Any) -> None:
     """Every reader of ``nodes`` reads what ``make(node, reader)`` puts after it."""
     for node in nodes:
-        readers = list(node.users)
+        readers = _read_otherwise(node)
+        if not readers:
+            continue
         made = make(node, readers[0])
         for reader in readers:
             reader.replace_input_with(node, made)
+
+
+def _read_otherwise(node: Node) -> list[Node]:
+    """The readers of a stored weight that do not look rows of it up."""
+    return [reader for reader in node.users if reader.target is not aten.embedding.default]
 
 
 def _beside(network: Network, nodes: list[Node], name: str, tensor: Tensor) -> Node:
@@ -161,9 +181,9 @@ def _beside(network: Network, nodes: list[Node], name: str, tensor: Tensor) -> N
         return network.graph.create_node("get_attr", name, name=node_name(name))
 
 
-def _per_channel(network: Network, nodes: list[Node], stored: Stored, scale: Tensor, shape: torch.Size) -> None:
-    spec = GRIDS[stored.kind]
-    scales = _beside(network, nodes, scale_name(stored.weight), scale)
+def _per_channel(network: Network, nodes: list[Node], stored: Stored, scales: Node, shape: Sequence[int] = ()) -> None:
+    """Reads numbers back by the ``scales`` of their channels, or groups. shape: of the weight, where it has groups."""
+    spec, scale = GRIDS[stored.kind], network.tensor(str(scales.target))
     zeros = _beside(network, nodes, zero_name(stored.weight), torch.zeros_like(scale, dtype=spec.dtype))
     axis = 0 if stored.group is not None else stored.axis
 
@@ -188,7 +208,7 @@ def _look_up(network: Network, nodes: list[Node], scales: Node | None) -> None:
     """Embeddings look up numbers, and scales if there are any: only the rows asked for are read back to float. The node
     that gives the activation keeps its name, by which points know it."""
     for node in nodes:
-        for reader in list(node.users):
+        for reader in [user for user in node.users if user.target is aten.embedding.default]:
             index = reader.args[1]
             rows = insert_call(network, aten.embedding.default, (node, index), before=reader, like=reader)
             made: Any = aten.to.dtype

@@ -19,6 +19,7 @@ from featherweight.network.operators import schema_argument as argument
 
 aten = torch.ops.aten
 Rule = Callable[[Trace, Node], Value]
+#: operator -> rule; those of packages that need not be there by name
 RULES: dict[Any, Rule] = {}
 
 
@@ -56,7 +57,8 @@ def first(trace: Trace, node: Node) -> Labels:
 
 
 #: operators whose rules understand sizes and places that the graph computes
-PLACED = set(operators("slice.Tensor", "slice_scatter", "narrow", "select.int", "sym_size.int"))
+PLACED = set(operators("slice.Tensor", "slice_scatter", "narrow", "select.int", "sym_size.int",
+                       *(f"conv{n}d" for n in (1, 2, 3)), "topk"))
 
 
 def has_computed_options(trace: Trace, node: Node) -> bool:
@@ -194,7 +196,7 @@ for _n in (1, 2, 3):
 
 
 @rule("softmax.int", "_softmax", "log_softmax.int", "_log_softmax", "cumsum", "cumprod", "flip", "sort", "argsort",
-      "roll")
+      "roll", "topk")
 def along(trace: Trace, node: Node) -> Value:
     """Mixes positions along its axes, and keeps the shape."""
     x = first(trace, node)
@@ -204,7 +206,7 @@ def along(trace: Trace, node: Node) -> Value:
     for dim in dims:
         x = trace.whole(x, dim, node, "it mixes channels")
     plain = trace.plain(node)
-    return [Labels(x.shape, x.fields)] * len(plain) if isinstance(plain, list) else x  # sorted, and where from
+    return [Labels(p.shape, x.fields) for p in plain] if isinstance(plain, list) else x  # sorted, and where from
 
 
 @rule("grid_sampler", "grid_sampler_2d", "grid_sampler_3d")

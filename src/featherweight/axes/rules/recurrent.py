@@ -28,32 +28,42 @@ def recurrent(trace: Trace, node: Node) -> Value:
     given, biases = list(argument(node, "params")), bool(argument(node, "has_biases"))
     layers, ways = int(argument(node, "num_layers")), 1 + bool(argument(node, "bidirectional"))
     per = 4 if biases else 2
+    per += len(given) == layers * ways * (per + 1)  # a projection has one tensor more
     if x is None or len(given) != layers * ways * per or any(trace.canonical(p) is None for p in given):
-        return unknown(trace, node)  # a projection has one tensor more
+        return unknown(trace, node)
     gates = gates_of(node)
     plain = trace.plain(node)
     assert isinstance(plain, list)
     steps = int(np.prod(plain[0].shape[:-1]))
-    read, units = trace.axis(x, len(x.shape) - 1, node), []
+    read = trace.axis(x, len(x.shape) - 1, node)
+    units: list[Ints | None] = []
+    inner: list[Ints | None] = []
     for layer in range(layers):
         made: list[Ints | None] = []
         for way in range(ways):
             at = (layer * ways + way) * per
-            made.append(_cell(trace, node, given[at:at + per], (read, gates, steps)))
+            unit, given_on = _cell(trace, node, given[at:at + per], (read, gates, steps))
+            inner.append(unit)
+            made.append(given_on)
         units += made
         known = [m for m in made if m is not None]
         read = np.concatenate(known) if len(known) == ways else None
-    _states(trace, node, units)
+    _states(trace, node, (units, inner))
     out = Labels(plain[0].shape, (Field((len(plain[0].shape) - 1,), read),) if read is not None else ())
-    return [out, *(_state(p.shape, units) for p in plain[1:])]
+    return [out, *(_state(p.shape, own) for p, own in zip(plain[1:], (units, inner), strict=False))]
 
 
-def _cell(trace: Trace, node: Node, params: list[Any], given: tuple[Ints | None, int, int]) -> Ints | None:
-    """Ties the tensors of one layer in one direction; gives its hidden units."""
+def _cell(trace: Trace, node: Node, params: list[Any],
+          given: tuple[Ints | None, int, int]) -> tuple[Ints | None, Ints | None]:
+    """Ties the tensors of one layer in one direction; gives its hidden units, and what of them it gives: themselves,
+    or what a matrix makes of them."""
     read, gates, steps = given
     values = [trace.of(p) for p in params]
-    units: Ints | None = None
+    units, made = None, _projected(trace, node, params, steps)
     for i, (p, v) in enumerate(zip(params, values, strict=True)):
+        if made is not None and i == len(params) - 1:
+            trace.tie(units, made[1], node, "it reads an axis that is never cut")
+            continue
         assert v is not None
         trace.role(p, "weight" if i < 2 else "bias", node, out=0 if i < 2 else None)
         rows = trace.axis(v, 0, node)
@@ -67,17 +77,34 @@ def _cell(trace: Trace, node: Node, params: list[Any], given: tuple[Ints | None,
         trace.unite(units, own)
         if i < 2:
             columns = trace.axis(v, 1, node)
-            trace.tie(read if i == 0 else units, columns, node, "it reads an axis that is never cut")
+            fed = units if made is None else made[0]
+            trace.tie(read if i == 0 else fed, columns, node, "it reads an axis that is never cut")
             labelled = tuple(a for a in (rows, columns) if a is not None)
             factor = np.prod(v.shape) / np.prod([a.size for a in labelled])
             trace.costs.append(Cost(node.name, float(factor * steps / trace.batch), labelled))
-    return units
+    return units, units if made is None else made[0]
 
 
-def _states(trace: Trace, node: Node, units: list[Ints | None]) -> None:
-    """All layers' first states [layers * ways, sample, unit] lie in one tensor: unit i goes from all layers at once."""
+def _projected(trace: Trace, node: Node, params: list[Any],
+               steps: int) -> tuple[Ints | None, Ints | None] | None:
+    """The rows and columns of the matrix that an LSTM multiplies its units with (``proj_size``); None without one."""
+    if len(params) % 2 == 0:
+        return None
+    matrix = trace.of(params[-1])
+    assert matrix is not None
+    trace.role(params[-1], "weight", node, out=0)
+    rows, columns = trace.axis(matrix, 0, node), trace.axis(matrix, 1, node)
+    known = tuple(a for a in (rows, columns) if a is not None)
+    factor = np.prod(matrix.shape) / np.prod([a.size for a in known])
+    trace.costs.append(Cost(node.name, float(factor * steps / trace.batch), known))
+    return rows, columns
+
+
+def _states(trace: Trace, node: Node, made: tuple[list[Ints | None], list[Ints | None]]) -> None:
+    """All layers' first states [layers * ways, sample, unit] lie in one tensor: unit i goes from all layers at once.
+    made: what the layers give, and their hidden units, which the second state is of."""
     start = argument(node, "hx")
-    for state in start if isinstance(start, (list, tuple)) else [start]:
+    for state, units in zip(start if isinstance(start, (list, tuple)) else [start], made, strict=False):
         x = trace.of(state)
         atoms = trace.axis(x, len(x.shape) - 1, node) if x is not None else None
         if x is not None:

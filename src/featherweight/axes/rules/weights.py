@@ -24,22 +24,23 @@ def linear(trace: Trace, node: Node) -> Value:
         x = trace.part(x, last, node)
     rows, columns = trace.axis(w, 0, node), trace.axis(w, 1, node)
     trace.tie(trace.axis(x, last, node), columns, node, "it reads an axis that is never cut")
-    _bias(trace, node, argument(node, "bias"), rows)
+    tie_bias(trace, node, argument(node, "bias"), rows)
     fields = trace.rest(x, [last])
-    trace.costs.append(_cost(trace, node, math.prod(shape[:-1]), w, (rows, columns), fields))
+    trace.costs.append(weight_cost(trace, node, math.prod(shape[:-1]), w, (rows, columns), fields))
     if rows is not None and len(w.shape) == 2:
         fields = (*fields, Field((last,), rows))
     return Labels(shape, fields, x.stored and w.stored)
 
 
-def _bias(trace: Trace, node: Node, bias: Any, rows: Ints | None) -> None:
+def tie_bias(trace: Trace, node: Node, bias: Any, rows: Ints | None) -> None:
+    """A bias goes with the rows of its weight."""
     b = trace.of(bias)
     if b is not None:
         trace.role(bias, "bias", node)
         trace.tie(trace.axis(b, 0, node), rows, node, "its bias is not cut")
 
 
-def _cost(trace: Trace, node: Node, places: int, w: Labels, axes: tuple[Ints | None, ...],
+def weight_cost(trace: Trace, node: Node, places: int, w: Labels, axes: tuple[Ints | None, ...],
           beside: tuple[Field, ...]) -> Cost:
     """``places`` (over the whole batch) times the weight's elements, of which the labelled axes count what is kept.
 
@@ -63,7 +64,8 @@ def transposed_convolution(trace: Trace, node: Node) -> Value:
 def _convolution(trace: Trace, node: Node, transposed: bool) -> Value:
     x, w = first(trace, node), trace.of(node.args[1])
     assert w is not None
-    shape, groups = trace.shape(node), int(argument(node, "groups"))
+    shape, given = trace.shape(node), argument(node, "groups")
+    groups = int(trace.shapes[given.name]) if isinstance(given, Node) else int(given)
     channel = len(w.shape) * -1 + len(x.shape) + 1  # axis 1, or 0 without a batch
     if (f := x.field(channel)) is not None and len(f.dims) > 1:  # heads that were made a batch: their width stays
         x = trace.part(x, channel, node)
@@ -71,9 +73,10 @@ def _convolution(trace: Trace, node: Node, transposed: bool) -> Value:
     for d in kernel:
         trace.freeze(w.field(d), node, "the kernel's window")
     out = int(transposed and groups == 1)
-    trace.role(node.args[1], "weight", node, out=out)
+    trace.role(node.args[1], "weight", node, out=out, computed=isinstance(given, Node))
     a, b = trace.axis(w, 0, node), trace.axis(w, 1, node)
-    read = trace.fresh(x.shape[channel]) if picks(x, channel, groups) else trace.axis(x, channel, node)
+    new = isinstance(given, int) and picks(x, channel, groups)
+    read = trace.fresh(x.shape[channel]) if new else trace.axis(x, channel, node)
     window = [d for d in range(len(x.shape)) if d not in (0, channel)]
     slides = [d for d in window if not (over_channels(node, x, w) or _one_wide(node, d - len(x.shape), x, w, shape))]
     trace.untouchable(x, slides, node, "it is convolved over")
@@ -84,12 +87,13 @@ def _convolution(trace: Trace, node: Node, transposed: bool) -> Value:
     if groups == 1:
         made, into = (b, a) if transposed else (a, b)
         trace.tie(read, into, node, "it reads an axis that is never cut")
-        trace.costs.append(_cost(trace, node, places, w, (a, b), fewer))
+        trace.costs.append(weight_cost(trace, node, places, w, (a, b), fewer))
     else:
-        made = _grouped(trace, node, read, (a, b), (x.shape[channel], shape[channel], groups), transposed)
-        own = (a,) if whole_groups(x.shape[channel], groups) else (a, b)
-        trace.costs.append(_cost(trace, node, places, w, own, fewer))
-    _bias(trace, node, argument(node, "bias"), made)
+        whole = isinstance(given, int) and whole_groups(x.shape[channel], groups)
+        made = _grouped(trace, node, read, (a, b), (x.shape[channel], shape[channel], groups), transposed, whole)
+        own = (a,) if whole else (a, b)
+        trace.costs.append(weight_cost(trace, node, places, w, own, fewer))
+    tie_bias(trace, node, argument(node, "bias"), made)
     fields = (*beside, *samples)
     if made is not None:
         fields = (*fields, Field((channel,), made))
@@ -123,8 +127,9 @@ def picks(x: Labels, channel: int, groups: int) -> bool:
 
 
 def _grouped(trace: Trace, node: Node, read: Ints | None, weight: tuple[Ints | None, Ints | None],
-             sizes: tuple[int, int, int], transposed: bool) -> Ints | None:
-    """The channels that a grouped convolution makes, tied to those it reads."""
+             sizes: tuple[int, int, int], transposed: bool, whole: bool) -> Ints | None:
+    """The channels that a grouped convolution makes, tied to those it reads; ``whole`` groups go, or positions in all.
+    Where there are as many groups as samples, their number is computed: every sample has a weight of its own."""
     channels, outputs, groups = sizes
     a, b = weight
     per, each = channels // groups, outputs // groups
@@ -133,7 +138,6 @@ def _grouped(trace: Trace, node: Node, read: Ints | None, weight: tuple[Ints | N
             trace.freeze(atoms, node, "it reads, by groups, an axis that is never cut")
         return None
     grid = read.reshape(groups, per)
-    whole = whole_groups(channels, groups)
     reads = trace.unite_along(grid, 1 if whole else 0)  # one atom per group, or per position in the group
     note = f"whole groups of {per}" if whole else f"the same positions in each of {groups} groups"
     if per > 1 or each > 1:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from featherweight.deploy.onnx.edit import constant, replace
-from featherweight.deploy.onnx.weights import matrix
+from featherweight.deploy.onnx.weights import matrix, turned_at_load
 
 #: where an initializer remembers what was made of it
 KNOWN = "featherweight_dynamic"
@@ -59,8 +59,8 @@ def multiply_whole_numbers(graph: Any, node: Any) -> None:
     kept, numbers, scales = found
     if not (scales == scales[:1]).all():
         return  # several scales a column
-    weight = _columns(graph, kept, numbers)
-    steps = constant(graph, f"{weight.name}_{node.name}_scale", np.ascontiguousarray(scales[0]))
+    weight = turned_at_load(graph, node, kept, numbers) or _columns(graph, kept, numbers)
+    steps = constant(graph, f"{kept.name}_{node.name}_scale", np.ascontiguousarray(scales[0]))
     whole, scale, zero = chosen.outputs
     sums = ir.node("MatMulInteger", [whole, weight, zero], name=f"{node.name}_whole")
     made = [sums, ir.node("Cast", [sums.outputs[0]], {"to": int(ir.DataType.FLOAT)}, name=f"{node.name}_float"),

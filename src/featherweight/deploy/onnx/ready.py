@@ -9,8 +9,16 @@ import torch
 from torch.fx import Node
 
 from featherweight.network import Network
-from featherweight.network.edit import insert_call
+from featherweight.network.edit import (
+    WEIGHTED,
+    clear_dead,
+    constant_nodes,
+    insert_call,
+    read_tensors,
+    tensor_node,
+)
 from featherweight.network.operators import schema_argument
+from featherweight.network.program import resolve
 
 aten = torch.ops.aten
 decomposed = torch.ops.quantized_decomposed
@@ -40,6 +48,24 @@ def unrounded(network: Network) -> None:
         node.replace_all_uses_with(whole.args[0])  # type: ignore[arg-type]
     network.graph.eliminate_dead_code()
     network.changed()
+
+
+def computed_beforehand(network: Network) -> None:
+    """Linear calls and convolutions of stored tensors alone are computed, and what they give is stored: for a runtime
+    that fails at those whose weight is read back from integers (OpenVINO 2026.4; tables of relative positions)."""
+    constant, before = constant_nodes(network), read_tensors(network)
+
+    def value(node: Node) -> Any:
+        if node.op == "get_attr":
+            return network.tensor(str(node.target)).detach()
+        args, kwargs = (resolve(given, value) for given in (node.args, list(node.kwargs.values())))
+        return node.target(*args, **dict(zip(node.kwargs, kwargs, strict=True)))  # type: ignore[operator]
+
+    for node in [n for n in network.calls(*WEIGHTED) if n in constant]:
+        with torch.no_grad():
+            network.add_tensor(f"{node.name}_computed", value(node), buffer=True)
+        node.replace_all_uses_with(tensor_node(network, f"{node.name}_computed", node))
+    clear_dead(network, before)
 
 
 def four_axes(network: Network) -> None:
@@ -80,4 +106,4 @@ def slices_of_batch(network: Network) -> None:
     network.changed()
 
 
-__all__ = ["cut_off", "four_axes", "slices_of_batch", "unrounded"]
+__all__ = ["computed_beforehand", "cut_off", "four_axes", "slices_of_batch", "unrounded"]

@@ -60,8 +60,10 @@ def _read(graph: Any, node: Any, old: Any, numbers: Any, scales: Any, size: int)
     import onnx_ir as ir
 
     name = old.name
-    old.name = f"{name}_rows"
-    kept = constant(graph, name, np.ascontiguousarray(numbers))
+    kept = None if kind_of(numbers, 4) is not None else turned_at_load(graph, node, old, numbers)
+    if kept is None:
+        old.name = f"{name}_rows"
+        kept = constant(graph, name, np.ascontiguousarray(numbers))
     whole_column = size == len(numbers)
     how = {"axis": 1} if whole_column else {"axis": 0, "block_size": size}
     grid = np.ascontiguousarray(scales[0] if whole_column else scales[::size])
@@ -73,6 +75,21 @@ def _read(graph: Any, node: Any, old: Any, numbers: Any, scales: Any, size: int)
     read.outputs[0].shape = ir.Shape(numbers.shape)
     graph.insert_before(node, [read])
     return read.outputs[0]
+
+
+def turned_at_load(graph: Any, node: Any, kept: Any, numbers: Any) -> Any:
+    """``numbers`` [in, out] of an initializer [out, in] that embeddings look up too, turned around when the runtime
+    loads it, so that a file holds it once; None for any other."""
+    import onnx_ir as ir
+
+    if not any(user.op_type == "Gather" for user, _ in kept.uses()):
+        return None
+    if not np.array_equal(kept.const_value.numpy().T, numbers):
+        return None
+    turn = ir.node("Transpose", [kept], {"perm": [1, 0]}, name=f"{node.name}_turned")
+    turn.outputs[0].shape, turn.outputs[0].type = ir.Shape(numbers.shape), kept.type
+    graph.insert_before(node, [turn])
+    return turn.outputs[0]
 
 
 def groups(graph: Any, node: Any) -> bool:
@@ -269,4 +286,4 @@ def for_openvino(model: Any) -> None:
     _stored(model, ((("MatMul", "Gemm"), groups),), 8)
 
 
-__all__ = ["for_onnx_runtime", "for_openvino", "matrix", "quantizers", "whole"]
+__all__ = ["for_onnx_runtime", "for_openvino", "matrix", "quantizers", "turned_at_load", "whole"]

@@ -4,6 +4,7 @@ number of channels; these forms it computes wrongly, or does not join (seen on 2
 - An average that counts zeros around its input counts integers of 0 instead, which are not zero where the grid has a
   zero point.
 - The stride of a convolution with a window of one moves to the call before, as if it had no padding.
+- The axis of a Fourier transform is taken for 1, whatever it is.
 - Values of fewer than 8 bits are cut off before the rounding instead of after it (``onnx.ready.cut_off``): OpenVINO
   joins a rounding with what reads it only where nothing is between.
 """
@@ -76,6 +77,26 @@ def _clamp_floats(graph: Any, node: Any) -> None:
     replace(graph, node, [clip, again])
 
 
+def _along_first(graph: Any, node: Any) -> None:
+    """A Fourier transform along the axis behind the samples, its input turned around before and after."""
+    import onnx_ir as ir
+
+    given, axis = node.inputs[0], constant_value(node.inputs[2]) if len(node.inputs) > 2 else np.array(-2)
+    shape = given.shape if given.shape is not None else node.outputs[0].shape
+    if axis is None or shape is None:
+        return
+    along = int(axis) % len(shape)
+    if along == 1:
+        return
+    order = list(range(len(shape)))
+    order[1], order[along] = along, 1
+    there = ir.node("Transpose", [given], {"perm": order}, name=f"{node.name}_there")
+    first = constant(graph, f"{node.name}_axis", np.int64(1))
+    found = ir.node("DFT", [there.outputs[0], node.inputs[1], first], dict(node.attributes), name=node.name)
+    replace(graph, node, [there, found, ir.node("Transpose", [found.outputs[0]], {"perm": order},
+                                                name=f"{node.name}_back")])
+
+
 OPENVINO: Passes = {"Max": (clamp_by_relu,), "Clip": (_clamp_floats,),
                     "Pad": (pad_in_convolutions, pad_whole_numbers), "AveragePool": (whole_windows, _zeros_counted),
-                    "Conv": (_window_of_two,)}
+                    "Conv": (_window_of_two,), "DFT": (_along_first,)}

@@ -22,7 +22,7 @@ from typing import Any
 
 from featherweight.deploy.nest import feed, given, nested
 from featherweight.deploy.onnx.file import METADATA, to_onnx, write
-from featherweight.deploy.onnx.ready import unrounded
+from featherweight.deploy.onnx.ready import computed_beforehand, unrounded
 from featherweight.deploy.onnx.weights import for_openvino
 from featherweight.deploy.openvino.passes import OPENVINO
 from featherweight.deploy.openvino.weights import narrow
@@ -63,6 +63,7 @@ class OpenVino:
                               f"ending with .bin); write {whole.with_suffix(self.suffix)}")
         folded = fold_batch_norm(network).eval()
         unrounded(folded)
+        computed_beforehand(folded)
         model, outputs = to_onnx(folded, OPENVINO, for_openvino)
         with tempfile.TemporaryDirectory(dir=whole.parent) as folder:
             source, graph = Path(folder, "network.onnx"), Path(folder, whole.name)

@@ -10,6 +10,7 @@ from torch import nn
 
 from featherweight.errors import CaptureError
 from featherweight.network import trees
+from featherweight.network.capture.cells import write_cells
 from featherweight.network.capture.computed import store_computed_weights
 from featherweight.network.capture.convert import convert, size_notes
 from featherweight.network.capture.export import Arguments, Attempt, attempts, export, hopeless
@@ -44,6 +45,7 @@ def capture_whole(model: nn.Module, calls: list[Arguments], expected: Any, toler
                 continue  # the model fixes them
             if not keep:
                 store_computed_weights(network)
+            write_cells(network)
             write_linear(network)
             make_public(network)
             if attempt.dynamic and not any(None in i.shape for i in network.signature.inputs):

@@ -63,11 +63,12 @@ class ChannelChoice:
 
 def choose(wanted: ChannelGoal, network: Network, task: Task, *, axes: AxisGroups | None = None,
            scores: Callable[[Sequence[AxisGroup]], Scores] | None = None,
-           refuse: Callable[[AxisGroup], str] = lambda group: "") -> ChannelChoice:
+           refuse: Callable[[AxisGroup], str] = lambda group: "", now: Network | None = None) -> ChannelChoice:
     """Scores every channel that may go and keeps the best, as many as the step's target lets.
 
     axes: the groups of ``network``, where they are known already. scores: one array [n_channels] for each group asked
     for, comparable between groups, in the place of the step's own score. refuse: why a group is left alone, "" if not.
+    now: ``network`` with what went already zero, which allocations look at; costs are those of ``network``.
     """
     axes = axes if axes is not None else axis_groups(network, wanted.heads)
     groups, left = candidates(wanted, network, axes)
@@ -76,7 +77,7 @@ def choose(wanted: ChannelGoal, network: Network, task: Task, *, axes: AxisGroup
     found = scores(groups) if scores is not None else ranked(wanted, network, task, groups)
     goal, cost, steps = costing(wanted, network, axes)
     saved = saved_each(axes, groups, cost) if wanted.goal != "ratio" else [1.0] * len(groups)
-    case = Case(network, task, axes, groups, found, saved, wanted.seed, wanted.score in ERRORS)
+    case = Case(now or network, task, axes, groups, found, saved, wanted.seed, wanted.score in ERRORS)
     allocation = Allocation(groups, ALLOCATIONS[wanted.allocation](case), wanted.min_keep, wanted.round_to, axes, steps)
     if wanted.goal == "ratio":
         keep = allocation.keep(round((1 - wanted.share) * allocation.total))

@@ -113,7 +113,7 @@ class Channels(Rewrite):
         axes = axis_groups(network, self.heads)
         work, choice, tensors = network, None, {}
         for part in range(1, self.iterations + 1):
-            choice = self._choose(work, task, axes, part / self.iterations, choice)
+            choice = self._choose(network, work, task, axes, part / self.iterations, choice)
             kept = kept_atoms(axes, choice.keep)
             if self.compensate != "none":
                 tensors = compensated(network, task, axes, kept, self.compensate)
@@ -137,7 +137,7 @@ class Channels(Rewrite):
         return ChannelGoal(goal, getattr(self, goal), self.score, self.allocation, self.round_to, self.min_keep,
                          self.ignore, self.residual, self.heads, self.target, self.seed)
 
-    def _choose(self, work: Network, task: Task, axes: AxisGroups, progress: float,
+    def _choose(self, network: Network, work: Network, task: Task, axes: AxisGroups, progress: float,
                 before: ChannelChoice | None) -> ChannelChoice:
         """What to keep when this share of the way is gone; what is gone already stays so."""
         wanted = self._selection()
@@ -151,7 +151,7 @@ class Channels(Rewrite):
                     own[np.setdiff1d(np.arange(len(own)), kept)] = -np.inf
             return found
 
-        return choose(wanted, work, task, axes=axes, scores=scores)
+        return choose(wanted, network, task, axes=axes, scores=scores, now=work)
 
     def check(self) -> None:
         """Raises RecipeError for options that make no sense, ExportError for an unknown target."""

@@ -154,6 +154,8 @@ def _sample(batch: Batch, index: int, size: int) -> Batch:
 #: name -> score; add one of your own under a new name
 WEIGHT_SCORES: dict[str, WeightScore] = {
     "magnitude": magnitude, "random": random, "wanda": wanda, "taylor": taylor, "fisher": fisher, "obs": obs}
+#: scores of what a layer is given
+READ_INPUTS = ("wanda", "obs")
 #: name -> what of the task a score reads
 NEEDS: dict[str, tuple[str, ...]] = {
     "wanda": ("calibration",), "taylor": ("calibration", "loss"), "fisher": ("calibration", "loss"),

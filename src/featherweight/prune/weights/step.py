@@ -12,12 +12,12 @@ from torch.fx import Node
 
 from featherweight.errors import PlanError, RecipeError, did_you_mean
 from featherweight.network import Network
-from featherweight.network.layers import calls_of, select
+from featherweight.network.layers import DENSE, STORABLE, select
 from featherweight.network.matrices import as_matrix, from_matrix
 from featherweight.prune.weights.masks import ALLOCATIONS, Pattern, masks_of, pattern_of
 from featherweight.prune.weights.refit import COMPENSATIONS, compensated
 from featherweight.prune.weights.schedules import CURVES, REGROW, Grow, MaskSchedule
-from featherweight.prune.weights.scores import NEEDS, WEIGHT_SCORES, matrix
+from featherweight.prune.weights.scores import NEEDS, READ_INPUTS, WEIGHT_SCORES, matrix
 from featherweight.steps import ALONE, Context, Plan, Rewrite, Skipped, Stage
 from featherweight.steps.joined import narrowed
 from featherweight.steps.options import SEED, Numbers, check_known, check_numbers, check_pace
@@ -91,12 +91,14 @@ class WeightPlan(Plan):
 
 @dataclass(frozen=True)
 class Weights(Rewrite):
-    """Sets weights of convolutions and linear layers to zero. Zeros in a dense tensor save no time by themselves.
+    """Sets weights to zero: of convolutions and linear layers, and with the pattern "single" of recurrent layers,
+    embeddings and stacked matrices (experts) too. Zeros in a dense tensor save no time by themselves.
 
     sparsity: fraction of zeros, 0..1 (1 left out), among the weights that the pattern covers; 0.8 if not given. An N:M
         pattern has its own, 1 - N/M.
     score: which weights matter: "magnitude", "random"; from calibration data "wanda", "obs"; from the loss on it
-        "taylor", "fisher" (see ``prune/weight_scores.py``).
+        "taylor", "fisher" (see ``prune/weights/scores.py``). "wanda" and "obs" score what convolutions and linear
+        layers are given, and leave all others alone.
     pattern: "single" weights; "N:M", N kept of every M in a row, "2:4" being what tensor cores run; "block:RxC", blocks
         of R outputs x C inputs. A row holds what one output reads: [o, i] of a linear layer; of a convolution
         [o, i * h * w], kernel positions innermost. Ends that do not fill a group or block stay, and are named.
@@ -159,7 +161,8 @@ class Weights(Rewrite):
         grow = Grow(self.schedule, self.regrow, self.begin, self.end, self.frequency, self._sparsity())
 
         def choose(net: Network, sparsity: float, favour: Mapping[str, Tensor]) -> Masks:
-            mine = {n: found for n, found in calls_of(net).items() if n in calls}
+            found = select(net, kinds=self._kinds()).layers
+            mine = {layer.weight: list(layer.calls) for layer in found if layer.weight in calls}
             return self._masks(net, task, mine, sparsity, favour)
 
         def finish(masks: Masks) -> WeightPlan:
@@ -187,14 +190,21 @@ class Weights(Rewrite):
         return {n: from_matrix(calls[n][0], m.unflatten(0, (groups[n], -1)), network.tensor(n).shape).clone()  # type: ignore[no-untyped-call]
                 for n, m in found.items()}
 
+    def _kinds(self) -> tuple[str, ...]:
+        """The kinds of layers whose weights may go: what reads data has it of linear and convolution calls alone, and a
+        pattern is for what computes with it."""
+        if self.score in READ_INPUTS:
+            return DENSE
+        return STORABLE if self.pattern == "single" else (*DENSE, "recurrent")
+
     def _candidates(self, network: Network) -> tuple[Calls, tuple[Skipped, ...]]:
-        """Weights of convolutions and linear calls, each tied one once, with their calls; and what is left alone."""
-        selected, pattern = select(network, self.ignore), pattern_of(self.pattern)
+        """The weights that may go, each tied one once, with their calls; and what is left alone."""
+        selected, pattern = select(network, self.ignore, self._kinds()), pattern_of(self.pattern)
         found = {layer.weight: list(layer.calls) for layer in selected.layers}
         shapes = {n: as_matrix(mine[0], network.tensor(n)).flatten(0, 1).shape for n, mine in found.items()}
         left = [*selected.skipped, *(s for n, shape in shapes.items() for s in self._ends(n, tuple(shape), pattern))]
         if not found and not left:
-            left.append(Skipped("", "the network has no convolution and no linear layer"))
+            left.append(Skipped("", "the network has no layer with a matrix of weights"))
         return found, tuple(left)
 
     def _ends(self, name: str, shape: tuple[int, ...], pattern: Pattern) -> list[Skipped]:

@@ -93,6 +93,8 @@ class Training(Companion):
             stored = layer.stored
             if stored.kind not in GRIDS:
                 skipped.append(Skipped(stored.weight, f"{stored.kind} is not trained; write Quantize after Train"))
+            elif stored.group is not None:
+                skipped.append(Skipped(stored.weight, "scales of groups are not trained; write Quantize after Train"))
             elif self._mixes(layer):
                 skipped.append(Skipped(stored.weight, "a scale per channel cannot take the factors of the batch norm "
                                        "after its groups; write Quantize after Train"))
