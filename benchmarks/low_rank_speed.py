@@ -4,7 +4,8 @@
 
 One thread, batch 1, ONNX Runtime and OpenVINO, every form in turn beside the whole network. macs=0.4: the ranks that
 leave 40 % of the MACs, by least squared error; classifiers stay (of VGG-16 and AlexNet the convolutions alone are run).
-latency=0.5: the ranks for half of the latency by the table of measured layers, and what that table says of the result.
+latency=0.5: the ranks for half of the latency by the table of measured layers, and what that table says of the result:
+``predicted``, of the convolution and linear calls together, whose seconds are ``calls_s``.
 The weights are random, with singular values that fall as j^-0.7, near those of trained layers: no score is told.
 
 Needs torchvision. One row a network and runtime goes into benchmarks/results/low_rank_speed.json.
@@ -86,8 +87,9 @@ def main() -> None:
             step = fw.factorize.LowRank(latency=0.5, form="auto", how="error", round_to=8, target=target,
                                         ignore=("fc", "classifier"))
             fast = step.plan(whole, fw.Task()).apply(whole)
-            said = LinkTimes.of(fast, target).total() / LinkTimes.of(whole, target).total()
-            timed(rows, f"{name} {target}", {**arms, "auto latency=0.5": fast}, target, predicted=said)
+            calls = {arm: LinkTimes.of(net, target).total() for arm, net in (("whole", whole), ("fast", fast))}
+            timed(rows, f"{name} {target}", {**arms, "auto latency=0.5": fast}, target,
+                  predicted=calls["fast"] / calls["whole"], calls_s=calls)
 
 
 if __name__ == "__main__":

@@ -50,6 +50,8 @@ STEPS: dict[str, Callable[[], Rewrite]] = {
     "factorize.Merge": lambda: fw.factorize.Merge(),
     "factorize.Structured monarch": lambda: fw.factorize.Structured("monarch", blocks=4),
     "factorize.Structured circulant": lambda: fw.factorize.Structured("circulant", blocks=4),
+    "factorize.Structured displaced": lambda: fw.factorize.Structured("displaced", blocks=4, data=True),
+    "factorize.Structured sparse": lambda: fw.factorize.Structured("sparse", terms=2, share=0.05),
     "factorize.Compact": lambda: fw.factorize.Compact("ghost", data=True),
     "factorize.Compact fire": lambda: fw.factorize.Compact("fire"),
     "factorize.Compact shift": lambda: fw.factorize.Compact("shift", terms=2),
@@ -107,7 +109,8 @@ def cuts(step: str, problem: str) -> bool:
 
 #: further options of steps that have a row: most problems, and all files, are slow
 VARIANTS = ("share.Codebook channels", "share.Codebook priced", "share.Codebook made up for", "share.Transferred",
-            "factorize.Structured circulant", "factorize.Structured monarch", "factorize.LowRank budget",
+            "factorize.Structured circulant", "factorize.Structured monarch", "factorize.Structured displaced",
+            "factorize.Structured sparse", "factorize.LowRank budget",
             "factorize.Compact", "factorize.Compact fire", "factorize.Compact shift", "distill.Student shallow")
 pairs = over(pair(s, p, *[pytest.mark.slow] * (s in VARIANTS and p not in EXPORTED[1:2]))
              for s in STEPS for p in PROBLEMS)
