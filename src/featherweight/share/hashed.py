@@ -77,7 +77,7 @@ class Hashed(Rewrite):
     Example:
         >>> wide = fw.capture(nn.Linear(64, 64), torch.zeros(2, 64))
         >>> small = fw.share.Hashed(share=1 / 8).plan(wide, fw.Task()).apply(wide)
-        >>> fw.measure.params(small) < fw.measure.params(wide) / 5
+        >>> fw.codec.archive_bytes(small) < fw.codec.archive_bytes(wide) / 3
         True
     """
 
