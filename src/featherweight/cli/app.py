@@ -249,19 +249,19 @@ def report(out: Annotated[Path, typer.Argument(metavar="OUT_DIR", help="folder t
 
 
 @app.command()
-def pack(network: Annotated[Path, typer.Argument(help=".fw file")],
+def pack(network: Annotated[Path, typer.Argument(help=".fw, safetensors or ONNX file")],
          archive: Annotated[Path, typer.Argument(help=".fwz file to write")], as_json: AsJson = False) -> None:
-    """Write a saved network as an entropy-coded archive."""
+    """Write a saved network, or any safetensors or ONNX file, as an entropy-coded archive."""
     _say_sizes(network, archive, codec.pack(network, archive), as_json)
 
 
 @app.command()
 def unpack(archive: Annotated[Path, typer.Argument(help=".fwz file")],
-           network: Annotated[Path, typer.Argument(help=".fw file to write")],
+           network: Annotated[Path, typer.Argument(help="file to write, of the kind that was packed")],
            limit: Annotated[int | None, typer.Option(min=1, help="bytes that the .fw file may have, where the archive "
                                                                  "claims more than strangers are allowed")] = None,
            as_json: AsJson = False) -> None:
-    """Write the saved network that an archive holds, bit for bit."""
+    """Write the file that an archive holds, bit for bit."""
     codec.unpack(archive, network, limit=limit)
     _say_sizes(archive, network, network.stat().st_size, as_json)
 
