@@ -270,3 +270,36 @@ def test_ratios_say_their_direction():
     assert units.ratio(100, 8, "faster", "slower").split() == ["12.5", "×", "faster"]
     assert units.ratio(100, 100.2) == "unchanged"
     assert units.ratio(None, 2) == units.ratio(2, 0) == ""
+
+
+# ---- what distillation brought
+
+def job(scores: list[float], *steps: dict[str, Any]) -> dict[str, Any]:
+    """A result whose recipe has these steps, with a score after each."""
+    names = ["original", *(str(step["kind"]) for step in steps)]
+    trail = [measurement(name, 500, 4000, 2e-3, score) for name, score in zip(names, scores, strict=True)]
+    tested = measurement("end", 500, 4000, 2e-3, scores[-1] - 1, split="test")
+    return result(recipe=list(steps), trail=trail, final={"before": trail[0], "after": tested})
+
+
+CUT, TRAIN = {"kind": "prune.Channels", "macs": 0.5}, {"kind": "recover.Train", "epochs": 2}
+LOGITS, MASKS = {"kind": "distill.Logits", "temperature": 4.0}, {"kind": "prune.Weights", "sparsity": 0.5}
+
+
+@pytest.mark.parametrize("teacher", [{"distill": LOGITS}, {"beside": [MASKS, LOGITS]}])
+def test_the_same_job_without_a_teacher_says_what_that_brought(teacher):
+    plain = {"beside": [MASKS]} if "beside" in teacher else {}
+    ours = job([90.0, 40.0, 89.5, 89.0], CUT, TRAIN | teacher, {"kind": "quantize.Quantize"})
+    theirs = job([90.0, 40.0, 88.25, 88.5], CUT, TRAIN | plain, {"kind": "quantize.Quantize"})
+    text = re.sub(r"<[^>]+>", " ", render(ours, [theirs]).split("What distillation brought")[1].split("</section>")[0])
+    assert " ".join(text.split()) == (
+        "step split with a teacher without difference recover.Train validation 89.50 88.25 +1.25 "
+        "quantize.Quantize validation 89.00 88.50 +0.50 at the end test 88.00 87.50 +0.50")
+
+
+def test_jobs_that_differ_otherwise_are_not_compared():
+    ours = job([90.0, 89.5], TRAIN | {"distill": LOGITS})
+    for other in (ours, job([90.0, 88.0], TRAIN | {"epochs": 3}), job([90.0, 88.0, 80.0], TRAIN, CUT),
+                  job([90.0, 88.0], TRAIN | {"beside": [MASKS]})):
+        assert "What distillation brought" not in render(ours, [other])
+    assert "What distillation brought" not in render(job([90.0, 88.0], TRAIN), [ours])

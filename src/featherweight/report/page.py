@@ -9,6 +9,7 @@ from string import Template
 from typing import Any
 
 from featherweight.report import charts, tables, units
+from featherweight.report.taught import brought
 
 Row = Mapping[str, Any]
 
@@ -18,16 +19,17 @@ PAGE = Template("""<!doctype html>
 <title>featherweight: $headline</title><style>$style</style></head>
 <body><main>
 <header><h1>$headline</h1>$verdict</header>
-$flags$tiles$final$charts$trail$curves$losses$layers$skipped$notes$recipe$footer
+$flags$tiles$final$charts$trail$curves$losses$taught$layers$skipped$notes$recipe$footer
 </main></body></html>
 """)
 
 
-def render(result: Row) -> str:
+def render(result: Row, beside: Sequence[Row] = ()) -> str:
     """The report of one compression job, as the text of one HTML file (under 1 MB, also for large networks).
 
     result: what ``result.json`` holds: trail, plans, layers, recipe, machine, versions, notes, flags, final. Anything
-    that is missing or None is shown as not measured or left out; all text is escaped.
+    that is missing or None is shown as not measured or left out; all text is escaped. beside: results of the same
+    recipe without a teacher: the page says what distillation brought.
 
     Example:
         >>> page = fw.report.render(result.to_dict())             # of what compress gave
@@ -42,6 +44,7 @@ def render(result: Row) -> str:
         tiles=_tiles(first, last) if measured else "", final=_final(result.get("final")),
         charts=_charts(measured), curves=_curves(result.get("plans") or []),
         losses=_losses(result.get("losses") or {}),
+        taught=_section("What distillation brought", brought(result, beside)),
         trail=_trail(measured, result), layers=_layers(result.get("layers")),
         skipped=_section("What was not compressed, and why", tables.skipped(result.get("plans") or [])),
         notes=_notes(result), recipe=_recipe(result), footer=_footer(result, last))
