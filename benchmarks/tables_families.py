@@ -43,13 +43,15 @@ def low_rank_speed(rows: Rows) -> list[str]:
 def dense(rows: Rows) -> list[str]:
     """The linear layers of low_rank.json."""
     found = {name: row for name, row in rows.items() if name.startswith("linear ")}
-    lines = [[f"{name.removeprefix('linear ')}: {arm}", f"{one['params'] / 1e3:.0f}", ms(one.get("processor_s", one["q1_s"])), faster(row["arms"], arm)]
+    lines = [[f"{name.removeprefix('linear ')}: {arm}", f"{one['params'] / 1e3:.0f}",
+              ms(one.get("processor_s", one["q1_s"])), faster(row["arms"], arm)]
              for name, row in found.items() for arm, one in row["arms"].items()]
     scratch = [[name.removeprefix("resnet20 from scratch, "), str(row["epochs"]), f"{row['seconds_an_epoch']:.1f}",
                 f"{row['processor_s']:.0f}", f"{row['validation']:.2f}", f"{row['top1']:.2f}"]
                for name, row in rows.items() if "seconds_an_epoch" in row]
     return ["## Low rank: dense layers", "", "`benchmarks/low_rank.py dense`; the processor's "
-            "milliseconds, or lower quartiles of those on the wall where these were not kept.", *table(["", "params (k)", "ms", "times faster"], lines),
+            "milliseconds, or lower quartiles of those on the wall where these were not kept.",
+            *table(["", "params (k)", "ms", "times faster"], lines),
             *(["`benchmarks/low_rank.py scratch`: ResNet-20 from fresh weights on 10,000 images.",
                *table(["", "epochs", "s an epoch", "processor s", "validation %", "test %"], scratch)]
               if scratch else [])]

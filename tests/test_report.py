@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import itertools
 import json
 import re
 from html.parser import HTMLParser
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
+from torch import nn
 
+import featherweight as fw
 from featherweight.report import render, units
 from featherweight.report.charts import Marker, bars, scatter, ticks
 
@@ -303,3 +308,25 @@ def test_jobs_that_differ_otherwise_are_not_compared():
                   job([90.0, 88.0], TRAIN | {"beside": [MASKS]})):
         assert "What distillation brought" not in render(ours, [other])
     assert "What distillation brought" not in render(job([90.0, 88.0], TRAIN), [ours])
+
+
+def test_spectra_of_split_layers_are_drawn_by_themselves():
+    torch.manual_seed(0)
+    wide = fw.capture(nn.Sequential(nn.Linear(40, 60), nn.ReLU(), nn.Linear(60, 50)), torch.zeros(2, 40))
+    plan = fw.factorize.LowRank(energy=0.5).plan(wide, fw.Task())
+    assert [one.group for one in plan.spectra] == [split.weight for split in plan.splits] == ["0.weight", "2.weight"]
+    for one in plan.spectra:
+        values = np.linalg.svd(wide.tensor(one.group).detach().numpy(), compute_uv=False)
+        wanted = [values[round(share * len(values)) - 1] / values[0] for share in one.shares]
+        np.testing.assert_allclose(one.changes, wanted, rtol=1e-4)
+    decided = {"step": 1, "kind": "factorize.LowRank", "curves": [dataclasses.asdict(c) for c in plan.spectra]}
+    sensed = {"step": 2, "kind": "prune.Channels", "curves": [
+        {"group": "g", "shares": [0.1, 0.5], "changes": [0.0, 0.2], "kind": "output", "channels": 8}]}
+    page = render(result(plans=[decided, sensed]))
+    own = {title: page.split(f"<h2>{title}</h2>")[1].split("</section>")[0] for title in ("Singular values",
+                                                                                          "Sensitivity")}
+    assert "0.weight" in own["Singular values"]
+    assert "share of the full rank" in own["Singular values"]
+    assert "share of the group" in own["Sensitivity"]
+    assert "0.weight" not in own["Sensitivity"]
+    assert "Singular values" not in render(result(plans=[sensed]))
