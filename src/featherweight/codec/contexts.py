@@ -56,8 +56,8 @@ class Contexts:
             found *= len(self.left) + 2
         if phase:
             given = stands_left(symbols, self.z, self.cap, self.group, phase) if left is None else left
-            reached = 1 + np.searchsorted(self.left, np.arange(4 * 15 + 1), side="right")
-            found += reached.astype(np.uint8)[given]
+            over = np.searchsorted(self.left, np.arange(4 * 15 + 1), side="right")
+            found += (1 + over).astype(np.uint8)[given]
         return found
 
 
