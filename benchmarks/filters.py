@@ -46,7 +46,7 @@ KINDS: dict[str, dict[str, fw.steps.Rewrite]] = {
     DENSE: {
         "low rank 16": fw.factorize.LowRank(ranks={"1": 16, "3": 16}, form="svd"),
         **{f"{form} 16": fw.factorize.Structured(form, blocks=16, ignore=ENDS[DENSE])
-           for form in ("monarch", "kronecker", "circulant")},
+           for form in ("monarch", "kronecker", "circulant", "fourier")},
         "displaced 16": fw.factorize.Structured("displaced", blocks=16, terms=1, ignore=ENDS[DENSE]),
         "sparse 2 %, rank 8": fw.factorize.Structured("sparse", terms=8, share=0.02, ignore=ENDS[DENSE]),
         "monarch 16, data": fw.factorize.Structured("monarch", blocks=16, data=True, ignore=ENDS[DENSE]),

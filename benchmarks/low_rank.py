@@ -155,7 +155,7 @@ class Bench:
             forms: dict[str, fw.steps.Rewrite] = {
                 "LowRank energy=0.95": fw.factorize.LowRank(energy=0.95),
                 **{f"Structured {form}": fw.factorize.Structured(form, blocks=16 if form == "kronecker" else 32)
-                   for form in ("monarch", "kronecker", "circulant")}}
+                   for form in ("monarch", "kronecker", "circulant", "fourier")}}
             small = {name: step.plan(dense, fw.Task()).apply(dense) for name, step in forms.items()}
             int8 = fw.quantize.Quantize("int8", activations="dynamic", ends=None)
             task = fw.Task(calibration=[(torch.randn(16, width), torch.zeros(16))])

@@ -59,6 +59,15 @@ def test_a_product_of_circulant_and_skew_circulant_is_what_its_columns_say() -> 
     torch.testing.assert_close(nearest("displaced", toeplitz, 5, 2), toeplitz, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("size", [1, 2, 5, 8])
+def test_fourier_matrices_transform_and_come_back(size: int) -> None:
+    there, back = matrices.fourier(size)
+    x = randn(size)
+    wanted = torch.view_as_real(torch.fft.rfft(x)).flatten()
+    torch.testing.assert_close(there @ x, wanted)
+    torch.testing.assert_close(back @ wanted, x)
+
+
 def test_each_turn_of_low_displacement_is_the_least_squares(monkeypatch: pytest.MonkeyPatch) -> None:
     """By the equations of all numbers at once, without Fourier transforms; the first turn begins where none was."""
     matrix = randn(6, 6)
@@ -159,7 +168,7 @@ def network() -> fw.Network:
 @pytest.mark.parametrize("form", FORMS)
 def test_the_graph_computes_with_the_matrix_and_both_runtimes_take_it(network: fw.Network, form: str,
                                                                      tmp_path: Path) -> None:
-    blocks, terms = (8, 1) if form == "displaced" else (4, 2)
+    blocks, terms = (8, 1) if form in ("displaced", "fourier") else (4, 2)
     plan = Structured(form, blocks=blocks, terms=terms).plan(network, Task())
     small, slow = plan.apply(network), network.copy()
     assert plan.layers

@@ -51,6 +51,7 @@ STEPS: dict[str, Callable[[], Rewrite]] = {
     "factorize.Structured monarch": lambda: fw.factorize.Structured("monarch", blocks=4),
     "factorize.Structured circulant": lambda: fw.factorize.Structured("circulant", blocks=4),
     "factorize.Structured displaced": lambda: fw.factorize.Structured("displaced", blocks=4, data=True),
+    "factorize.Structured fourier": lambda: fw.factorize.Structured("fourier", blocks=4),
     "factorize.Structured sparse": lambda: fw.factorize.Structured("sparse", terms=2, share=0.05),
     "factorize.Compact": lambda: fw.factorize.Compact("ghost", data=True),
     "factorize.Compact fire": lambda: fw.factorize.Compact("fire"),
@@ -113,7 +114,7 @@ def cuts(step: str, problem: str) -> bool:
 VARIANTS = ("share.Codebook channels", "share.Codebook priced", "share.Codebook made up for", "share.Transferred",
             "share.Hashed", "share.BlockCodebook",
             "factorize.Structured circulant", "factorize.Structured monarch", "factorize.Structured displaced",
-            "factorize.Structured sparse", "factorize.LowRank budget",
+            "factorize.Structured sparse", "factorize.Structured fourier", "factorize.LowRank budget",
             "factorize.Compact", "factorize.Compact fire", "factorize.Compact shift", "distill.Student shallow")
 pairs = over(pair(s, p, *[pytest.mark.slow] * (s in VARIANTS and p not in EXPORTED[1:2]))
              for s in STEPS for p in PROBLEMS)

@@ -12,7 +12,7 @@ from torch.fx import Node
 from featherweight.errors import PlanError, did_you_mean
 from featherweight.factorize.form_fit import Fitted, fitted
 from featherweight.factorize.graph.builder import Builder
-from featherweight.factorize.graph.structured import FORMS, TAKEN, FormNumbers
+from featherweight.factorize.graph.structured import FORMS, LINEAR, TAKEN, FormNumbers
 from featherweight.factorize.surgery import AXES, groups_of, stem
 from featherweight.judge.costs import alone, growth
 from featherweight.network import Network
@@ -102,12 +102,13 @@ class Structured(Rewrite):
 
     form: "monarch", two block-diagonal matrices with a shuffle between, as two grouped convolutions (Dao et al. 2022).
         "kronecker", a sum of ``terms`` Kronecker products, as two small linear layers (linear layers alone).
-        "circulant", circulant blocks (Ding et al. 2017); "displaced", blocks of low displacement rank, the sum of
+        "circulant", circulant blocks (Ding et al. 2017), "fourier", the same ones under Fourier transforms, which
+        saves MACs too (linear layers alone); "displaced", blocks of low displacement rank, the sum of
         ``terms`` products of a circulant and a skew-circulant one (Sindhwani et al. 2015); "sparse", a product of rank
-        ``terms`` and a ``share`` of single weights beside it (GoDec: Zhou and Tao 2011). These three have fewer
-        parameters and as many MACs, since the whole matrix is made of them when the file is loaded.
-    blocks: monarch: blocks of each factor; kronecker: rows and columns of the first factor; circulant, displaced: size
-        of a block. Must divide both widths of a layer; sparse takes none.
+        ``terms`` and a ``share`` of single weights beside it (GoDec: Zhou and Tao 2011). Of "circulant", "displaced"
+        and "sparse" the whole matrix is made when the file is loaded: fewer parameters, as many MACs.
+    blocks: monarch: blocks of each factor; kronecker: rows and columns of the first factor; circulant, fourier,
+        displaced: size of a block. Must divide both widths of a layer; sparse takes none.
     data: the matrices are fitted to the outputs on calibration data, layer after layer, from what the network that is
         compressed so far gives to what the whole one gives; biases make up for the change of means.
     ignore: patterns of layers to leave alone (``network/layers``).
@@ -197,8 +198,8 @@ def refusal(network: Network, layer: Layer, form: str, blocks: int) -> str:
         return "its weight is shared or tied"
     if isinstance(schema_argument(call, "padding") if call.target in AXES else 0, str):
         return "its padding is a word"
-    if form == "kronecker" and call.target is not aten.linear.default:
-        return "a convolution takes no Kronecker product"
+    if form in LINEAR and call.target is not aten.linear.default:
+        return "a convolution takes no Kronecker product" if form == "kronecker" else f"{form} is for linear layers"
     if form != "sparse" and any(size % blocks for size in weight.shape[:2]):
         return f"blocks={blocks} does not divide its widths {list(weight.shape[:2])}"
     if reason := not_finite(weight):

@@ -95,6 +95,30 @@ def put_circulant(at: Builder, own: FormNumbers) -> Node:
     return _with(at, _tiled(at, made, own.blocks))
 
 
+def put_fourier(at: Builder, own: FormNumbers) -> Node:
+    """Circulant blocks under Fourier transforms, which make them diagonal: a small linear layer that transforms every
+    block of the input, for each frequency a matrix between blocks (a grouped convolution, real and imaginary parts side
+    by side), and the way back."""
+    size, outputs, inputs = own.blocks, at.shape[0] // own.blocks, at.shape[1] // own.blocks
+    turn, back = matrices.fourier(size)
+    count = len(turn)  # real and imaginary part of each frequency
+    there, again = at.buffer("fourier.turn", turn), at.buffer("fourier.back", back)
+    spectrum = at.make(aten.linear.default, at.stored("columns.weight"), there)
+    split = at.make(aten.reshape.default, spectrum, [outputs, inputs, count // 2, 2])
+    real, imaginary = (at.make(aten.permute.default, at.make(aten.select.int, split, 3, k), [2, 0, 1]) for k in (0, 1))
+    rows = (at.make(aten.cat.default, [real, at.make(aten.neg.default, imaginary)], 2),
+            at.make(aten.cat.default, [imaginary, real], 2))
+    mixing = at.make(aten.reshape.default, at.make(aten.cat.default, list(rows), 1), [count * outputs, 2 * inputs, 1])
+    x = at.make(aten.reshape.default, at.call.args[0], [-1, inputs, size])
+    x = at.make(aten.transpose.int, at.make(aten.linear.default, x, there), 1, 2)
+    x = at.make(aten.reshape.default, x, [-1, count * inputs, 1])
+    x = at.make(PLAIN[1], x, mixing, None, [1], [0], [1], count // 2)
+    x = at.make(aten.transpose.int, at.make(aten.reshape.default, x, [-1, count, outputs]), 1, 2)
+    x = _shaped_as(at, at.make(aten.linear.default, x, again))
+    bias = at.bias(name="made.")
+    return x if bias is None else at.make(aten.add.Tensor, x, bias)
+
+
 def put_displaced(at: Builder, own: FormNumbers) -> Node:
     """The same call, its weight a sum of circulant times skew-circulant blocks."""
     size, terms = own.blocks, at.value("left.weight").shape[2]
@@ -145,6 +169,8 @@ FORMS: dict[str, StructuredForm] = {
                                 lambda b, a: matrices.of_kronecker(a, b), put_kronecker),
     "circulant": StructuredForm(("columns.weight",), lambda m, s: (matrices.circulant(m, s.blocks),),
                                 matrices.of_circulant, put_circulant),
+    "fourier": StructuredForm(("columns.weight",), lambda m, s: (matrices.circulant(m, s.blocks),),
+                              matrices.of_circulant, put_fourier),
     "displaced": StructuredForm(("left.weight", "right.weight"), lambda m, s: matrices.displaced(m, s.blocks, s.terms),
                                 matrices.of_displaced, put_displaced),
     "sparse": StructuredForm(("reduce.weight", "expand.weight", "rest.place", "rest.weight"),
@@ -152,6 +178,8 @@ FORMS: dict[str, StructuredForm] = {
 }
 #: names that the graph of a form may take
 TAKEN = (*dict.fromkeys(name for form in FORMS.values() for name in form.parts), "columns.place", "left.place",
-         "right.sign", "made.bias")
+         "right.sign", "fourier.turn", "fourier.back", "made.bias")
+#: forms that take no convolution
+LINEAR = ("kronecker", "fourier")
 
-__all__ = ["FORMS", "TAKEN", "FormNumbers", "StructuredForm"]
+__all__ = ["FORMS", "LINEAR", "TAKEN", "FormNumbers", "StructuredForm"]

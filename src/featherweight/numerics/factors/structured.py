@@ -81,6 +81,16 @@ def of_circulant(columns: Tensor) -> Tensor:
     return blocks.permute(0, 2, 1, 3).reshape(columns.shape[0] * size, columns.shape[1] * size)
 
 
+def fourier(size: int) -> tuple[Tensor, Tensor]:
+    """The real Fourier transform as matrices, float64: there [2 f, size], the real and the imaginary part of each of
+    the f = size // 2 + 1 frequencies; and back [size, 2 f]."""
+    frequencies, places = torch.arange(size // 2 + 1).double(), torch.arange(size).double()
+    angles = 2 * torch.pi * frequencies[:, None] * places / size
+    there = torch.stack([angles.cos(), -angles.sin()], 1).flatten(0, 1)
+    twice = torch.where((frequencies == 0) | (2 * frequencies == size), 1.0, 2.0).double() / size
+    return there, (twice.repeat_interleave(2)[:, None] * there).T.contiguous()
+
+
 def displaced(matrix: Tensor, size: int, terms: int) -> tuple[Tensor, Tensor]:
     """Blocks of ``size`` x ``size`` of low displacement rank: the sum over t of Z_1(g_t) Z_-1(h_t), a circulant times a
     skew-circulant matrix (Sindhwani et al. 2015, "Structured transforms", eq. 6; of two terms every Toeplitz matrix).
@@ -182,5 +192,5 @@ def closer(make: Callable[[Sequence[Tensor]], Tensor], parts: Sequence[Tensor], 
     return [g.detach().to(p.dtype) if kept else p for g, p in zip(given, parts, strict=True)]
 
 
-__all__ = ["circulant", "closer", "displaced", "kronecker", "monarch", "of_circulant", "of_displaced", "of_kronecker",
-           "of_monarch", "of_sparse", "sparse", "wrapped"]
+__all__ = ["circulant", "closer", "displaced", "fourier", "kronecker", "monarch", "of_circulant", "of_displaced",
+           "of_kronecker", "of_monarch", "of_sparse", "sparse", "wrapped"]
