@@ -8,7 +8,7 @@ small, small-more: a fresh ResNet-8 on a subset of CIFAR-10 (2,560 training imag
     scores.
 pruned, pruned-3x: ResNet-20 at 2.1x and 3x fewer MACs after 8 epochs on the whole split, as in beside_torch_pruning.py,
     taught by the outputs and by the activations of what it was cut from: kept channels compared directly.
-costs: seconds of a step of each arm as a ratio to plain training, in interleaved rounds.
+costs: seconds and memory of each arm as a ratio to plain training; rows go into distillation_costs.json.
 
 Every row goes into benchmarks/results/distillation.json as soon as it is measured; one that is there is not run again.
 A training that was stopped goes on from its checkpoint in out/distillation.
@@ -18,10 +18,14 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
+import re
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +45,7 @@ from featherweight.distill import (
     Relations,
     Smoothing,
 )
+from featherweight.distill.cache import OutputCache
 from featherweight.steps import Context
 
 HERE = Path(__file__).parent
@@ -156,21 +161,73 @@ class Bench:
                          task, arm=arm, seed=seed, epochs=8, fewer=fewer)
 
     def costs(self, rounds: int = 3) -> None:
-        """Seconds of 10 steps of each arm, in turn, as the median ratio to plain training in the same round."""
-        task, teacher = subset(), self.original(56)
+        """Processor seconds of 10 steps of each arm, in turn, as the median ratio to plain training in the same round;
+        the peak of memory that 4 steps ask for in a process of their own, as a ratio to plain training."""
+        task, teacher, rows = subset(), self.original(56), Rows("distillation_costs.json")
         arms = [a for a in SMALL if a != "born again"]
         seconds: dict[str, list[float]] = {a: [] for a in arms}
+
+        def train(arm: str, batches: int) -> float:
+            fit = fw.recover.Train(epochs=1, batches=batches, lr=0.01, channels_last=True, beside=tuple(
+                dataclasses.replace(b, cache=None) if isinstance(b, Logits) else b for b in SMALL[arm]))
+            start = time.process_time()
+            fit.fit(cifar10.network(8), task, Context(original=teacher))
+            return time.process_time() - start
+
         for _ in range(rounds):
             for arm in arms:
-                train = fw.recover.Train(epochs=1, batches=10, lr=0.01, channels_last=True, beside=tuple(
-                    dataclasses.replace(b, cache=None) if isinstance(b, Logits) else b for b in SMALL[arm]))
-                start = time.monotonic()
-                train.fit(cifar10.network(8), task, Context(original=teacher))
-                seconds[arm].append(time.monotonic() - start)
+                seconds[arm].append(train(arm, 10))
+        peaks = {arm: peak(partial(train, arm, 4)) for arm in arms}
         for arm in arms:
-            ratios = [a / b for a, b in zip(seconds[arm], seconds["no teacher"], strict=True)]
-            self.rows.add(f"costs {arm}", {"time_ratio": statistics.median(ratios), "rounds": rounds})
-            print(f"costs {arm:30s} {statistics.median(ratios):6.2f}", flush=True)
+            ratio = statistics.median(a / b for a, b in zip(seconds[arm], seconds["no teacher"], strict=True))
+            rows.add(arm, {"time_ratio": ratio, "rounds": rounds, "peak_bytes": peaks[arm],
+                           "memory_ratio": peaks[arm] / peaks["no teacher"]})
+            print(f"costs {arm:30s} time {ratio:6.2f} memory {rows[arm]['memory_ratio']:6.2f}", flush=True)
+        rows.add("cache", {**cached(task, teacher), "epochs": 3, "images": IMAGES})
+        print("cache", rows["cache"], flush=True)
+
+
+def peak(work: Callable[[], Any]) -> int:
+    """Bytes by which a process grows while it works."""
+    read, write = os.pipe()
+    if not (child := os.fork()):
+        before = high_water()
+        work()
+        os.write(write, str(high_water() - before).encode())
+        os._exit(0)
+    os.waitpid(child, 0)
+    os.close(write)
+    with os.fdopen(read) as file:
+        return int(file.read())
+
+
+def high_water() -> int:
+    found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    assert found is not None
+    return 1024 * int(found[1])
+
+
+def cached(task: fw.Task, teacher: fw.Network) -> dict[str, Any]:
+    """The share of samples whose outputs were in the cache over three epochs, its bytes, and seconds an epoch beside
+    those without a cache; every image comes mirrored half of the time, so that there are two of each."""
+    seen: dict[int, OutputCache] = {}
+    ask = OutputCache.outputs
+
+    def asked(cache: OutputCache, *given: Any, **more: Any) -> Any:
+        seen[id(cache)] = cache
+        return ask(cache, *given, **more)
+
+    seconds = {}
+    with tempfile.TemporaryDirectory() as folder:
+        OutputCache.outputs = asked  # type: ignore[method-assign]
+        for name in (None, folder):
+            fit = fw.recover.Train(epochs=3, lr=0.01, channels_last=True, beside=(dataclasses.replace(KD, cache=name),))
+            start = time.process_time()
+            fit.fit(cifar10.network(8), task, Context(original=teacher))
+            seconds["cached" if name else "asked anew"] = (time.process_time() - start) / 3
+        OutputCache.outputs = ask  # type: ignore[method-assign]
+        (cache,) = seen.values()
+        return {"hit_rate": cache.hit_rate, "file_bytes": cache.file_bytes, "seconds_an_epoch": seconds}
 
 
 def main() -> None:

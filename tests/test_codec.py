@@ -210,16 +210,16 @@ def test_a_flipped_bit_is_refused(saved, tmp_path):
     assert {p.name for p in tmp_path.iterdir()} == {"bad.fwz"}
 
 
-def signed(body: bytes) -> bytes:
+def signed(body: bytes, version: int = 1) -> bytes:
     """An archive whose outer checksum is right: what an attacker would send."""
-    return MAGIC + b"\x01" + hashlib.sha256(body).digest() + body
+    return MAGIC + bytes((version,)) + hashlib.sha256(body).digest() + body
 
 
 def test_a_flipped_bit_under_a_right_checksum_is_refused(saved, tmp_path):
     body = saved[1].read_bytes()[40:]
     for at in range(0, len(body), 5):
         bad = body[:at] + bytes((body[at] ^ 1 << at % 8,)) + body[at + 1:]
-        (tmp_path / "bad.fwz").write_bytes(signed(bad))
+        (tmp_path / "bad.fwz").write_bytes(signed(bad, saved[1].read_bytes()[7]))
         with pytest.raises(FileError, match=r"archive|coded stream|damaged|claims"):
             unpack(tmp_path / "bad.fwz", tmp_path / "out.fw")
     assert {p.name for p in tmp_path.iterdir()} == {"bad.fwz"}

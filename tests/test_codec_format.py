@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
@@ -20,11 +21,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from onnx import helper, numpy_helper
 from safetensors.numpy import save_file
 from torch import nn
 
 import featherweight as fw
 from featherweight.codec import blocks, entropy, rows, words
+from featherweight.codec.archive import contents
+from featherweight.codec.protobuf import raw_tensors
 from featherweight.errors import FileError
 
 ROOT = Path(__file__).parents[1]
@@ -189,15 +193,19 @@ def block(method: int, payload: bytes, count: int, width: int) -> bytes:
 def slow_unpack(archive: bytes) -> tuple[bytes, set[int]]:
     """The file inside, and the methods that were met."""
     read = Reader(archive)
-    assert read.take(8) == bytes.fromhex("9346575A0D0A1A02")
+    assert read.take(8) == bytes.fromhex("9346575A0D0A1A03")
     assert read.take(32) == hashlib.sha256(archive[40:]).digest()
-    inside, length, found, met = read.take(32), read.varint(), b"", set()
+    inside, kind_of_file, length, found, met = read.take(8), read.byte(), read.varint(), b"", set()
     while read.at < len(archive):
-        kind, count = read.byte(), read.varint()
+        begin, kind, count = read.at, read.byte(), read.varint()
         found += block(kind % 16, read.part(), count, 2 ** (kind // 16))
+        check = zlib.crc32(archive[begin:read.at])
+        assert read.take(4) == check.to_bytes(4, "little")
         met.add(kind % 16)
     assert len(found) == length
-    assert hashlib.sha256(found).digest() == inside
+    assert hashlib.sha256(bytes([kind_of_file]) + found).digest()[:8] == inside
+    assert kind_of_file in (0, 1)
+    assert kind_of_file == 1 or found[8:9] == b"{"
     return found, met
 
 
@@ -332,9 +340,13 @@ def test_any_safetensors_file_is_packed(tmp_path):
     assert slow_unpack((tmp_path / "any.fwz").read_bytes())[0] == (tmp_path / "again").read_bytes()
 
 
-def test_an_archive_is_unpacked_without_torch(tmp_path):
-    save_file({"a": np.arange(5000, dtype=np.float32)}, tmp_path / "any.safetensors")
-    fw.codec.pack(tmp_path / "any.safetensors", tmp_path / "any.fwz")
+@pytest.mark.parametrize("name", ["any.safetensors", "any.onnx"])
+def test_an_archive_is_unpacked_without_torch(name, tmp_path):
+    if name.endswith("onnx"):
+        fw.deploy.target("onnxruntime").export(fw.capture(nn.Linear(40, 30), torch.zeros(2, 40)), tmp_path / name)
+    else:
+        save_file({"a": np.arange(5000, dtype=np.float32)}, tmp_path / name)
+    fw.codec.pack(tmp_path / name, tmp_path / "any.fwz")
     hidden = ("import importlib.abc, sys\n"
               "class Hidden(importlib.abc.MetaPathFinder):\n"
               "    def find_spec(self, name, path, target=None):\n"
@@ -343,12 +355,12 @@ def test_an_archive_is_unpacked_without_torch(tmp_path):
               "sys.meta_path.insert(0, Hidden())\n")
     reading = hidden + "from featherweight.cli import main; sys.argv.insert(1, 'unpack'); main()"
     for arguments, code, said in (((tmp_path / "any.fwz", tmp_path / "again"), 0, "bytes"),
-                                  ((tmp_path / "any.safetensors", tmp_path / "no"), 2, "no featherweight archive"),
+                                  ((tmp_path / name, tmp_path / "no"), 2, "no featherweight archive"),
                                   ((tmp_path / "any.fwz",), 2, "usage")):
         done = subprocess.run([sys.executable, "-c", reading, *map(str, arguments)], capture_output=True, text=True,
                               check=False)
         assert (done.returncode, said in done.stdout + done.stderr) == (code, True), done.stderr
-    assert (tmp_path / "again").read_bytes() == (tmp_path / "any.safetensors").read_bytes()
+    assert (tmp_path / "again").read_bytes() == (tmp_path / name).read_bytes()
 
 
 def test_one_tensor_is_read_without_the_others(tmp_path):
@@ -361,3 +373,88 @@ def test_one_tensor_is_read_without_the_others(tmp_path):
     with pytest.raises(FileError, match="holds no tensor 'x'"):
         fw.codec.read_tensor(tmp_path / "any.fwz", "x")
     assert json.loads(slow_unpack((tmp_path / "any.fwz").read_bytes())[0][8:].split(b"}}")[0] + b"}}")
+
+
+def test_damage_in_one_tensor_leaves_the_others_readable(tmp_path):
+    generator = np.random.default_rng(0)
+    arrays = {name: generator.normal(size=(70, 90)).astype(np.float32) for name in "abc"}
+    save_file(arrays, tmp_path / "any.safetensors")
+    fw.codec.pack(tmp_path / "any.safetensors", tmp_path / "any.fwz")
+    data = bytearray((tmp_path / "any.fwz").read_bytes())
+    for name, block in zip("abc", contents(tmp_path / "any.fwz")[2][1:], strict=True):
+        for at in (block.begin, block.start, block.end - 1, block.end + 2):
+            bad = bytes(data[:at]) + bytes((data[at] ^ 64,)) + bytes(data[at + 1:])
+            (tmp_path / "bad.fwz").write_bytes(bad)
+            with pytest.raises(FileError, match="damaged"):
+                fw.codec.read_tensor(tmp_path / "bad.fwz", name)
+            if at != block.begin:
+                for other in set("abc") - {name}:
+                    assert np.array_equal(fw.codec.read_tensor(tmp_path / "bad.fwz", other), arrays[other])
+            with pytest.raises(FileError, match="damaged"):
+                fw.codec.unpack(tmp_path / "bad.fwz", tmp_path / "out")
+
+
+# ---- ONNX files
+
+def onnx_file(path: Path) -> dict[str, bytes]:
+    """A model with initializers of several types, one in a subgraph of a node, and one as a constant; their bytes."""
+    generator = np.random.default_rng(0)
+    arrays = {"float": generator.normal(size=(40, 90)).astype(np.float32),
+              "index": np.tile(np.arange(7, dtype=np.uint8), 300).reshape(30, 70),
+              "half": generator.normal(size=900).astype(np.float16), "long": np.arange(200, dtype=np.int64),
+              "few": generator.normal(size=3).astype(np.float32), "inner": generator.normal(size=400)}
+    made = {name: numpy_helper.from_array(array, name) for name, array in arrays.items()}
+    inner = helper.make_graph([], "branch", [], [], [made["inner"]])
+    nodes = [helper.make_node("If", ["c"], ["y"], then_branch=inner, else_branch=inner),
+             helper.make_node("Constant", [], ["k"], value=made["half"])]
+    graph = helper.make_graph(nodes, "g", [], [], [made[n] for n in ("float", "index", "long", "few")])
+    path.write_bytes(helper.make_model(graph).SerializeToString())
+    return {name: array.tobytes() for name, array in arrays.items()}
+
+
+def test_onnx_files_come_back_and_their_tensors_are_found(tmp_path):
+    arrays = onnx_file(tmp_path / "a.onnx")
+    data = (tmp_path / "a.onnx").read_bytes()
+    found = [data[t.start:t.end] for t in raw_tensors(data)]
+    assert sorted(found) == sorted([*arrays.values(), arrays["inner"]])  # both branches
+    columns = {data[t.start:t.end]: (t.width, t.columns) for t in raw_tensors(data)}
+    assert columns[arrays["float"]] == (4, 90)
+    assert columns[arrays["index"]] == (1, 70)
+    assert columns[arrays["half"]] == (2, 0)
+    size = fw.codec.pack(tmp_path / "a.onnx", tmp_path / "a.fwz")
+    assert size < 0.85 * len(data)
+    assert fw.codec.unpack(tmp_path / "a.fwz", tmp_path / "b.onnx") == len(data)
+    assert (tmp_path / "b.onnx").read_bytes() == data
+    assert slow_unpack((tmp_path / "a.fwz").read_bytes())[0] == data
+    with pytest.raises(FileError, match=r"holds an ONNX file.*write featherweight unpack"):
+        fw.codec.read_tensor(tmp_path / "a.fwz", "float")
+
+
+def test_a_deployed_file_is_packed_as_the_network_is(tmp_path):
+    torch.manual_seed(0)
+    net = fw.capture(nn.Sequential(nn.Conv2d(8, 32, 3), nn.ReLU(), nn.Conv2d(32, 32, 3)), torch.zeros(2, 8, 9, 9))
+    small = fw.share.Codebook(bits=3).plan(net, fw.Task()).apply(net)
+    fw.deploy.target("onnxruntime").export(small, tmp_path / "a.onnx")
+    size = fw.codec.pack(tmp_path / "a.onnx", tmp_path / "a.fwz")
+    assert size < fw.codec.archive_bytes(small) + 1500
+    fw.codec.unpack(tmp_path / "a.fwz", tmp_path / "b.onnx")
+    runner = fw.deploy.target("onnxruntime").load(tmp_path / "b.onnx", 1, like=small.signature)
+    x = torch.randn(1, 8, 9, 9)
+    torch.testing.assert_close(runner(x), small(x).detach(), rtol=1e-4, atol=1e-5)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.binary(max_size=80), st.integers(0, 500), st.integers(0, 255))
+def test_what_is_no_model_is_refused_or_comes_back(tmp_path_factory, junk, at, byte):
+    """Whatever is no ONNX file is refused in words; one with a changed byte is refused, or packed and given back."""
+    folder = tmp_path_factory.mktemp("junk")
+    onnx_file(folder / "a.onnx")
+    data = bytearray((folder / "a.onnx").read_bytes())
+    data[at % len(data)] = byte
+    for given_ in (junk, bytes(data), bytes(data[:at]) + junk):
+        (folder / "j.onnx").write_bytes(given_)
+        (folder / "again").write_bytes(given_)
+        with contextlib.suppress(FileError):
+            fw.codec.pack(folder / "j.onnx", folder / "j.fwz")
+            fw.codec.unpack(folder / "j.fwz", folder / "again")
+        assert (folder / "again").read_bytes() == given_

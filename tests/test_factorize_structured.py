@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -26,10 +27,14 @@ def randn(*shape: int, seed: int = 0) -> Tensor:
 def test_a_matrix_of_the_kind_is_itself() -> None:
     of_kind = {"monarch": matrices.of_monarch(randn(16, 5), randn(24, 4, seed=1)),
                "kronecker": matrices.of_kronecker(randn(2, 4, 4), randn(2, 6, 5, seed=1)),
-               "circulant": matrices.of_circulant(randn(6, 5, 4))}
+               "circulant": matrices.of_circulant(randn(6, 5, 4)),
+               "displaced": matrices.of_displaced(randn(6, 5, 2, 4), randn(6, 5, 2, 4, seed=1))}
     for form, matrix in of_kind.items():
         assert matrix.shape == (24, 20)
-        torch.testing.assert_close(nearest(form, matrix, 4, 2), matrix)
+        torch.testing.assert_close(nearest(form, matrix, 4, 2), matrix, rtol=1e-5, atol=1e-6)
+    plain = randn(24, 2) @ randn(2, 20, seed=1)
+    plain[3, 4] += 9.0
+    torch.testing.assert_close(nearest("sparse", plain, 4, 2, 1 / 480), plain, rtol=1e-3, atol=1e-3)
 
 
 def test_matrices_are_what_their_names_say() -> None:
@@ -44,7 +49,75 @@ def test_matrices_are_what_their_names_say() -> None:
     torch.testing.assert_close(matrices.of_monarch(right, left) @ x, torch.block_diag(*left.view(3, 2, 3)) @ mixed)
 
 
+def test_a_product_of_circulant_and_skew_circulant_is_what_its_columns_say() -> None:
+    g, h = randn(5), randn(5, seed=1)
+    left = torch.tensor([[float(g[(i - j) % 5]) for j in range(5)] for i in range(5)]).double()
+    right = torch.tensor([[float(h[(i - j) % 5]) * (1 if i >= j else -1) for j in range(5)] for i in range(5)]).double()
+    torch.testing.assert_close(matrices.of_displaced(g.view(1, 1, 1, 5), h.view(1, 1, 1, 5)), left @ right,
+                               rtol=1e-6, atol=1e-6)
+    toeplitz = randn(9)[torch.arange(5)[:, None] - torch.arange(5) + 4]
+    torch.testing.assert_close(nearest("displaced", toeplitz, 5, 2), toeplitz, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [1, 2, 5, 8])
+def test_fourier_matrices_transform_and_come_back(size: int) -> None:
+    there, back = matrices.fourier(size)
+    x = randn(size)
+    wanted = torch.view_as_real(torch.fft.rfft(x)).flatten()
+    torch.testing.assert_close(there @ x, wanted)
+    torch.testing.assert_close(back @ wanted, x)
+
+
+def test_each_turn_of_low_displacement_is_the_least_squares(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the equations of all numbers at once, without Fourier transforms; the first turn begins where none was."""
+    matrix = randn(6, 6)
+    monkeypatch.setattr(matrices, "TURNS", 0)
+    _, h = matrices.displaced(matrix, 6, 2)
+    for _ in range(2):
+        units = torch.eye(12).double().view(12, 1, 1, 2, 6)
+        columns = torch.stack([matrices.of_displaced(u, h).flatten() for u in units], 1)
+        g = torch.linalg.lstsq(columns, matrix.flatten()[:, None]).solution.view(1, 1, 2, 6)
+        columns = torch.stack([matrices.of_displaced(g, u).flatten() for u in units], 1)
+        h = torch.linalg.lstsq(columns, matrix.flatten()[:, None]).solution.view(1, 1, 2, 6)
+    monkeypatch.setattr(matrices, "TURNS", 2)
+    torch.testing.assert_close(matrices.of_displaced(*matrices.displaced(matrix, 6, 2)), matrices.of_displaced(g, h),
+                               rtol=1e-5, atol=1e-6)
+
+
+def test_low_rank_and_sparse_takes_turns_that_only_gain(monkeypatch: pytest.MonkeyPatch) -> None:
+    matrix, lost, rest = randn(12, 10), [], np.zeros((12, 10))
+    for turn in range(1, 5):
+        monkeypatch.setattr(matrices, "TURNS", turn)
+        made = nearest("sparse", matrix, 4, 3, 0.1)
+        u, s, v = np.linalg.svd(matrix.numpy() - rest)
+        low = u[:, :3] * s[:3] @ v[:3]
+        rest = matrix.numpy() - low
+        bound = sorted(np.abs(rest).flatten())[-12]
+        rest = np.where(np.abs(rest) >= bound, rest, 0)
+        np.testing.assert_allclose(made, low + rest, rtol=1e-5, atol=1e-6)
+        lost.append(float((made - matrix).square().sum()))
+    u, s, v = torch.linalg.svd(matrix)
+    assert float(s[3:].square().sum()) > lost[0] > lost[1] > lost[2] > lost[3]
+
+
 @pytest.mark.parametrize("form", FORMS)
+def test_data_brings_outputs_nearer(form: str) -> None:
+    torch.manual_seed(0)
+    net = fw.capture(nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 32)).eval(), torch.randn(2, 64))
+    mix = randn(64, 64, seed=3).float() / 8
+    data = [(1 + torch.randn(64, 64) @ mix, torch.zeros(64)) for _ in range(4)]
+    task, errors = Task(calibration=data), {}
+    for given in (False, True):
+        plan = Structured(form, blocks=8, terms=1, data=given).plan(net, task)
+        assert len(plan.layers) == 2
+        small = plan.apply(net)
+        x = torch.cat([x for x, _ in data])
+        errors[given] = float((small(x) - net(x)).detach().square().sum())
+    assert errors[True] < 0.8 * errors[False]
+    assert all(0 < layer.error < 1 for layer in plan.layers)
+
+
+@pytest.mark.parametrize("form", ["monarch", "kronecker", "circulant"])
 def test_no_other_of_the_kind_is_nearer(form: str) -> None:
     """Gradient descent on the stored numbers, from the projection and from elsewhere, finds nothing nearer."""
     matrix = randn(8, 12)
@@ -95,12 +168,13 @@ def network() -> fw.Network:
 @pytest.mark.parametrize("form", FORMS)
 def test_the_graph_computes_with_the_matrix_and_both_runtimes_take_it(network: fw.Network, form: str,
                                                                      tmp_path: Path) -> None:
-    plan = Structured(form, blocks=4, terms=2).plan(network, Task())
+    blocks, terms = (8, 1) if form in ("displaced", "fourier") else (4, 2)
+    plan = Structured(form, blocks=blocks, terms=terms).plan(network, Task())
     small, slow = plan.apply(network), network.copy()
     assert plan.layers
     for layer in plan.layers:
         weight = network.tensor(layer.weight).detach()
-        slow.set_tensor(layer.weight, nearest(form, weight.flatten(1), 4, layer.terms).reshape(weight.shape))
+        slow.set_tensor(layer.weight, nearest(form, weight.flatten(1), blocks, layer.terms).reshape(weight.shape))
         lost = (slow.tensor(layer.weight) - weight).detach().square().sum() / weight.square().sum()
         assert layer.error == pytest.approx(float(lost), rel=1e-3)
     torch.testing.assert_close(small(images(5)), slow(images(5)), rtol=1e-4, atol=1e-5)

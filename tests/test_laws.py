@@ -50,6 +50,9 @@ STEPS: dict[str, Callable[[], Rewrite]] = {
     "factorize.Merge": lambda: fw.factorize.Merge(),
     "factorize.Structured monarch": lambda: fw.factorize.Structured("monarch", blocks=4),
     "factorize.Structured circulant": lambda: fw.factorize.Structured("circulant", blocks=4),
+    "factorize.Structured displaced": lambda: fw.factorize.Structured("displaced", blocks=4, data=True),
+    "factorize.Structured fourier": lambda: fw.factorize.Structured("fourier", blocks=4),
+    "factorize.Structured sparse": lambda: fw.factorize.Structured("sparse", terms=2, share=0.05),
     "factorize.Compact": lambda: fw.factorize.Compact("ghost", data=True),
     "factorize.Compact fire": lambda: fw.factorize.Compact("fire"),
     "factorize.Compact shift": lambda: fw.factorize.Compact("shift", terms=2),
@@ -58,6 +61,8 @@ STEPS: dict[str, Callable[[], Rewrite]] = {
                                                        spacing="density"),
     "share.Codebook made up for": lambda: fw.share.Codebook(bits=3, min_size=64, rate=0.01, compensate="obs"),
     "share.Codebook channels": lambda: fw.share.Codebook(bits=2, min_size=64, per="channel"),
+    "share.Hashed": lambda: fw.share.Hashed(share=0.25, min_size=64),
+    "share.BlockCodebook": lambda: fw.share.BlockCodebook(size=4, bits=3, min_size=64, importance="inputs"),
     "share.Transferred": lambda: fw.share.Transferred("flips", share=0.25),
     "share.Vectors": lambda: fw.share.Vectors(),
     "quantize.Quantize": lambda: fw.quantize.Quantize(),
@@ -107,7 +112,9 @@ def cuts(step: str, problem: str) -> bool:
 
 #: further options of steps that have a row: most problems, and all files, are slow
 VARIANTS = ("share.Codebook channels", "share.Codebook priced", "share.Codebook made up for", "share.Transferred",
-            "factorize.Structured circulant", "factorize.Structured monarch", "factorize.LowRank budget",
+            "share.Hashed", "share.BlockCodebook",
+            "factorize.Structured circulant", "factorize.Structured monarch", "factorize.Structured displaced",
+            "factorize.Structured sparse", "factorize.Structured fourier", "factorize.LowRank budget",
             "factorize.Compact", "factorize.Compact fire", "factorize.Compact shift", "distill.Student shallow")
 pairs = over(pair(s, p, *[pytest.mark.slow] * (s in VARIANTS and p not in EXPORTED[1:2]))
              for s in STEPS for p in PROBLEMS)
@@ -294,6 +301,8 @@ DECIDES: dict[type[Plan], Callable[[Any, fw.Network], Iterable[str]]] = {
     fw.factorize.MergePlan: lambda plan, net: [n for p in plan.pairs for n in (p.first, p.second)],
     fw.share.CodebookPlan: lambda plan, net: [s.weight for s in plan.shared],
     fw.share.TransferredPlan: lambda plan, net: [o.weight for o in plan.orbits],
+    fw.share.HashedPlan: lambda plan, net: [h.weight for h in plan.hashed],
+    fw.share.BlockCodebookPlan: lambda plan, net: [b.weight for b in plan.blocked],
     fw.share.VectorsPlan: lambda plan, net: plan.names,
     fw.quantize.QuantizePlan: lambda plan, net: [s.weight for s in plan.stored],
     fw.balance.MixedPlan: lambda plan, net: [n for p in plan.plans() for n in DECIDES[type(p)](p, net)],

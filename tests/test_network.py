@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import featherweight as fw
-from featherweight.network import fold_batch_norm
+from featherweight.network import fold_batch_norm, settle_batch_norm
 from featherweight.network.edit import insert_call
 from featherweight.task import call
 from problems import PROBLEMS, Problem, conv, first_tensor, images, network, rows, tensors_of, unsettle
@@ -276,6 +276,29 @@ def test_folding_every_problem(problem: Problem):
         wanted, given = (tensors_of(call(one, problem.example())) for one in (net, folded))
         for a, b in zip(wanted, given, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("problem", PROBLEMS.values(), ids=str)
+def test_settled_batch_norms_have_the_statistics_of_nobody(problem: Problem):
+    net = network(problem)
+    settled = settle_batch_norm(net)
+    for norm, before in zip(settled.calls(aten.batch_norm.default), net.calls(aten.batch_norm.default), strict=True):
+        names = [str(a) for a in (n.target for n in norm.args[1:5] if n is not None)]
+        alone = len(names) == 4 and all(len(settled.users_of(n)) == 1 for n in names)
+        mean, var = (settled.tensor(n) for n in names[-2:])
+        assert alone == bool((mean == 0).all() and (var == var[0]).all() and str(before.args[1]) == str(norm.args[1]))
+    with torch.no_grad():
+        wanted, given = (tensors_of(call(one, problem.example())) for one in (net, settled))
+        for a, b in zip(wanted, given, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_settled_batch_norms_take_half_of_the_archive():
+    model = nn.Sequential(nn.BatchNorm1d(2000), nn.BatchNorm1d(2000))
+    unsettle(model)
+    net = fw.capture(model.eval(), torch.randn(3, 2000))
+    whole, settled = fw.codec.archive_bytes(net), fw.codec.archive_bytes(settle_batch_norm(net))
+    assert settled < 0.6 * whole
 
 
 # ---- out again

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import itertools
 import json
 import re
 from html.parser import HTMLParser
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
+from torch import nn
 
+import featherweight as fw
 from featherweight.report import render, units
 from featherweight.report.charts import Marker, bars, scatter, ticks
 
@@ -270,3 +275,58 @@ def test_ratios_say_their_direction():
     assert units.ratio(100, 8, "faster", "slower").split() == ["12.5", "×", "faster"]
     assert units.ratio(100, 100.2) == "unchanged"
     assert units.ratio(None, 2) == units.ratio(2, 0) == ""
+
+
+# ---- what distillation brought
+
+def job(scores: list[float], *steps: dict[str, Any]) -> dict[str, Any]:
+    """A result whose recipe has these steps, with a score after each."""
+    names = ["original", *(str(step["kind"]) for step in steps)]
+    trail = [measurement(name, 500, 4000, 2e-3, score) for name, score in zip(names, scores, strict=True)]
+    tested = measurement("end", 500, 4000, 2e-3, scores[-1] - 1, split="test")
+    return result(recipe=list(steps), trail=trail, final={"before": trail[0], "after": tested})
+
+
+CUT, TRAIN = {"kind": "prune.Channels", "macs": 0.5}, {"kind": "recover.Train", "epochs": 2}
+LOGITS, MASKS = {"kind": "distill.Logits", "temperature": 4.0}, {"kind": "prune.Weights", "sparsity": 0.5}
+
+
+@pytest.mark.parametrize("teacher", [{"distill": LOGITS}, {"beside": [MASKS, LOGITS]}])
+def test_the_same_job_without_a_teacher_says_what_that_brought(teacher):
+    plain = {"beside": [MASKS]} if "beside" in teacher else {}
+    ours = job([90.0, 40.0, 89.5, 89.0], CUT, TRAIN | teacher, {"kind": "quantize.Quantize"})
+    theirs = job([90.0, 40.0, 88.25, 88.5], CUT, TRAIN | plain, {"kind": "quantize.Quantize"})
+    text = re.sub(r"<[^>]+>", " ", render(ours, [theirs]).split("What distillation brought")[1].split("</section>")[0])
+    assert " ".join(text.split()) == (
+        "step split with a teacher without difference recover.Train validation 89.50 88.25 +1.25 "
+        "quantize.Quantize validation 89.00 88.50 +0.50 at the end test 88.00 87.50 +0.50")
+
+
+def test_jobs_that_differ_otherwise_are_not_compared():
+    ours = job([90.0, 89.5], TRAIN | {"distill": LOGITS})
+    for other in (ours, job([90.0, 88.0], TRAIN | {"epochs": 3}), job([90.0, 88.0, 80.0], TRAIN, CUT),
+                  job([90.0, 88.0], TRAIN | {"beside": [MASKS]})):
+        assert "What distillation brought" not in render(ours, [other])
+    assert "What distillation brought" not in render(job([90.0, 88.0], TRAIN), [ours])
+
+
+def test_spectra_of_split_layers_are_drawn_by_themselves():
+    torch.manual_seed(0)
+    wide = fw.capture(nn.Sequential(nn.Linear(40, 60), nn.ReLU(), nn.Linear(60, 50)), torch.zeros(2, 40))
+    plan = fw.factorize.LowRank(energy=0.5).plan(wide, fw.Task())
+    assert [one.group for one in plan.spectra] == [split.weight for split in plan.splits] == ["0.weight", "2.weight"]
+    for one in plan.spectra:
+        values = np.linalg.svd(wide.tensor(one.group).detach().numpy(), compute_uv=False)
+        wanted = [values[round(share * len(values)) - 1] / values[0] for share in one.shares]
+        np.testing.assert_allclose(one.changes, wanted, rtol=1e-4)
+    decided = {"step": 1, "kind": "factorize.LowRank", "curves": [dataclasses.asdict(c) for c in plan.spectra]}
+    sensed = {"step": 2, "kind": "prune.Channels", "curves": [
+        {"group": "g", "shares": [0.1, 0.5], "changes": [0.0, 0.2], "kind": "output", "channels": 8}]}
+    page = render(result(plans=[decided, sensed]))
+    own = {title: page.split(f"<h2>{title}</h2>")[1].split("</section>")[0] for title in ("Singular values",
+                                                                                          "Sensitivity")}
+    assert "0.weight" in own["Singular values"]
+    assert "share of the full rank" in own["Singular values"]
+    assert "share of the group" in own["Sensitivity"]
+    assert "0.weight" not in own["Sensitivity"]
+    assert "Singular values" not in render(result(plans=[sensed]))

@@ -211,6 +211,21 @@ def test_what_comes_out_of_a_training_computes_what_was_trained(network, task):
     assert torch.equal(state["index.one.weight"] == 0, network.tensor("one.weight") == 0)
 
 
+def test_an_entry_moves_as_the_mean_of_its_weights_does(network, task):
+    work = network.copy()
+    companion = Codebook(bits=2, min_size=0).start(work, task)
+    companion.update(0.0)
+    work(torch.randn(4, 20, generator=torch.Generator().manual_seed(3))).square().sum().backward()
+    companion.after_backward()
+    index = companion.state()
+    for name, book in zip(("one.weight", "two.weight"), companion.parameters(), strict=True):
+        grads = work.tensor(name).grad.flatten().tolist()
+        for k in range(1, len(book)):
+            mine = [g for g, i in zip(grads, index[f"index.{name}"].flatten().tolist(), strict=True) if i == k]
+            assert math.isclose(float(book.grad[k]), sum(mine) / max(len(mine), 1), rel_tol=1e-4, abs_tol=1e-6)
+        assert not book.grad[0]
+
+
 def test_options_that_make_no_sense_are_refused(network, task):
     for step, match in ((Codebook(importance="hessian"), 'write importance="none"'),
                         (Codebook(spacing="even"), 'write spacing="linear"'),

@@ -59,7 +59,8 @@ def defined(name: str, module: str, **members: Any) -> type[Plan]:
 #: kinds that version 0.1 did not have
 SINCE_0_1 = {"balance.mixed/1": "MixedPlan", "distill.student/1": "StudentPlan", "factorize.merge/1": "MergePlan",
              "factorize.structured/1": "StructuredPlan", "factorize.compact/1": "CompactPlan",
-             "share.transferred/1": "TransferredPlan", "share.vectors/1": "VectorsPlan"}
+             "share.transferred/1": "TransferredPlan", "share.hashed/1": "HashedPlan",
+             "share.block_codebook/1": "BlockCodebookPlan", "share.vectors/1": "VectorsPlan"}
 
 
 def test_shipped_plans_have_the_kinds_that_files_name() -> None:

@@ -6,25 +6,46 @@ import contextlib
 import copy
 import hashlib
 import json
+import tempfile
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 from typing import Any
 
+import numpy as np
 import safetensors
 import torch
 from forge import TENSORS, graph_of, written
+from onnx import helper, numpy_helper
 from replay import run
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import featherweight as fw
 from featherweight.cli.app import report
+from featherweight.codec.varints import read_varint
 from featherweight.errors import FileError
 from featherweight.network.file.allowed import FUNCTIONS, NAMESPACES, read
 from featherweight.network.file.table import PACKETS
 from featherweight.recover import checkpoint
+
+
+def model_of(arrays: dict[str, Any]) -> bytes:
+    """An ONNX file with these initializers."""
+    tensors = [numpy_helper.from_array(array, name) for name, array in arrays.items()]
+    node = helper.make_node("Constant", [], ["k"], value=tensors[0])
+    return bytes(helper.make_model(helper.make_graph([node], "g", [], [], tensors)).SerializeToString())
+
+
+def archived(data: bytes) -> bytes:
+    """The archive of a file."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "file").write_bytes(data)
+        fw.codec.pack(Path(folder, "file"), Path(folder, "file.fwz"))
+        return Path(folder, "file.fwz").read_bytes()
+
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "v0_1"
 NUMBERS = (0, 1, 2, 3, -1, -2, 5, 8, 64, 255, 256, 1000, 2**31 - 1, 2**31, 2**40, 2**53, 2**62, 2**63 - 1,
@@ -143,7 +164,9 @@ PLAIN = fw.load(FIRST)
 NETWORKS = [parted(p) for p in sorted(FIXTURES.glob("network_*.fw"))]
 SPOTS = [places(description) for _, description, _ in NETWORKS]
 RAW = [p.read_bytes() for p in sorted(FIXTURES.glob("network_*.fw"))]
-ARCHIVES = [p.read_bytes() for p in sorted(FIXTURES.glob("*.fwz"))]
+MODEL = model_of({"w": np.arange(400, dtype=np.float32).reshape(20, 20),
+                  "i": np.tile(np.arange(5, dtype=np.uint8), 90)})
+ARCHIVES = [p.read_bytes() for p in sorted(FIXTURES.glob("*.fwz"))] + [archived(data) for data in (RAW[0], MODEL)]
 PLANS = [(json.loads(safetensors.safe_open(p, "pt").metadata()["plan"]), load_file(p))
          for p in sorted((FIXTURES / "plans").glob("*.plan"))]
 RESULT = texts(FIXTURES / "job_done" / "result.json")
@@ -214,12 +237,39 @@ def header(rng: Random, path: Path) -> None:
     path.write_bytes(len(changed).to_bytes(8, "little") + changed + data[8 + size:])
 
 
+def model(rng: Random, path: Path) -> None:
+    """An ONNX file with changed bytes, as ``pack`` reads it."""
+    data = bytearray(MODEL)
+    for _ in range(rng.choice((1, 2, 8))):
+        data[rng.randrange(min(len(data), rng.choice((16, 400, len(data)))))] = rng.randrange(256)
+    path.write_bytes(data[:rng.randrange(len(data))] if rng.random() < 0.1 else data)
+
+
 def archive(rng: Random, path: Path) -> None:
-    body = bytearray(rng.choice(ARCHIVES)[40:])
+    whole = rng.choice(ARCHIVES)
+    body, new = bytearray(whole[40:]), whole[7] > 2
     for _ in range(rng.choice((1, 1, 2, 6))):
-        at = rng.randrange(32, min(len(body), rng.choice((60, 1000, len(body)))))
+        at = rng.randrange(8 if new else 32, min(len(body), rng.choice((60, 1000, len(body)))))
         body[at] = rng.choice((rng.randrange(256), body[at] ^ 1 << rng.randrange(8), 0, 255))
-    path.write_bytes(rng.choice(ARCHIVES)[:8] + hashlib.sha256(body).digest() + body)
+    if new and rng.random() < 0.9:
+        resealed(body)
+    path.write_bytes(whole[:8] + hashlib.sha256(body).digest() + body)
+
+
+def resealed(body: bytearray) -> None:
+    """Right checksums of blocks, as far as there are blocks, so that what decodes them is reached."""
+    at = 9
+    try:
+        _, at = read_varint(bytes(body), at)
+        while at < len(body):
+            begin = at
+            _, at = read_varint(bytes(body), at + 1)
+            length, at = read_varint(bytes(body), at)
+            at += length
+            body[at:at + 4] = zlib.crc32(body[begin:at]).to_bytes(4, "little")
+            at += 4
+    except FileError:
+        pass
 
 
 def plan(rng: Random, path: Path) -> None:
@@ -307,8 +357,10 @@ class Kind:
 KINDS: dict[str, Kind] = {
     "operator": Kind(operator, ".fw", opened), "graph": Kind(graph, ".fw", opened),
     "assembly": Kind(assembly, ".fw", into), "raw": Kind(raw, ".fw", opened),
-    "pack": Kind(header, ".pack", packed), "archive": Kind(archive, ".fwz", unpacked),
+    "pack": Kind(header, ".pack", packed), "model": Kind(model, ".pack", packed),
+    "archive": Kind(archive, ".fwz", unpacked),
     "plan": Kind(plan, ".plan", planned), "state": Kind(state, ".safetensors", kept, "checkpoint"),
     "result": Kind(result, ".json", reported), "recipe": Kind(recipe, ".toml", fw.Recipe.from_toml),
 }
-SHARES = ["operator"] * 10 + ["graph"] * 3 + ["assembly", "raw", "pack", "archive", "plan", "state", "result", "recipe"]
+SHARES = ["operator"] * 10 + ["graph"] * 3 + ["assembly", "raw", "pack", "model", "archive", "plan", "state",
+                                              "result", "recipe"]

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,9 +18,10 @@ TRIED = 1 << 16  #: symbols by which contexts are chosen
 CODES = 32  #: of rows and of columns
 LEFT = (2, 1, 1)  #: weights of the magnitudes one, two and three columns to the left
 PER_SYMBOL, PER_CONTEXT = 0.8, 6  #: bytes of a histogram, about
-#: what is tried: (contexts by rows and columns, codes to an octave), then (group, cap, contexts by what stands left)
+#: what is tried: (contexts by rows and columns, codes to an octave), then (cap, contexts by what stands left)
 BUSY = ((2, 1), (4, 1), (8, 2), (16, 2))
-BESIDE = ((9, 1, 3), (9, 4, 5), (8, 1, 3), (8, 4, 5))
+BESIDE = ((1, 3), (4, 5))
+GROUPS = (9, 8)  #: of columns; the first that divides their number, else the last
 
 
 @dataclass(frozen=True)
@@ -44,25 +46,30 @@ class Contexts:
         """Places of a column in its group that occur."""
         return range(min(max(self.group, 1), len(self.column_codes)))
 
-    def of(self, symbols: Symbols, phase: int) -> Symbols:
-        """The contexts of the columns at this place of their groups; ``symbols`` [r, c] hold those left of them."""
+    def of(self, symbols: Symbols, phase: int, left: Symbols | None = None) -> Symbols:
+        """The contexts of the columns at this place of their groups; ``symbols`` [r, c] hold those left of them. left:
+        what stands left of them, if that is known (``stands_left``)."""
         step = max(self.group, 1)
         reached = np.searchsorted(self.busy, np.arange(2 * CODES), side="right").astype(np.uint8)
         found: Symbols = reached[self.row_codes[:, None] + self.column_codes[None, phase::step]]
         if self.group:
             found *= len(self.left) + 2
         if phase:
-            found += self._reached_left(symbols, phase, found.shape[1])
+            given = stands_left(symbols, self.z, self.cap, self.group, phase) if left is None else left
+            over = np.searchsorted(self.left, np.arange(4 * 15 + 1), side="right")
+            found += (1 + over).astype(np.uint8)[given]
         return found
 
-    def _reached_left(self, symbols: Symbols, phase: int, width: int) -> Symbols:
-        """1 + how many thresholds the magnitudes left of the columns at ``phase`` reach."""
-        magnitudes = np.minimum(np.abs(np.arange(256) - self.z), self.cap).astype(np.uint8)
-        total, have = np.zeros((len(symbols), width), np.uint8), sum(LEFT[:phase])
-        for away, weight in enumerate(LEFT[:phase], 1):
-            total += weight * magnitudes[symbols[:, phase - away::self.group][:, :width]]
-        values = (np.arange(4 * 15 + 1) * 4 + have // 2) // have
-        return (1 + np.searchsorted(self.left, values, side="right")).astype(np.uint8)[total]
+
+def stands_left(symbols: Symbols, z: int, cap: int, group: int, phase: int) -> Symbols:
+    """Four times the weighted mean of the magnitudes left of the columns at ``phase`` of their groups, 0..60."""
+    magnitudes = np.minimum(np.abs(np.arange(256) - z), cap).astype(np.uint8)
+    width, have = len(range(phase, symbols.shape[1], group)), sum(LEFT[:phase])
+    total = np.zeros((len(symbols), width), np.uint8)
+    for away, weight in enumerate(LEFT[:phase], 1):
+        total += weight * magnitudes[symbols[:, phase - away::group][:, :width]]
+    values = (np.arange(4 * 15 + 1) * 4 + have // 2) // have
+    return np.minimum(values, 255).astype(np.uint8)[total]
 
 
 def chosen(matrix: Symbols) -> Contexts:
@@ -78,10 +85,12 @@ def chosen(matrix: Symbols) -> Contexts:
     tried = [(_cost(c, matrix[some], some, share), n, c) for n, c in enumerate(
         _by_busyness(busy, contexts, octave, z) for contexts, octave in BUSY)]
     least, _, best = min(tried)
-    for group, cap, contexts in BESIDE:
-        for start in {0, min(tried)[1]}:
-            beside = _beside(tried[start][2], matrix[some], some, group, cap, contexts)
-            cost = _cost(beside, matrix[some], some, share)
+    group = next((g for g in GROUPS if not matrix.shape[1] % g), GROUPS[-1])
+    for cap, contexts in BESIDE:
+        left = [stands_left(matrix[some], z, cap, group, p) if p else None for p in range(min(group, matrix.shape[1]))]
+        for start in sorted({0, min(tried)[1]}):
+            beside = _beside(tried[start][2], left, group, cap, contexts)
+            cost = _cost(beside, matrix[some], some, share, left)
             if cost < least:
                 least, best = cost, beside
     return best
@@ -101,13 +110,12 @@ def _by_busyness(busy: NDArray[np.float32], contexts: int, octave: int, z: int) 
     return Contexts(rows, columns, z, 1, 0, _cuts(of_sums, contexts), np.zeros(0, np.uint8))
 
 
-def _beside(found: Contexts, some: Symbols, taken: slice, group: int, cap: int, contexts: int) -> Contexts:
-    """Contexts that also look left, with about as many symbols to each class of what stands there."""
-    every = np.arange(1, 4 * cap + 1, dtype=np.uint8)
-    asked = Contexts(found.row_codes[taken], found.column_codes, found.z, cap, group, every[:0], every)
-    counts = sum(np.bincount(asked.of(some, phase).reshape(-1), minlength=4 * cap + 2)
-                 for phase in asked.phases() if phase)
-    cuts = _cuts(np.asarray(counts, np.float64)[1:], contexts) if some.shape[1] > 1 else every[:0]
+def _beside(found: Contexts, left: Sequence[Symbols | None], group: int, cap: int, contexts: int) -> Contexts:
+    """Contexts that also look left, with about as many symbols to each class of what stands there. left: that, of the
+    columns at each place of their groups but the first."""
+    counts = sum((np.bincount(own.reshape(-1), minlength=4 * cap + 1) for own in left if own is not None),
+                 np.zeros(4 * cap + 1, np.int64))
+    cuts = _cuts(np.asarray(counts, np.float64), contexts) if counts.any() else np.zeros(0, np.uint8)
     return Contexts(found.row_codes, found.column_codes, found.z, cap, group, found.busy, cuts)
 
 
@@ -118,19 +126,19 @@ def _cuts(counts: NDArray[np.float64], parts: int) -> Symbols:
     return (np.flatnonzero(np.diff(np.floor(middle * parts))) + 1).astype(np.uint8)
 
 
-def _cost(contexts: Contexts, some: Symbols, taken: slice, share: float) -> float:
+def _cost(contexts: Contexts, some: Symbols, taken: slice, share: float,
+          left: Sequence[Symbols | None] | None = None) -> float:
     """Bytes of a whole matrix of which ``some`` rows are a ``share``, about."""
     here = Contexts(contexts.row_codes[taken], contexts.column_codes, contexts.z, contexts.cap, contexts.group,
                     contexts.busy, contexts.left)
-    joint = np.zeros((contexts.count, 256), np.int64)
-    step = max(contexts.group, 1)
-    for phase in contexts.phases():
-        pairs = here.of(some, phase).astype(np.intp) << 8 | some[:, phase::step]
-        joint += np.bincount(pairs.reshape(-1), minlength=joint.size).reshape(joint.shape)
-    totals = joint.sum(1)
-    bits = (totals * np.log2(np.maximum(totals, 1))).sum() - (joint * np.log2(np.maximum(joint, 1))).sum()
+    size, step = int(some.max()) + 1, max(contexts.group, 1)
+    parts = [(here.of(some, phase, None if left is None else left[phase]) * np.intp(size) + some[:, phase::step])
+             .reshape(-1) for phase in contexts.phases()]
+    joint = np.bincount(np.concatenate(parts), minlength=contexts.count * size).reshape(contexts.count, size)
+    totals, there = joint.sum(1), joint[joint > 0]
+    bits = (totals * np.log2(np.maximum(totals, 1))).sum() - (there * np.log2(there)).sum()
     side = sum(entropy.entropy_bytes(c) + 10 for c in (contexts.row_codes, contexts.column_codes))
-    return float(bits / 8 / share + side + PER_SYMBOL * (joint > 0).sum() + PER_CONTEXT * (totals > 0).sum())
+    return float(bits / 8 / share + side + PER_SYMBOL * there.size + PER_CONTEXT * (totals > 0).sum())
 
 
 __all__ = ["CODES", "Contexts", "chosen"]

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featherweight.codec.archive import LIMIT, contents
-from featherweight.codec.blocks import decode
+from featherweight.codec.layout import SAFETENSORS
 from featherweight.errors import FileError, did_you_mean
 
 #: types as safetensors names them -> numpy's; bfloat16 and 8 bit floats, which numpy lacks, come as their bits
@@ -23,8 +23,9 @@ DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "I64": "<i8",
 def read_tensor(archive_path: str | Path, name: str) -> NDArray[Any]:
     """The tensor called ``name`` as it lies in the file inside an archive; no other is decoded.
 
-    Integers of few bits come as the bytes that hold them. Raises FileError where there is none of this name, and for a
-    damaged archive: the archive's own checksum is held against its bytes first.
+    Integers of few bits come as the bytes that hold them. Raises FileError where there is none of this name, and where
+    the blocks that hold the tensor or the header do not match their checksums; damage elsewhere is not looked for
+    (archives of versions 1 and 2 have one checksum of all their bytes, which is held against them first).
 
     Example:
         >>> size = network.save("network.fw")
@@ -53,15 +54,18 @@ def read_tensor(archive_path: str | Path, name: str) -> NDArray[Any]:
 
 def _reader(path: str | Path) -> Callable[[int, int], bytes]:
     """What gives bytes start..end of the file inside."""
-    archive, blocks = contents(path)
+    kind, archive, blocks = contents(path)
+    if kind != SAFETENSORS:
+        raise FileError(f"{path} holds an ONNX file, whose tensors cannot be read one by one; write "
+                        f"featherweight unpack {path} FILE.onnx")
 
     def read(start: int, end: int) -> bytes:
         at, found = 0, []
-        for method, count, width, (low, high) in blocks:
-            if at < end and at + count * width > start:
-                piece = decode(method, archive[low:high], count, width).tobytes()
-                found.append(piece[max(start - at, 0):end - at])
-            at += count * width
+        for block in blocks:
+            size = block.count * block.width
+            if at < end and at + size > start:
+                found.append(block.bytes_of(archive)[max(start - at, 0):end - at])
+            at += size
         if not 0 <= start <= end <= at:
             raise FileError(f"{path} holds {at} bytes, not {start} to {end}")
         return b"".join(found)

@@ -11,8 +11,9 @@ from torch import Tensor
 from torch.fx import Node
 
 from featherweight.errors import PlanError, RecipeError, did_you_mean
-from featherweight.factorize.compact_fit import Fitted, fitted
-from featherweight.factorize.compact_graph import PARTS, Builder, options, put_fire, put_ghost, put_shift
+from featherweight.factorize.form_fit import Fitted, fitted
+from featherweight.factorize.graph.builder import Builder, options
+from featherweight.factorize.graph.compact import PARTS, put_fire, put_ghost, put_shift
 from featherweight.factorize.surgery import groups_of, stem
 from featherweight.judge.costs import alone, growth
 from featherweight.network import Network

@@ -35,8 +35,19 @@ class Split:
 
 
 @dataclass(frozen=True)
+class Spectrum:
+    """The singular values of a split layer as the matrix [o, i * k], for the report: the ``changes`` are the values at
+    these ``shares`` of the full rank, as parts of the largest. group: the layer's weight."""
+
+    group: str
+    shares: tuple[float, ...]
+    changes: tuple[float, ...]
+    kind: str = "spectrum"
+
+
+@dataclass(frozen=True)
 class LowRankPlan(Plan):
-    """Which layers are split, at which ranks. Factors that data was read for lie in ``tensors``, as
+    """Which layers are split, at which ranks; their ``spectra``. Factors that data was read for lie in ``tensors``, as
     "NAME.reduce.weight" and "NAME.expand.bias"; the others are computed by ``apply``: they need no data.
 
     Example:
@@ -48,6 +59,7 @@ class LowRankPlan(Plan):
 
     kind: ClassVar[str] = "factorize.low_rank/1"
     splits: tuple[Split, ...] = ()
+    spectra: tuple[Spectrum, ...] = ()
 
     def apply(self, network: Network) -> Network:
         """A copy with a few calls in the place of each layer; PlanError where a layer is not as planned."""
@@ -121,4 +133,4 @@ def _fits(split: Split, network: Network, layer: Layer) -> bool:
     return len(split.ranks) == len(form.full(shape)) and form.within(shape, split.ranks) == split.ranks
 
 
-__all__ = ["LowRankPlan", "Split", "form_text"]
+__all__ = ["LowRankPlan", "Spectrum", "Split", "form_text"]

@@ -10,12 +10,14 @@ import torch
 from torch import Tensor
 
 from featherweight.factorize.layers import Factorable
+from featherweight.factorize.plan import Spectrum
 from featherweight.numerics.factors.forms import FORMS, Ranks
 from featherweight.numerics.factors.vbmf import evbmf_rank, stable_rank
 from featherweight.numerics.lowrank import rank_by_energy
 
 #: (singular values, the shape of the matrix that they are of) -> the rank
 Rule = Callable[[Tensor, Sequence[int]], int]
+DRAWN = 33  #: singular values of a layer that a plan keeps for the report
 TRIES = 14  #: halvings of what is asked of the spectra, where the error itself is bounded
 
 
@@ -35,6 +37,14 @@ def spectra(layer: Factorable, form: str, grams: Sequence[Tensor] | None = None)
     """For each rank of the form the singular values; of several groups the root of the sum of their squares."""
     each = [FORMS[form].spectra(kernel, None if grams is None else grams[g]) for g, kernel in enumerate(layer.kernels)]
     return [torch.stack(mine).square().sum(0).sqrt() for mine in zip(*each, strict=True)]
+
+
+def spectrum(layer: Factorable) -> Spectrum:
+    """The singular values of a layer as a matrix, at most ``DRAWN`` of them, evenly from the first to the last."""
+    values = spectra(layer, "svd")[0]
+    places = torch.linspace(0, len(values) - 1, min(DRAWN, len(values))).round().long()
+    drawn = (values[places] / values[0].clamp_min(1e-300)).tolist()
+    return Spectrum(layer.layer.weight, tuple(((places + 1) / len(values)).tolist()), tuple(drawn))
 
 
 def by_rule(layer: Factorable, form: str, rule: Rule, values: Sequence[Tensor] | None = None) -> Ranks:

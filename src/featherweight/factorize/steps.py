@@ -14,7 +14,7 @@ from featherweight.factorize.choose import BUDGETS, ERROR, Goal, chosen
 from featherweight.factorize.fit import fitted
 from featherweight.factorize.layers import CHOICES, Factorable, factorable
 from featherweight.factorize.plan import LowRankPlan, Split
-from featherweight.factorize.ranks import RULES, by_energy, by_error, by_rule, fixed
+from featherweight.factorize.ranks import RULES, by_energy, by_error, by_rule, fixed, spectrum
 from featherweight.judge.damage import MEASURES
 from featherweight.network import Network
 from featherweight.numerics.factors.forms import FORMS, Ranks
@@ -140,7 +140,10 @@ class LowRank(Rewrite):
         if self.data and splits:
             splits, tensors, said = fitted(network, task, layers, splits)
             skipped += said
-        return LowRankPlan(splits=tuple(splits), skipped=tuple(skipped), grows=tuple(sorted(grows)), tensors=tensors)
+        split = {s.weight for s in splits}
+        drawn = tuple(spectrum(layer) for layer in layers if layer.layer.weight in split)
+        return LowRankPlan(splits=tuple(splits), skipped=tuple(skipped), grows=tuple(sorted(grows)), tensors=tensors,
+                           spectra=drawn)
 
     def _goal(self) -> Goal | None:
         shares = {name: getattr(self, name) for name in BUDGETS if getattr(self, name) is not None}

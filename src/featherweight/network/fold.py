@@ -1,4 +1,4 @@
-"""Batch-norm folding: a normalization after a convolution or linear call becomes part of its weight and bias."""
+"""Batch norms that no longer train: folded into the call before them, or with their statistics in scale and shift."""
 
 from __future__ import annotations
 
@@ -45,6 +45,34 @@ def fold_batch_norm(network: Network) -> Network:
             _fold(folded, call, norm, taken)
     clear_dead(folded, before)
     return folded
+
+
+def settle_batch_norm(network: Network) -> Network:
+    """A copy whose batch norms keep their statistics in their scale and shift: gamma' = gamma / sqrt(var + eps),
+    beta' = beta - mean * gamma', and then mean 0 and variance 1 - eps, alike in every channel.
+
+    The copy computes the same in evaluation mode, and its archive holds two vectors a batch norm instead of four. For
+    networks whose weights must stay as they are (codebooks, masks), where folding would change them; train before, as
+    a training would normalize by the statistics of its batches once more. A batch norm without scale and shift of its
+    own, or one that shares a tensor with another call, is left alone.
+
+    Example:
+        >>> settled = fw.network.settle_batch_norm(network)
+        >>> torch.allclose(settled(images), network(images), atol=1e-5)
+        True
+    """
+    settled = network.copy()
+    for norm in settled.calls(aten.batch_norm.default):
+        names = [str(a.target) if isinstance(a, Node) and a.op == "get_attr" else "" for a in norm.args[1:5]]
+        if all(n and len(readers_of(settled, n)) == 1 and len(settled.tied_names(n)) == 1 for n in names):
+            gamma, beta, mean, var = (settled.tensor(n).detach() for n in names)
+            scale, eps = norm_scale(settled, norm), float(norm.args[7])  # type: ignore[arg-type]
+            shift = beta.double() - mean.double() * scale
+            for name, value in zip(names, (scale, shift, torch.zeros_like(mean), torch.full_like(var, 1 - eps)),
+                                   strict=True):
+                settled.set_tensor(name, value.to(gamma.dtype))
+    settled.changed()
+    return settled
 
 
 def _foldable(network: Network, call: Node, norm: Node) -> bool:

@@ -41,6 +41,9 @@ from featherweight.task import Inputs, Task
 Progress = Callable[[str, float, float, Mapping[str, float]], None]
 NUMBERS = {"threads": Numbers(1, least=1, whole=True), "seed": SEED, "seconds": Numbers(1.0, least=0)}
 
+#: fields of plans that hold curves for the report
+CURVES = ("sensitivity", "spectra")
+
 
 def compress(network: Network, task: Task, recipe: Recipe | Iterable[Step], target: str = "onnxruntime",
              out: str | Path | None = None, threads: int = 1, seed: int = 0, progress: Progress | None = None,
@@ -200,7 +203,7 @@ class _Work:
                 seconds = time.monotonic() - began
                 whose = planners(step)
                 decided = [Decision(index, kind_of(whose[place]), p.summary(), p.skipped, p.grows, seconds,
-                                    tuple(dataclasses.asdict(c) for c in getattr(p, "sensitivity", ())), p)
+                                    tuple(dataclasses.asdict(c) for name in CURVES for c in getattr(p, name, ())), p)
                            for place, p in plans.items()]
                 network.save(file)
                 seal(notes, [d.to_dict() for d in decided],

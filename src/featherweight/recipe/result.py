@@ -28,7 +28,8 @@ from featherweight.steps.kinds import kind_of
 class Decision:
     """What one step decided: ``step`` counts from 1; a Fit has decisions only for rewrites at work during it.
 
-    curves: how sensitive the network was to the parts that the step chose among, where it measured that.
+    curves: how sensitive the network was to the parts that the step chose among, where it measured that; the singular
+        values of layers that it split.
 
     Example:
         >>> decision = result.plans[0]                            # of what compress gave

@@ -10,6 +10,7 @@ from typing import Any
 
 from featherweight.report import charts, tables, units
 from featherweight.report.roads import roads
+from featherweight.report.taught import brought
 
 Row = Mapping[str, Any]
 
@@ -19,16 +20,24 @@ PAGE = Template("""<!doctype html>
 <title>featherweight: $headline</title><style>$style</style></head>
 <body><main>
 <header><h1>$headline</h1>$verdict</header>
-$flags$tiles$final$charts$trail$roads$curves$losses$layers$skipped$notes$recipe$footer
+$flags$tiles$final$charts$trail$roads$curves$losses$taught$layers$skipped$notes$recipe$footer
 </main></body></html>
 """)
+SPECTRUM, SILENCED = "spectrum", "share of the group's channels that is silenced"
+#: kind of curve -> labels below and beside a chart
+LABELS = {"loss": (SILENCED, "rise of the loss"), "output": (SILENCED, "relative change of the outputs"),
+          SPECTRUM: ("share of the full rank", "singular value, part of the largest")}
+#: title and hint of the charts of sensitivity, and of those of spectra
+CURVES = (("Sensitivity", "One line a group of channels, all others whole; the steepest are the most sensitive."),
+          ("Singular values", "One line a layer that was split; what falls early is of low rank."))
 
 
-def render(result: Row) -> str:
+def render(result: Row, beside: Sequence[Row] = ()) -> str:
     """The report of one compression job, as the text of one HTML file (under 1 MB, also for large networks).
 
     result: what ``result.json`` holds: trail, plans, layers, recipe, machine, versions, notes, flags, final. Anything
-    that is missing or None is shown as not measured or left out; all text is escaped.
+    that is missing or None is shown as not measured or left out; all text is escaped. beside: results of the same
+    recipe without a teacher: the page says what distillation brought.
 
     Example:
         >>> page = fw.report.render(result.to_dict())             # of what compress gave
@@ -44,6 +53,7 @@ def render(result: Row) -> str:
         charts=_charts(measured), curves=_curves(result.get("plans") or []),
         losses=_losses(result.get("losses") or {}),
         roads=_section("What the search tried", roads(result.get("search") or {})),
+        taught=_section("What distillation brought", brought(result, beside)),
         trail=_trail(measured, result), layers=_layers(result.get("layers")),
         skipped=_section("What was not compressed, and why", tables.skipped(result.get("plans") or [])),
         notes=_notes(result), recipe=_recipe(result), footer=_footer(result, last))
@@ -177,19 +187,25 @@ def _trail(measured: Sequence[Row], result: Row) -> str:
 
 
 def _curves(plans: Sequence[Row]) -> str:
-    """What the steps that measured sensitivity saw, one chart a step."""
-    figures = []
-    for plan in plans:
-        lines = [charts.Line(str(c["group"]), tuple(zip(c["shares"], c["changes"], strict=True)))
-                 for c in plan.get("curves") or []]
-        title = f"{plan.get('step')} {plan.get('kind')}"
-        label = {"loss": "rise of the loss", "output": "relative change of the outputs"}
-        kind = next((str(c.get("kind")) for c in plan.get("curves") or []), "")
-        drawing = charts.curves(lines, "share of the group's channels that is silenced", label.get(kind, kind), title)
-        if drawing:
-            figures.append(f"<figure><figcaption>{escape(title)}</figcaption>{drawing}</figure>")
-    hint = "<p class=quiet>One line a group of channels, all others whole; the steepest are the most sensitive.</p>"
-    return _section("Sensitivity", f'<div class="charts">{"".join(figures)}</div>{hint}' if figures else "")
+    """What the steps that measured sensitivity saw, and the spectra of layers that were split; one chart a step."""
+    found = [(plan, [c for c in plan.get("curves") or [] if (c.get("kind") == SPECTRUM) == spectrum])
+             for spectrum in (False, True) for plan in plans]
+    charted = [(_curve_chart(plan, mine), bool(mine) and mine[0].get("kind") == SPECTRUM) for plan, mine in found]
+    sections = []
+    for spectrum, (title, hint) in enumerate(CURVES):
+        figures = "".join(figure for figure, of in charted if of == bool(spectrum))
+        sections.append(_section(title, f'<div class="charts">{figures}</div><p class=quiet>{hint}</p>' if figures
+                                 else ""))
+    return "".join(sections)
+
+
+def _curve_chart(plan: Row, mine: Sequence[Row]) -> str:
+    """The curves of one step, all of one kind."""
+    lines = [charts.Line(str(c["group"]), tuple(zip(c["shares"], c["changes"], strict=True))) for c in mine]
+    title, kind = f"{plan.get('step')} {plan.get('kind')}", next((str(c.get("kind")) for c in mine), "")
+    below, beside = LABELS.get(kind, (SILENCED, kind))
+    drawing = charts.curves(lines, below, beside, title)
+    return f"<figure><figcaption>{escape(title)}</figcaption>{drawing}</figure>" if drawing else ""
 
 
 def _losses(losses: Row) -> str:

@@ -37,8 +37,10 @@ class Assigning(Protocol):
 class Sharing(Companion):
     """Taps that give codebook[index] in the place of weights.
 
-    The gradient passes to the entries, summed over the weights that share them (Han et al. 2016, eq. 3), and to each
-    weight as if nothing were shared (straight through), so that a weight can move to another entry. What is zero when
+    The gradient passes to each weight as if nothing were shared (straight through), so that a weight can move to
+    another entry, and to the entries as the mean over the weights that share them: an entry then moves as its weights
+    do, at the learning rate of the weights. (Han et al. 2016, eq. 3, take the sum, at a rate of its own; an entry of
+    thousands of weights diverges by it at the rate of the others.) What is zero when
     it comes to the tap (masked by whoever stands before) stays zero, at entry 0, where ``keep_zeros`` says so.
     """
 
@@ -95,7 +97,10 @@ class Sharing(Companion):
     def after_backward(self) -> None:
         for name, book in self.books.items():
             index = self.index.get(name)
-            if book.grad is not None and index is not None and self.pace.keep_zeros:
+            if book.grad is None or index is None:
+                continue
+            book.grad /= torch.bincount(index.reshape(-1), minlength=len(book)).clamp_min(1)
+            if self.pace.keep_zeros:
                 book.grad[0] = 0.0
 
     def state(self) -> dict[str, Tensor]:

@@ -4,26 +4,17 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from featherweight.errors import PlanError, did_you_mean
-from featherweight.judge.costs import alone, growth
 from featherweight.network import Network
-from featherweight.network.edit import (
-    CONVOLUTIONS,
-    clear_dead,
-    insert_call,
-    out_axis,
-    read_tensors,
-    readers_of,
-    tensor_node,
-)
-from featherweight.network.layers import Layer, not_finite, select
+from featherweight.network.edit import CONVOLUTIONS, out_axis
+from featherweight.network.layers import Layer, select
 from featherweight.numerics.sharing.orbits import GROUPS, Orbits, orbits, turns_of
-from featherweight.steps import Plan, Rewrite, Skipped, Stage
+from featherweight.share.made import Made, applied, planned, stays
+from featherweight.steps import Plan, Rewrite, Stage
 from featherweight.steps.options import COUNT, Numbers, check_known, check_numbers
 from featherweight.task import Task
 
@@ -60,51 +51,20 @@ class TransferredPlan(Plan):
 
     def apply(self, network: Network) -> Network:
         """A copy whose weights are computed of ``NAME_base`` and ``NAME_scale``, both trained where the weight was."""
-        changed = network.copy()
-        before = read_tensors(changed)
-        for one in self.orbits:
-            if one.weight not in changed.tensors():
-                raise PlanError(f"the plan makes {one.weight!r} of few filters, which this network does not have; "
-                                f"{did_you_mean(one.weight, changed.tensors())}")
-            shape = tuple(changed.tensor(one.weight).shape)
-            missing = [part for part in PARTS if f"{one.weight}_{part}" not in self.tensors]
-            if shape != one.shape or missing:
-                raise PlanError(f"the plan makes {one.weight!r} of shape {list(one.shape)}; here it is {list(shape)}, "
-                                f"and the plan lacks {missing or 'nothing'}: plan again on this network, and load "
-                                "plans with their tensors: Plan.load(path)")
-            self._put(changed, one)
-        clear_dead(changed, before)
-        return changed
+        return applied(network, self.orbits, self.tensors, PARTS, self._put)
 
-    def _put(self, network: Network, one: Orbit) -> None:
-        weight, names = network.tensor(one.weight), network.tied_names(one.weight)
-        trains = isinstance(weight, nn.Parameter) and weight.requires_grad
-        reads = network.reads_of(one.weight)
-        first, like = reads[0], next(iter(reads[0].users))
-        for part in PARTS:
-            value = self.tensors[f"{one.weight}_{part}"].to(weight.device)
-            floats = value.is_floating_point()
-            network.add_tensor(f"{one.weight}_{part}", nn.Parameter(value.to(weight), requires_grad=trains) if floats
-                               else value, buffer=not floats)
-
-        def make(target: Any, *args: Any) -> Any:
-            return insert_call(network, target, args, before=first, like=like)
-
-        base, place, scale, turns = (tensor_node(network, f"{one.weight}_{part}", first) for part in PARTS)
-        m, c, k = network.tensor(f"{one.weight}_base").shape
+    def _put(self, at: Made, one: Orbit) -> None:
+        values = {part: self.tensors[f"{one.weight}_{part}"] for part in PARTS}
+        base, place, scale, turns = (at.stored(part, value) for part, value in values.items())
+        m, c, k = values["base"].shape
         images = base
-        if (g := network.tensor(f"{one.weight}_turns").numel() // k) > 1:
-            images = make(aten.index_select.default, base, 2, make(aten.to.dtype, turns, torch.int32))
-            images = make(aten.permute.default, make(aten.reshape.default, images, [m, c, g, k]), [2, 0, 1, 3])
-            images = make(aten.reshape.default, images, [g * m, c, k])
-        rows = make(aten.index_select.default, images, 0, make(aten.to.dtype, place, torch.int32))
-        rows = make(aten.mul.Tensor, rows, make(aten.reshape.default, scale, [-1, 1, 1]))
-        made = make(aten.reshape.default, rows, list(one.shape))
-        for node in reads:
-            node.replace_all_uses_with(made)
-            network.graph.erase_node(node)
-        for name in names:
-            network.remove_tensor(name)
+        if (g := values["turns"].numel() // k) > 1:
+            images = at.make(aten.index_select.default, base, 2, at.make(aten.to.dtype, turns, torch.int32))
+            images = at.make(aten.permute.default, at.make(aten.reshape.default, images, [m, c, g, k]), [2, 0, 1, 3])
+            images = at.make(aten.reshape.default, images, [g * m, c, k])
+        rows = at.make(aten.index_select.default, images, 0, at.make(aten.to.dtype, place, torch.int32))
+        rows = at.make(aten.mul.Tensor, rows, at.make(aten.reshape.default, scale, [-1, 1, 1]))
+        at.in_place(at.make(aten.reshape.default, rows, list(one.shape)))
 
     def summary(self) -> str:
         shown = ", ".join(f"{o.weight} (error {o.error ** 0.5:.1%})" for o in self.orbits)
@@ -149,21 +109,10 @@ class Transferred(Rewrite):
         """Reads no data."""
         self.check()
         selected = select(network, self.ignore)
-        found: list[Orbit] = []
-        skipped, tensors = list(selected.skipped), dict[str, Tensor]()
-        for layer in selected.layers:
-            reason = self._refusal(network, layer)
-            if not reason:
-                one, own = self._fitted(network, layer)
-                inside = alone(network, layer.weight)
-                grown = growth(inside, TransferredPlan((one,), tensors=own).apply(inside))
-                reason = f"its {', '.join(grown)} would grow" if grown else ""
-            if reason:
-                skipped.append(Skipped(layer.weight, reason))
-            else:
-                found.append(one)
-                tensors |= own
-        return TransferredPlan(tuple(found), skipped=tuple(skipped), tensors=tensors)
+        found, skipped, tensors = planned(
+            network, selected.layers, lambda layer: self._fitted(network, layer),
+            lambda layer: self._refusal(network, layer), lambda orbits, own: TransferredPlan(orbits, tensors=own))
+        return TransferredPlan(tuple(found), skipped=(*selected.skipped, *skipped), tensors=tensors)
 
     def _fitted(self, network: Network, layer: Layer) -> tuple[Orbit, dict[str, Tensor]]:
         weight = network.tensor(layer.weight).detach()
@@ -186,18 +135,7 @@ class Transferred(Rewrite):
         square = weight.dim() == 4 and weight.shape[2] == weight.shape[3]
         if self.group in ("rotations", "dihedral") and not square:
             return f"group={self.group!r} turns square windows of two axes only"
-        if reason := not_finite(weight):
-            return reason
-        if not weight.any():
-            return "its weight is all zero"
-        if layer.weight in network.patterns:
-            return f"its zeros are kept ({network.patterns[layer.weight]}); other filters would fill them"
-        own = {str(call.target) for call in layer.calls}
-        others = sorted({str(user.target) for user in readers_of(network, layer.weight)} - own)
-        if others:
-            return f"its weight is also read by {', '.join(others)}"
-        taken = [name for part in PARTS if (name := f"{layer.weight}_{part}") in network.tensors()]
-        return f"the name {taken[0]} is taken" if taken else ""
+        return stays(network, layer, PARTS)
 
 
 __all__ = ["Orbit", "Transferred", "TransferredPlan"]

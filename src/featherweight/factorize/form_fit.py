@@ -91,7 +91,7 @@ def _on_data(pair: Pair, network: Network, layer: Layer, fit: Fit, ghosts: dict[
         ghosts[call.name] = one.ghost
     pair.keep([call.name])
     pair.go_past(call.name)
-    wanted, given = ([v.double().movedim(-1 - AXES[call.target], 0).flatten(1) for v in flow.gave(call.name)]
+    wanted, given = ([v.double().movedim(-1 - AXES.get(call.target, 0), 0).flatten(1) for v in flow.gave(call.name)]
                      for flow in (pair.whole, pair.compressed))
     whole = torch.cat(wanted, 1)
     lost = whole - torch.cat(given, 1)
@@ -102,7 +102,7 @@ def _on_data(pair: Pair, network: Network, layer: Layer, fit: Fit, ghosts: dict[
         name = bias_name(call)
         old = 0 if name is None else network.tensor(name).detach().double()
         tensors["bias"] = (old + shift).to(weight.dtype)
-        pair.compressed.change(call.name, partial(_moved, shift.view(-1, *[1] * AXES[call.target])))
+        pair.compressed.change(call.name, partial(_moved, shift.view(-1, *[1] * AXES.get(call.target, 0))))
     pair.release([call.name])
     return replace(one, tensors=tensors, error=error)
 

@@ -1,4 +1,4 @@
-"""What compact filters are in the graph: a few convolutions in the place of one."""
+"""What puts calls and tensors in the place of a layer's call."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.fx import Node
 
@@ -14,11 +13,6 @@ from featherweight.factorize.surgery import AXES, PLAIN, stem
 from featherweight.network import Network
 from featherweight.network.edit import insert_call, tensor_node
 from featherweight.network.operators import schema_argument
-
-aten = torch.ops.aten
-#: names of the tensors that the forms have
-PARTS = ("moves.weight", "point.weight", "point.bias", "squeeze.weight", "wide.weight", "wide.bias", "primary.weight",
-         "cheap.weight", "ghost.bias", "base", "order")
 
 
 def options(call: Node) -> dict[str, list[int]]:
@@ -33,7 +27,7 @@ def options(call: Node) -> dict[str, list[int]]:
 
 @dataclass(frozen=True)
 class Builder:
-    """Puts calls in the place of a convolution. weight: the old one, of ``shape``;
+    """Puts calls in the place of a convolution or linear call. weight: the old one, of ``shape``;
     tensors: of the plan, by full name."""
 
     network: Network
@@ -54,6 +48,12 @@ class Builder:
         else:
             self.network.add_tensor(full, value.to(old) if value.is_floating_point() else value.to(old.device),
                                     buffer=True)
+        return tensor_node(self.network, full, self.call)
+
+    def buffer(self, name: str, value: Tensor) -> Node:
+        """The node of a tensor that no training changes."""
+        full = f"{stem(self.weight)}{name}"
+        self.network.add_tensor(full, value.to(self.network.tensor(self.weight)), buffer=True)
         return tensor_node(self.network, full, self.call)
 
     def make(self, target: Any, *args: Any) -> Node:
@@ -78,44 +78,4 @@ class Builder:
                          plain["dilation"], groups)
 
 
-def put_shift(at: Builder) -> Node:
-    """Every channel moved by a depthwise convolution of one 1 each, then 1 x 1."""
-    channels = at.shape[1]
-    moved = at.convolved(at.call.args[0], "moves.weight", None, options(at.call), channels)
-    return at.convolved(moved, "point.weight", at.bias(name="point."))
-
-
-def put_fire(at: Builder) -> Node:
-    """1 x 1, then 1 x 1 and k x k side by side."""
-    own, order = options(at.call), at.value("order").argsort()
-    count = len(at.value("point.weight"))
-    squeezed = at.convolved(at.call.args[0], "squeeze.weight", None)
-    point = at.convolved(squeezed, "point.weight", at.bias(order[:count], "point."), {
-        **own, "padding": [0] * len(own["padding"]), "dilation": [1] * len(own["dilation"])})
-    wide = at.convolved(squeezed, "wide.weight", at.bias(order[count:], "wide."), own)
-    return _joined(at, [point, wide])
-
-
-def put_ghost(at: Builder) -> Node:
-    """The primary filters, and a depthwise convolution of what they give."""
-    order = at.value("order").argsort()
-    count, ghosts = len(at.value("primary.weight")), len(at.value("base"))
-    primary = at.convolved(at.call.args[0], "primary.weight", None, options(at.call))
-    size, axes = at.value("cheap.weight").shape[2], AXES[at.call.target]
-    chosen = at.make(aten.index_select.default, primary, -1 - axes, at.stored("base"))
-    cheap = at.convolved(chosen, "cheap.weight", None, {
-        "stride": [1] * axes, "padding": [size // 2] * axes, "dilation": [1] * axes}, ghosts)
-    assert len(order) == count + ghosts
-    whole = _joined(at, [primary, cheap])
-    bias = at.bias(name="ghost.")
-    return whole if bias is None else at.make(
-        aten.add.Tensor, whole, at.make(aten.reshape.default, bias, [-1, *[1] * axes]))
-
-
-def _joined(at: Builder, parts: list[Node]) -> Node:
-    """The channels of all parts in the order of the outputs."""
-    axis = -1 - AXES[at.call.target]
-    return at.make(aten.index_select.default, at.make(aten.cat.default, parts, axis), axis, at.stored("order"))
-
-
-__all__ = ["PARTS", "Builder", "options", "put_fire", "put_ghost", "put_shift"]
+__all__ = ["Builder", "options"]

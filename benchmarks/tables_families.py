@@ -1,0 +1,122 @@
+"""Tables of low rank, filters, distillation beyond classification, sharing and the archive, for ``tables.py``.
+
+    python benchmarks/tables_families.py        prints them
+
+``SECTIONS``: result file -> what makes its lines of Markdown.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from rows import RESULTS, Row, newest
+from tables import table
+
+Rows = dict[str, Row]
+
+
+def faster(arms: Rows, arm: str) -> str:
+    """How many times faster than the first arm: by the processor's seconds, else by those of the lower quartiles."""
+    key = "processor_s" if "processor_s" in arms[arm] else "q1_s"
+    return f"{next(iter(arms.values()))[key] / arms[arm][key]:.2f}"
+
+
+def ms(seconds: float) -> str:
+    return f"{1e3 * seconds:.3f}"
+
+
+def low_rank_speed(rows: Rows) -> list[str]:
+    """One line an arm; predicted: what the table of layers says of the calls together, beside what was measured."""
+    lines = []
+    for name, row in rows.items():
+        for arm, one in row["arms"].items():
+            said = f"{1 / row['predicted']:.2f}" if "predicted" in row and "latency" in arm else ""
+            lines.append([f"{name}: {arm}", f"{one['params'] / 1e6:.2f}", f"{one['macs'] / 1e6:.0f}",
+                          ms(one.get("processor_s", one["q1_s"])), faster(row["arms"], arm), said])
+    return ["## Low rank: speed of whole networks", "", "`benchmarks/low_rank_speed.py`; one thread, batch 1, the "
+            "processor's milliseconds, all arms in turn. Times faster: measured, and as the table of layers predicts "
+            "for the convolution and linear calls. Random weights with falling spectra: no score is told.",
+            *table(["", "params (M)", "MACs (M)", "ms", "times faster", "predicted"], lines)]
+
+
+def dense(rows: Rows) -> list[str]:
+    """The linear layers of low_rank.json."""
+    found = {name: row for name, row in rows.items() if name.startswith("linear ")}
+    lines = [[f"{name.removeprefix('linear ')}: {arm}", f"{one['params'] / 1e3:.0f}",
+              ms(one.get("processor_s", one["q1_s"])), faster(row["arms"], arm)]
+             for name, row in found.items() for arm, one in row["arms"].items()]
+    scratch = [[name.removeprefix("resnet20 from scratch, "), str(row["epochs"]), f"{row['seconds_an_epoch']:.1f}",
+                f"{row['processor_s']:.0f}", f"{row['validation']:.2f}", f"{row['top1']:.2f}"]
+               for name, row in rows.items() if "seconds_an_epoch" in row]
+    return ["## Low rank: dense layers", "", "`benchmarks/low_rank.py dense`; the processor's "
+            "milliseconds, or lower quartiles of those on the wall where these were not kept.",
+            *table(["", "params (k)", "ms", "times faster"], lines),
+            *(["`benchmarks/low_rank.py scratch`: ResNet-20 from fresh weights on 10,000 images.",
+               *table(["", "epochs", "s an epoch", "processor s", "validation %", "test %"], scratch)]
+              if scratch else [])]
+
+
+def filters(rows: Rows) -> list[str]:
+    lines = [[name, f"{row['params'] / 1e3:.1f}", f"{row['macs'] / 1e3:.0f}", f"{row['archive_bytes'] / 1e3:.1f}",
+              ms(row["onnxruntime_s"]), ms(row["openvino_s"]),
+              *(f"{row[k]:.3f}" if k in row else "" for k in ("output_error", "output_error_fitted")),
+              f"{row['test_error_at_once']:.2f}", f"{row['test_error']:.2f}"] for name, row in rows.items()]
+    return ["## Structured matrices and filters", "", "`benchmarks/filters.py` on MNIST; errors of outputs are squared "
+            "and relative, of one layer, as projected and after 60 steps on it; test errors as projected and after one "
+            "epoch. For scale: HashedNets has 1.45 % at 1/8 (Chen et al. 2015).",
+            *table(["", "params (k)", "MACs (k)", "archive (kB)", "ms ORT", "ms OpenVINO", "output error", "fitted",
+                    "test error at once %", "test error %"], lines)]
+
+
+def beyond(rows: Rows) -> list[str]:
+    """Detection, segmentation, text: means over the seeds."""
+    arms: dict[str, list[Row]] = {}
+    for name, row in rows.items():
+        arms.setdefault(name.rpartition(", seed ")[0] or name, []).append(row)
+    lines = []
+    for arm, found in arms.items():
+        tests = [row["test"] for row in found]
+        spread = f" ± {np.std(tests, ddof=1):.2f}" if len(tests) > 1 else ""
+        lines.append([arm, f"{np.mean([row['validation'] for row in found]):.2f}", f"{np.mean(tests):.2f}{spread}",
+                      str(len(found)), f"{found[0]['params'] / 1e3:.0f}"])
+    return ["## Distillation beyond classification", "", "`benchmarks/distillation_beyond.py`: mAP at an IoU of 0.5, "
+            "mean IoU, right answers, each in %.", *table(["", "validation", "test", "seeds", "params (k)"], lines)]
+
+
+def costs(rows: Rows) -> list[str]:
+    lines = [[name, f"{row['time_ratio']:.2f}", f"{row['memory_ratio']:.2f}"] for name, row in rows.items()
+             if "time_ratio" in row]
+    cache = rows.get("cache")
+    said = [] if cache is None else [
+        f"A cache of the teacher's outputs: {cache['hit_rate']:.0%} of the samples were there over {cache['epochs']} "
+        f"epochs, {cache['file_bytes'] / 1e3:.0f} kB for {cache['images']} images mirrored half of the time; an epoch "
+        f"takes {cache['seconds_an_epoch']['cached']:.1f} s of the processor, without "
+        f"{cache['seconds_an_epoch']['asked anew']:.1f} s.", ""]
+    return ["## Distillation: time and memory", "", "`benchmarks/distillation.py costs`: ResNet-8 taught by ResNet-56, "
+            "as ratios to plain training.", *table(["", "time", "peak memory"], lines), *said]
+
+
+def compressed(rows: Rows) -> list[str]:
+    lines = [[name, f"{row['bytes'] / 1e3:.1f}", f"{row['ratio']:.1f}", f"{row['test_error']:.2f}",
+              f"{row['whole_test_error']:.2f}"] for name, row in rows.items()]
+    return ["## Deep Compression", "", "`benchmarks/deep_compression.py`: bytes of the archive, graph and codebooks "
+            "included; the score is that of the decoded network. For scale: Deep Compression 40x at 1.58 % "
+            "(LeNet-300-100) and 39x at 0.74 % (LeNet-5).",
+            *table(["", "archive (kB)", "ratio", "test error %", "before %"], lines)]
+
+
+#: result file -> its tables
+SECTIONS: dict[str, Callable[[Rows], list[str]]] = {
+    "low_rank_speed": low_rank_speed, "low_rank": dense, "filters": filters, "distillation_beyond": beyond,
+    "distillation_costs": costs, "deep_compression": compressed}
+
+
+def main() -> None:
+    for name, make in SECTIONS.items():
+        if (RESULTS / f"{name}.json").exists():
+            print("\n".join(make(newest(RESULTS / f"{name}.json"))))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""What the forms of layers are in the graph."""
