@@ -195,10 +195,10 @@ def summary() -> Figure:
     alone, two = (np.mean(teach[f"resnet8 {arm}"]) for arm in ("no teacher", "dist and attention"))
     lines = [
         f"- **8 bits, no training.** ResNet-20: {f20['top1']:.2f} to {q20['top1']:.2f} %, "
-        f"{f20['file_bytes'] / 1e3:.0f} to {q20['file_bytes'] / 1e3:.0f} kB. In ONNX Runtime {slow:.1f} times ({slowest}) "
-        f"to {fast:.1f} times ({fastest}) as fast as float.",
+        f"{f20['file_bytes'] / 1e3:.0f} to {q20['file_bytes'] / 1e3:.0f} kB. In ONNX Runtime {slow:.1f} times "
+        f"({slowest}) to {fast:.1f} times ({fastest}) as fast as float.",
         f"- **4 bits, no training.** ResNet-20 with GPTQ: {q4['top1']:.2f} %, {q4['network_bytes'] / 1e3:.0f} kB.",
-        f"- **Channels.** ResNet-56 with 2.1 times fewer MACs and no training: {ours:.1f} %, Torch-Pruning {theirs:.1f} "
+        f"- **Channels.** ResNet-56 with 2.1x fewer MACs, no training: {ours:.1f} %, Torch-Pruning {theirs:.1f} "
         f"%; after 20 taught epochs {taught:.2f} % of {post['resnet56 float']['top1']:.2f} %.",
         f"- **Low rank.** ResNet-20 at 83 % of its parameters, no training: {thin:.1f} % of {f20['top1']:.1f} %.",
         f"- **Teachers.** ResNet-8 on few images: {alone:.1f} % alone, {two:.1f} % taught by two objectives.",
