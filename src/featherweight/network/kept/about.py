@@ -22,7 +22,8 @@ def about(graph: Graph, signature: Signature, tensors: Mapping[str, Tensor], not
     if len(signature.inputs) > MOST_INPUTS:
         rows[-1] += f", and {len(signature.inputs) - MOST_INPUTS} more"
     calls = [node for node in graph.nodes if node.op == "call_function"]
-    kinds = Counter(_name(node) for node in calls if any(i.op == "get_attr" for i in node.all_input_nodes)).most_common()
+    weighted = [node for node in calls if any(i.op == "get_attr" for i in node.all_input_nodes)]
+    kinds = Counter(map(_name, weighted)).most_common()
     named = ", ".join(f"{count} {kind}" for kind, count in kinds[:MOST_KINDS])
     more = f", {sum(count for _, count in kinds[MOST_KINDS:])} others" if kinds[MOST_KINDS:] else ""
     rows.append(f"  layers   {named or 'none with tensors'}{more}; {len(calls)} operators")
