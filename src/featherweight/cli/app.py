@@ -17,8 +17,8 @@ import typer
 from typer.core import TyperGroup
 
 from featherweight import __version__, codec, deploy, measure
+from featherweight.cli import gallery, show
 from featherweight.cli import init as begin
-from featherweight.cli import show
 from featherweight.cli.flags import in_flags
 from featherweight.cli.models import job_of, network_named, task_named
 from featherweight.cli.progress import Listener
@@ -157,6 +157,9 @@ def init(model: Annotated[str | None, typer.Option(
 def schema() -> None:
     """Print the JSON schema of job files, by which editors complete and check them."""
     show.document(job_schema())
+
+
+app.command()(gallery.examples)
 
 
 @app.command("measure")
