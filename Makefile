@@ -5,10 +5,11 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 ZOO_VENV := .venv-zoo
+DOCS_VENV := .venv-docs
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all fuzz check fix api zoo bench-bits bench-cifar bench-import bench-runtimes clean
+.PHONY: help setup demo docs figures test test-all fuzz check fix api zoo bench-bits bench-cifar bench-import bench-runtimes clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | expand -t 16
@@ -43,6 +44,18 @@ api: $(READY) ## write the public surface anew (tests/public_api.txt), after it 
 fix: $(READY) ## let ruff mend what it can
 	$(BIN)/ruff check --fix src tests benchmarks examples
 
+$(DOCS_VENV)/.ready: mkdocs.yml
+	test -x $(DOCS_VENV)/bin/python || $(PYTHON) -m venv $(DOCS_VENV)
+	$(DOCS_VENV)/bin/python -m pip install --quiet --disable-pip-version-check 'mkdocs-material>=9.6,<10' 'mkdocstrings[python]>=1,<2'
+	touch $@
+
+docs: $(DOCS_VENV)/.ready ## the documentation as a site: site/index.html (a warning is an error)
+	NO_MKDOCS_2_WARNING=1 $(DOCS_VENV)/bin/mkdocs build --quiet --strict
+
+figures: $(READY) ## draw the documentation's figures and tables anew from the rows in benchmarks/results
+	$(BIN)/python benchmarks/tables.py
+	$(BIN)/python benchmarks/figures.py
+
 $(ZOO_VENV)/.ready: pyproject.toml
 	test -x $(ZOO_VENV)/bin/python || $(PYTHON) -m venv $(ZOO_VENV)
 	$(ZOO_VENV)/bin/python -m pip install --quiet torch==2.14.1 torchvision==0.29.1 timm==1.0.31 transformers==5.23.0
@@ -70,4 +83,4 @@ bench-import: $(READY) ## what importing costs beside torch
 	$(BIN)/python benchmarks/import_time.py
 
 clean: ## remove what was built
-	rm -rf out build dist .mypy_cache .ruff_cache .pytest_cache
+	rm -rf out site build dist .mypy_cache .ruff_cache .pytest_cache

@@ -328,3 +328,21 @@ def test_the_demo_says_what_to_install(folder, monkeypatch):
         assert "pip install 'featherweight[demo]'" in run("demo", code=2).stderr
     finally:
         digits.digits.cache_clear()
+
+
+def test_inspect_fits_80_columns(folder, saved, monkeypatch):
+    monkeypatch.setattr(show.out, "width", 80)
+    for more in ([], ["--ranks"]):
+        text = run("inspect", saved, *more).stdout
+        tables = [row for row in text.splitlines() if not row.startswith(("note:", "frozen:"))]
+        assert max(map(len, tables)) <= 80
+        assert "×3×3" in text
+        assert "\\u" not in text
+
+
+def test_a_network_says_what_it_is_in_ten_lines(saved):
+    text = repr(fw.load(saved))
+    assert len(text.splitlines()) <= 10
+    assert max(map(len, text.splitlines())) <= 100
+    for said in ("input    input: [any, 1, any, any] float32", "2 conv2d", "1 linear", "trainable"):
+        assert said in text

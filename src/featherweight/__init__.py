@@ -12,18 +12,19 @@ if TYPE_CHECKING:
     from featherweight.judge.sensitivity import Sensitivity, sensitivity
     from featherweight.network import Assembly, Network, capture, load
     from featherweight.recipe import Job, Recipe, Result, compress
+    from featherweight.recover import integrations
     from featherweight.task import Task, scores
 
 __version__ = "0.2.0.dev0"
 __all__ = ["Assembly", "Budget", "Found", "Job", "Network", "Recipe", "Result", "Sensitivity", "Task", "balance",
-           "capture", "compress", "distill", "errors", "factorize", "load", "prune", "quantize", "recover", "scores",
-           "search", "sensitivity", "share"]
+           "capture", "compress", "distill", "errors", "factorize", "integrations", "load", "prune", "quantize",
+           "recover", "scores", "search", "sensitivity", "share"]
 
 #: public names that are no folders or files of this package -> where they are
 _PLACES = {
     "Assembly": "network", "Network": "network", "capture": "network", "load": "network", "scores": "task",
     "Job": "recipe", "Recipe": "recipe", "Result": "recipe", "compress": "recipe", "Task": "task",
-    "Budget": "balance", "Found": "balance", "search": "balance",
+    "Budget": "balance", "Found": "balance", "search": "balance", "integrations": "recover",
     "Sensitivity": "judge.sensitivity", "sensitivity": "judge.sensitivity",
 }
 

@@ -18,11 +18,12 @@ import typer
 from typer.core import TyperGroup
 
 from featherweight import __version__, codec, deploy, measure
+from featherweight.cli import gallery, show
 from featherweight.cli import init as begin
-from featherweight.cli import show
 from featherweight.cli.flags import in_flags
 from featherweight.cli.models import job_of, network_named, task_named
 from featherweight.cli.progress import Listener
+from featherweight.cli.schema import job_schema
 from featherweight.cli.search import search
 from featherweight.errors import FeatherweightError, FileError
 from featherweight.files import written_whole
@@ -61,7 +62,7 @@ class Commands(TyperGroup):
             raise typer.Exit(STOPPED + (signal.SIGTERM if isinstance(stop, Stopped) else signal.SIGINT)) from stop
 
 
-app = typer.Typer(cls=Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+app = typer.Typer(cls=Commands, no_args_is_help=True, pretty_exceptions_enable=False,
                   help="Makes a trained PyTorch network small and fast enough for its device, and proves that it still "
                        "works. Exit codes: 0 all is well, 1 a check failed, 2 wrong input, 3 an unforeseen error.")
 
@@ -161,6 +162,15 @@ def init(model: Annotated[str | None, typer.Option(
     with written_whole(out) as part:
         part.write_text(told, encoding="utf-8")
     show.line(f"{out}: read it, then featherweight compress {out}")
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON schema of job files, by which editors complete and check them."""
+    show.document(job_schema())
+
+
+app.command()(gallery.examples)
 
 
 @app.command("measure")

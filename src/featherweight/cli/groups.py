@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from featherweight.axes.groups import AxisGroups
@@ -40,20 +41,21 @@ class Grouped:
             "frozen": [{"path": s.path, "reason": s.reason} for s in self.axes.frozen]}
 
     def table(self) -> Table:
-        """One row a group; curves as rows of blocks, all on one scale."""
-        found = Table(header_style="bold", title="channels that live and die together", title_justify="left")
-        found.add_column("group")
+        """One row a group; curves as rows of blocks, all on one scale. Which axes of which tensors: ``to_dict``."""
+        found = Table(header_style="bold", title="channels that live and die together", title_justify="left",
+                      box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+        found.add_column("group", overflow="fold")
         found.add_column("channels", justify="right")
         found.add_column(f"{self.score}: least, median, most", justify="right")
         if self.curves:
             shares = self.curves[0].shares
             found.add_column(f"{self.curves[0].kind} as {shares[0]:.0%} to {shares[-1]:.0%} go")
-        found.add_column("members", overflow="fold")
+        found.add_column("layers that have them", overflow="fold")
         top = max((max(c.changes) for c in self.curves), default=0.0)
         for i, (group, scores) in enumerate(zip(self.axes.groups, self.scores, strict=True)):
             spread = " ".join(f"{v:.3g}" for v in np.quantile(scores, (0, 0.5, 1)))
             drawn = [f"{blocks(self.curves[i].changes, top)} {max(self.curves[i].changes):.3g}"] if self.curves else []
-            members = ", ".join(f"{m.tensor}[{m.dim}]" for m in group.members)
+            members = ", ".join(dict.fromkeys(m.tensor.rpartition(".")[0] or m.tensor for m in group.members))
             row(found, group.name, str(len(group)), spread, *drawn, members)
         return found
 

@@ -7,10 +7,12 @@ control characters as escapes and take no markup from a text.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from typing import Any
 
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -19,7 +21,7 @@ from featherweight.measure import LayerFigures, Measurement
 from featherweight.report import tables, units
 
 out = Console()
-if not out.is_terminal:
+if not out.is_terminal and "COLUMNS" not in os.environ:
     out.width = 140  # into a file or a pipe: wide enough for module paths
 err = Console(stderr=True)
 #: a line break, and the spaces of figures (none of them lets a line break, thin between thousands)
@@ -86,15 +88,16 @@ def measurement(m: Measurement) -> Table:
 
 
 def layers(rows: Sequence[LayerFigures]) -> Table:
-    """Layer by layer."""
-    table = Table(header_style="bold")
+    """Layer by layer; what is not said of a weight's type is float32."""
+    table = Table(header_style="bold", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     for head in ("module", "operator", "weight", "output"):
         table.add_column(head, overflow="fold")  # nothing is cut off where the terminal is narrow
     scales = [units.unit("count", [getattr(r, key) for r in rows]) for key in ("params", "macs")]
     for head, (_, name) in zip(("params", "MACs"), scales, strict=True):
         table.add_column(f"{head} ({name})" if name else head, justify="right", no_wrap=True)
     for r in rows:
-        weight = "" if r.shape is None else f"{'×'.join(map(str, r.shape))} {r.dtype}"
+        kind = "" if r.dtype in ("float32", None) else f" {r.dtype}"
+        weight = "" if r.shape is None else f"{'×'.join(map(str, r.shape))}{kind}"
         operator = r.operator.removeprefix("aten.").partition(".")[0]
         row(table, r.path or "(top)", operator, weight, "×".join(map(str, r.output or ())),
             units.number(r.params, scales[0][0]), units.number(r.macs, scales[1][0]))

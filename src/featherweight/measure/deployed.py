@@ -17,6 +17,7 @@ from torch import Tensor
 from featherweight import deploy
 from featherweight.codec import archive_bytes
 from featherweight.deploy import Agreement, Runner, Target
+from featherweight.deploy.profile import PROFILERS, KernelTime
 from featherweight.errors import TaskError
 from featherweight.measure.macs import macs
 from featherweight.measure.measurement import Measurement
@@ -92,6 +93,13 @@ class Deployed:
 
     def _memory(self) -> int | None:
         return peak_memory(self.target.name, self.file, self.folder / "network.fw", self.threads)
+
+    def profiled(self, split: str, seconds: float) -> tuple[KernelTime, ...]:
+        """The runtime's own times of the file's kernels, at the batch of ``timed``; none of a target without."""
+        if self.target.name not in PROFILERS:
+            return ()
+        args, kwargs = _cut(self.network, *sample_inputs(self.network, self.task, split), 1)
+        return PROFILERS[self.target.name](self.file, self.network.signature, args, kwargs, self.threads, seconds)
 
     def timed(self, runner: Runner, split: str, beside: Mapping[str, Path], seconds: float,
               progress: Callable[[float], None] | None = None) -> Timed:

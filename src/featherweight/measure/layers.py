@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 from torch.fx import Node
 
+from featherweight.deploy.profile import KernelTime
 from featherweight.measure.macs import macs
 from featherweight.measure.weights import Weight, weights
 from featherweight.network import Network
 from featherweight.network.edit import constant_nodes
+
+#: in the names of a runtime's operators that hold weights or do MACs
+WORKING = ("Conv", "Gemm", "MatMul", "Gather", "GRU", "LSTM", "RNN", "Attention", "Normalization", "Einsum")
 
 
 @dataclass(frozen=True)
@@ -22,7 +27,7 @@ class LayerFigures:
     ``path`` is the module it came from, ``weight`` the stored tensor behind its largest weight. ``params``,
     ``nonzeros`` and ``bytes`` (as stored, scales and codebooks included) sum over all its weights; a weight that
     several calls read stands with the first of them. ``macs`` is per sample; None where the operator is not counted.
-    ``output`` is the shape for a batch of one.
+    ``output`` is the shape for a batch of one. ``seconds``: of its kernels in a deployed file, where that was profiled.
 
     Example:
         >>> layer = fw.measure.layers(network)[0]
@@ -41,6 +46,7 @@ class LayerFigures:
     dtype: str | None
     output: tuple[int, ...] | None
     node: str
+    seconds: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -95,3 +101,28 @@ def _row(node: Node, held: list[Weight], counted: int | None, values: dict[str, 
         params=sum(w.numel for w in held), nonzeros=sum(w.nonzeros for w in held), macs=counted,
         bytes=sum(w.bytes for w in held), dtype=main.dtype if main else None,
         output=tuple(map(int, result.shape)) if isinstance(result, Tensor) else None, node=node.name)
+
+
+@dataclass(frozen=True)
+class Profile:
+    """How long the kernels of a deployed file take by the runtime's own profile: the layers' figures with ``seconds``,
+    and those of kernels between layers (sums, pools, roundings, changes of layout)."""
+
+    layers: tuple[LayerFigures, ...]
+    between_s: float
+
+
+def profiled(network: Network, kernels: Sequence[KernelTime]) -> Profile:
+    """Every kernel's time, given to the layer that it stands for: one of the kernel's calls that holds weights or does
+    MACs, if its operator is one that does."""
+    rows = {row.node: row for row in layers(network)}
+    seconds: dict[str, float] = {}
+    between = 0.0
+    for kernel in kernels:
+        works = any(word in kernel.operator for word in WORKING)
+        call = next((name for name in kernel.calls if name in rows), None) if works else None
+        if call is None:
+            between += kernel.seconds
+        else:
+            seconds[call] = seconds.get(call, 0.0) + kernel.seconds
+    return Profile(tuple(dataclasses.replace(row, seconds=seconds.get(name)) for name, row in rows.items()), between)

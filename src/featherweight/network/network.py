@@ -14,6 +14,7 @@ from torch.fx import Graph, Node
 
 from featherweight.network import trees
 from featherweight.network.file.file import save
+from featherweight.network.kept.about import about
 from featherweight.network.kept.facts import Facts, Structure
 from featherweight.network.kept.names import Part, Ties, copy_tensors, holder, lookup, named, remove
 from featherweight.network.kept.reads import Reads
@@ -287,6 +288,9 @@ class Network(nn.Module):
             network.add_tensor(name, tensor, buffer=not trained, persistent=kind != "temporary")
         network.patterns, network.notes = dict(snapshot.patterns), list(snapshot.notes)
         return network.eval()
+
+    def __repr__(self) -> str:
+        return about(self._graph, self._signature, self.tensors(), self.notes)
 
     def extra_repr(self) -> str:
         inputs = ", ".join(f"{i.name}: {shape_text(i)}" for i in self._signature.inputs)

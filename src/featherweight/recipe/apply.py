@@ -13,8 +13,10 @@ from typing import Any
 from safetensors import SafetensorError
 
 from featherweight import deploy, measure
+from featherweight.deploy.profile import KernelTime
 from featherweight.errors import FileError, PlanError, RecipeError
 from featherweight.measure import Measurement
+from featherweight.measure.layers import Profile, profiled
 from featherweight.network import Network, load
 from featherweight.network.file.allowed import beyond, target_name
 from featherweight.network.file.digest import digest
@@ -167,13 +169,15 @@ class _Work:
             trail.append(self._measurement(index, network, step))
         scores = self._on_test(network)
         trail, notes = self._timed(trail, network)
+        profiles = [self._profile(index, net) for index, net in ((0, self.original), (len(trail) - 1, network))]
         return Result(
             network=network, trail=tuple(trail), recipe=self.recipe, target=self.target,
             plans=tuple(d for decided in decisions for d in decided), final=final(trail, scores),
             flags=tuple(self._flags(trail, decisions, same, wrong)), notes=(*network.notes, *notes, *self._unsteady()),
             losses={str(i): found for i in range(1, len(self.recipe.steps) + 1)
                     if (found := curves(self.state.place(i)))},
-            layers_before=measure.layers(self.original), layers_after=measure.layers(network), preface=self.preface)
+            layers_before=profiles[0].layers, layers_after=profiles[1].layers,
+            between=tuple(p.between_s for p in profiles), preface=self.preface)
 
     def _flags(self, trail: list[Measurement], decisions: list[list[Decision]], same: list[bool],
                wrong: list[int]) -> list[str]:
@@ -272,6 +276,10 @@ class _Work:
 
         rows, notes = self.processes.share(plain)
         return [Measurement.from_dict(row) for row in rows], notes
+
+    def _profile(self, index: int, network: Network) -> Profile:
+        kernels = self.processes.share(lambda: self.gauge.profiled(index, network))
+        return profiled(network, [KernelTime(**{**k, "calls": tuple(k["calls"])}) for k in kernels])
 
     def _on_test(self, network: Network) -> list[float | None] | None:
         if not self.task.has("test"):

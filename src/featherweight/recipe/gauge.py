@@ -21,6 +21,9 @@ from featherweight.task import Task
 #: called with (what, done, figures) as work goes on
 Tell = Callable[[str, float, Mapping[str, float]], None]
 
+#: seconds of a profile of one file, at most
+PROFILE_S = 0.5
+
 
 @dataclass(frozen=True)
 class Rounds:
@@ -128,6 +131,12 @@ class Gauge:
         with generators_kept(), one.running() as runner:
             seed_all(seed_from(self.seed, "measure", "test"))
             return one.score(runner, "test")
+
+    def profiled(self, index: int, network: Network) -> list[dict[str, Any]]:
+        """The kernels of the deployed file of step ``index``, as plain data; none where the runtime tells none."""
+        one = Deployed(network, self.task, self.target, self.state.place(index), self.threads)
+        with generators_kept():
+            return [dataclasses.asdict(k) for k in one.profiled(self.split, min(self.seconds, PROFILE_S))]
 
     def timed(self, trail: Sequence[Measurement], network: Network) -> tuple[list[Measurement], list[str]]:
         """The trail with the latencies of all deployed files, timed once, in the same rounds; and what is to be said of

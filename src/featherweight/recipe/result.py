@@ -95,6 +95,8 @@ class Result:
     layers_after: tuple[LayerFigures, ...] = ()
     #: number of a training's step -> its loss and each of the loss's terms by name, the mean of every epoch
     losses: Mapping[str, Mapping[str, list[float]]] = dataclasses.field(default_factory=dict, compare=False)
+    #: seconds of the kernels between the layers, by the runtime's own profile, of both ends; () where there is none
+    between: tuple[float, ...] = dataclasses.field(default=(), compare=False)
     preface: str = ""  #: TOML tables of the job, ahead of the steps
     #: what ``fw.search`` tried before, if the recipe is its answer
     search: Mapping[str, Any] = dataclasses.field(default_factory=dict, compare=False)
@@ -119,7 +121,8 @@ class Result:
                                                       "after": self.final.after.to_dict()},
             "plans": [d.to_dict() for d in self.plans],
             "layers": {"before": [dataclasses.asdict(x) for x in self.layers_before],
-                       "after": [dataclasses.asdict(x) for x in self.layers_after]},
+                       "after": [dataclasses.asdict(x) for x in self.layers_after],
+                       "between_s": list(self.between)},
             "losses": {step: dict(terms) for step, terms in self.losses.items()},
             "notes": list(self.notes), "flags": list(self.flags),
             **({"search": dict(self.search)} if self.search else {}),

@@ -74,6 +74,11 @@ def _plain(value: Any, where: str, complete: bool) -> Any:
     raise RecipeError(f"{where} is a {type(value).__name__}, which a recipe in TOML cannot hold{instead}")
 
 
+def plain(value: Any) -> Any:
+    """A value of an option as a job file has it. Raises RecipeError for what a text cannot hold."""
+    return _plain(value, "a default", False)
+
+
 def write(table: Mapping[str, Any]) -> str:
     """``key = value`` lines of one table."""
     return "".join(f"{_key(key)} = {_text(value)}\n" for key, value in table.items())

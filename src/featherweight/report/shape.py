@@ -112,6 +112,7 @@ class LayerShape(Described):
     macs: int | None = None
     bytes: int | None = None
     output: list[int] | None = None
+    seconds: Number = None
 
 
 class LayersShape(Described):
@@ -119,6 +120,7 @@ class LayersShape(Described):
 
     before: list[LayerShape] | None = None
     after: list[LayerShape] | None = None
+    between_s: list[float] | None = None
 
 
 class FinalShape(Described):

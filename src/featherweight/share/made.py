@@ -33,10 +33,6 @@ class Made:
     network: Network
     weight: str
 
-    def reads(self) -> list[Node]:
-        names = self.network.tied_names(self.weight)
-        return [n for n in self.network.graph.nodes if n.op == "get_attr" and n.target in names]
-
     def stored(self, part: str, value: Tensor) -> Node:
         """The node of a tensor behind the weight's name; of floats a parameter, trained where the weight is."""
         weight, name = self.network.tensor(self.weight), f"{self.weight}_{part}"
@@ -45,15 +41,15 @@ class Made:
             self.network.add_tensor(name, nn.Parameter(value.to(weight), requires_grad=trains))
         else:
             self.network.add_tensor(name, value.to(weight.device), buffer=True)
-        return tensor_node(self.network, name, self.reads()[0])
+        return tensor_node(self.network, name, self.network.reads_of(self.weight)[0])
 
     def make(self, target: Any, *args: Any) -> Node:
-        first = self.reads()[0]
+        first = self.network.reads_of(self.weight)[0]
         return insert_call(self.network, target, args, before=first, like=next(iter(first.users)))
 
     def in_place(self, made: Node) -> None:
         """Takes the weight out of the network."""
-        for node in self.reads():
+        for node in self.network.reads_of(self.weight):
             node.replace_all_uses_with(made)
             self.network.graph.erase_node(node)
         for name in self.network.tied_names(self.weight):

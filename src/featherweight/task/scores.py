@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from featherweight.errors import TaskError
 from featherweight.task.batches import Batch, Predict, call
+from featherweight.task.boxes import IOUS, Found, Truth, average_precision
 
 #: where the values to be judged stand, in a mapping of outputs
 KEYS = ("logits", "out", "output", "scores", "prediction")
@@ -168,4 +169,35 @@ def right_tokens(predict: Predict, batches: Iterable[Batch], shift: bool = True,
     return 100.0 * right / seen
 
 
-__all__ = ["explained", "main_output", "mean_iou", "right_tokens", "top1", "top5"]
+def mean_ap(predict: Predict, batches: Iterable[Batch], decode: Callable[[Any], Any] | None = None,
+            ious: tuple[float, ...] = IOUS) -> float:
+    """Mean average precision over classes and the IoUs that count as a hit, in percent; COCO's mAP (all sizes, at most
+    100 boxes an image and class).
+
+    Targets: a {"boxes": [k, 4], "labels": [k]} for each image. decode: of the model's output, a {"boxes", "scores",
+    "labels"} for each image; None where it is that. Raises TaskError for anything else.
+
+    Example:
+        >>> truth = [{"boxes": torch.tensor([[0.0, 0.0, 4.0, 4.0]]), "labels": torch.tensor([1])}]
+        >>> near = [{**truth[0], "boxes": torch.tensor([[0.0, 0.0, 4.0, 3.0]]), "scores": torch.ones(1)}]
+        >>> fw.scores.mean_ap(lambda x: near, [(torch.zeros(1, 3, 8, 8), truth)], ious=(0.5, 0.9))
+        50.0
+    """
+    found: list[Found] = []
+    truths: list[Truth] = []
+    with torch.no_grad():
+        for inputs, targets in batches:
+            output = call(predict, inputs)
+            given = output if decode is None else decode(output)
+            if not isinstance(given, (list, tuple)) or len(given) != len(targets):
+                raise TaskError(f"mean AP wants of {len(targets)} images as many {{boxes, scores, labels}}; got a "
+                                f"{type(given).__name__}{f' of {len(given)}' if hasattr(given, '__len__') else ''}: "
+                                "write Task.detection(decode=...)")
+            found += [Found.of(one) for one in given]
+            truths += [Truth.of(one) for one in targets]
+    if not any(len(truth.labels) for truth in truths):
+        raise TaskError("there was nothing to score: the split gave no batches, or no image has a box")
+    return 100 * average_precision(found, truths, ious)
+
+
+__all__ = ["explained", "main_output", "mean_ap", "mean_iou", "right_tokens", "top1", "top5"]

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Self
 
-import numpy as np
-import torch
 from torch import Tensor
 
 from featherweight.errors import FeatherweightError, TaskError
 from featherweight.task import losses, scores
 from featherweight.task.batches import Batch, Predict
+from featherweight.task.boxes import Stacked
+from featherweight.task.nests import described, has_nan, tensors
 from featherweight.task.pairs import Loader, pairs
 
 Split = Callable[[], Iterable[Batch]]
@@ -82,8 +82,8 @@ class Task:
                     f"the {split} split gave {type(batch).__name__}; expected pairs (inputs, target), "
                     "target None where there is none"
                 )
-            inputs, target = _tensors(batch[0]), _tensors(batch[1])
-            if _has_nan(inputs):
+            inputs, target = tensors(batch[0]), tensors(batch[1])
+            if has_nan(inputs):
                 raise TaskError(f"batch {index} of the {split} split has inputs that are NaN; look at that data")
             yield inputs, target
 
@@ -189,6 +189,28 @@ class Task:
                    score=partial(scores.right_tokens, shift=shift, ignore=ignore), score_name="right tokens %")
 
 
+    @classmethod
+    def detection(cls, train: Loader | None = None, validation: Loader | None = None, *,
+                  calibration: Loader | None = None, test: Loader | None = None,
+                  loss: Callable[[Any, Any], Tensor] | None = None, decode: Callable[[Any], Any] | None = None) -> Self:
+        """Objects in images: mean average precision over IoU 0.5 to 0.95, as COCO has it, in percent.
+
+        Batches are (images, targets): images [n, c, h, w] or a list of [c, h, w] of one size; of each image a target
+            {"boxes": [k, 4] as x0, y0, x1, y1, "labels": [k]}. calibration: None takes ``train``.
+        decode: makes, of what the model gives, a {"boxes", "scores", "labels"} for each image; None where the model
+            gives that itself, as torchvision's detectors do. loss: of outputs and targets, for steps that train.
+
+        Example:
+            >>> truth = [{"boxes": torch.tensor([[0.0, 0.0, 4.0, 4.0]]), "labels": torch.tensor([1])}]
+            >>> task = fw.Task.detection([(torch.zeros(1, 3, 8, 8), truth)], [(torch.zeros(1, 3, 8, 8), truth)])
+            >>> task.score(lambda x: [{**truth[0], "scores": torch.ones(1)}], task.batches("validation"))
+            100.0
+        """
+        return cls(**{split: None if given is None else Stacked(given) for split, given in pairs(
+            train, validation, calibration, test).items()}, loss=loss,
+            score=partial(scores.mean_ap, decode=decode), score_name="mAP %")
+
+
 @dataclass(frozen=True)
 class ToldLoss:
     """The user's loss; an error in it says whose it is, and what it was given."""
@@ -237,16 +259,6 @@ def told(task: Task) -> Task:
                    score=score if score is None or isinstance(score, ToldScore) else ToldScore(score))
 
 
-def described(value: Any) -> str:
-    """What a value is, shortly: "float32[16, 3]" for a tensor, else its type, with the value where that is plain."""
-    if isinstance(value, Tensor):
-        return f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)}"
-    if value is None:
-        return "None"
-    plain = isinstance(value, (bool, int, float, str))
-    return f"{value!r} ({type(value).__name__})" if plain else f"of type {type(value).__name__}"
-
-
 def _told(batches: Iterable[Any], split: str) -> Iterator[Any]:
     """The same batches; an error in making them says whose it is, and at which batch."""
     number = 0
@@ -260,27 +272,4 @@ def _told(batches: Iterable[Any], split: str) -> Iterator[Any]:
         raise TaskError(f"your {split} split raised {type(error).__name__} at batch {number}: {error}") from error
 
 
-def _tensors(value: Any) -> Any:
-    """The same nest with arrays of numpy as tensors."""
-    if isinstance(value, np.ndarray):
-        return torch.from_numpy(value.astype(np.float32) if value.dtype == np.float64 else value)
-    if isinstance(value, Mapping):
-        return {k: _tensors(v) for k, v in value.items()} if any(map(_holds_arrays, value.values())) else value
-    if isinstance(value, (tuple, list)) and any(map(_holds_arrays, value)):
-        return type(value)(map(_tensors, value))
-    return value
-
-
-def _holds_arrays(value: Any) -> bool:
-    items = value.values() if isinstance(value, Mapping) else value if isinstance(value, (tuple, list)) else ()
-    return isinstance(value, np.ndarray) or any(map(_holds_arrays, items))
-
-
-def _has_nan(inputs: Any) -> bool:
-    if isinstance(inputs, Tensor):
-        return inputs.is_floating_point() and bool(inputs.isnan().any())
-    items = inputs.values() if isinstance(inputs, Mapping) else inputs if isinstance(inputs, (tuple, list)) else ()
-    return any(map(_has_nan, items))
-
-
-__all__ = ["SPLITS", "Pass", "Split", "Task", "ToldLoss", "ToldScore", "described", "told"]
+__all__ = ["SPLITS", "Pass", "Split", "Task", "ToldLoss", "ToldScore", "told"]

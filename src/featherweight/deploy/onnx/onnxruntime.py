@@ -11,8 +11,10 @@ from typing import Any
 from featherweight.deploy.nest import feed, given, nested
 from featherweight.deploy.onnx.file import METADATA, beside, to_onnx, write
 from featherweight.deploy.onnx.passes import ONNX_RUNTIME
+from featherweight.deploy.onnx.profile import profile
 from featherweight.deploy.onnx.weights import for_onnx_runtime
 from featherweight.deploy.processor import saturates
+from featherweight.deploy.profile import PROFILERS
 from featherweight.deploy.target import register
 from featherweight.errors import ExportError, InputError
 from featherweight.network import Network, Signature, fold_batch_norm
@@ -100,4 +102,4 @@ class OnnxRunner:
         self._session = None
 
 
-register(OnnxRuntime())
+PROFILERS[register(OnnxRuntime()).name] = profile

@@ -1,0 +1,30 @@
+"""What a runtime says itself of how long each of its kernels takes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from featherweight.network import Signature
+
+
+@dataclass(frozen=True)
+class KernelTime:
+    """One kernel of a deployed file: its name and operator in the runtime, the seconds of a run (the mean of the middle
+    half), and the calls of the network that it may stand for (of a fused kernel, the one that it ends with is first).
+    """
+
+    name: str
+    operator: str
+    seconds: float
+    calls: tuple[str, ...]
+
+
+#: (file, signature, args, kwargs, threads, seconds) -> its kernels
+Profiler = Callable[[Path, Signature, tuple[Any, ...], Mapping[str, Any], int, float], tuple[KernelTime, ...]]
+#: target -> how its files are profiled; of a target without an entry, no kernel is known
+PROFILERS: dict[str, Profiler] = {}
+
+__all__ = ["PROFILERS", "KernelTime", "Profiler"]
