@@ -9,6 +9,9 @@ import types
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from featherweight.balance import Budget
+from featherweight.balance.combine.axes import AXES
+from featherweight.balance.combine.budget import FIGURES
 from featherweight.errors import RecipeError
 from featherweight.network import Network
 from featherweight.recipe import toml
@@ -41,8 +44,19 @@ def job_schema() -> Schema:
             "required": ["model"],
             "oneOf": [{"required": ["task"]}, {"required": ["data"]}],
             "properties": {"model": _table(Model), "task": _table(Data), "data": _data(), "compress": _table(Options),
+                           "goal": _goal(),
                            "steps": {"type": "array", "items": {"$ref": "#/definitions/any step"}}},
             "definitions": definitions}
+
+
+def _goal() -> Schema:
+    """Limits, and options of a search."""
+    found = _table(Budget)
+    limit = {"anyOf": [{"type": "number", "exclusiveMinimum": 0, "maximum": 1}, {"type": "string"}]}
+    properties = {**found["properties"], **dict.fromkeys(FIGURES, limit),
+                  "minimize": {"enum": [*FIGURES, "score_drop"]}, "minutes": {"type": "number"},
+                  "trials": {"type": "integer"}, "families": {"type": "array", "items": {"enum": list(AXES)}}}
+    return {**found, "properties": properties}
 
 
 def _of(names: list[str]) -> Schema:

@@ -21,7 +21,7 @@ from featherweight.network.kept.reads import Reads
 from featherweight.network.kept.replay import Replay
 from featherweight.network.kept.values import Alike, values
 from featherweight.network.program import Program, Tap
-from featherweight.network.signature import FreeAxis, Input, Signature, described, shape_text
+from featherweight.network.signature import FreeAxis, Input, Signature, shape_text
 from featherweight.network.snapshot import Snapshot
 
 Parameters = dict[str, Tensor]
@@ -291,13 +291,6 @@ class Network(nn.Module):
 
     def __repr__(self) -> str:
         return about(self._graph, self._signature, self.tensors(), self.notes)
-
-    def extra_repr(self) -> str:
-        inputs = ", ".join(f"{i.name}: {shape_text(i)}" for i in self._signature.inputs)
-        return f"{inputs}; {len(self.calls())} operators, {sum(p.numel() for p in self.parameters())} parameters"
-
-    def __repr__(self) -> str:
-        return described(self.extra_repr(), self.calls(), self.tensor)
 
 
 __all__ = ["FreeAxis", "Input", "Network", "Part", "Signature", "shape_text"]

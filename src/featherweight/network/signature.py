@@ -1,14 +1,13 @@
-"""How a network is called: its tensor inputs, and the nests that inputs and outputs come in; and how it is printed."""
+"""How a network is called: its tensor inputs, and the nests that inputs and outputs come in."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.fx import Node
 
 from featherweight.errors import InputError
 from featherweight.network import trees
@@ -169,30 +168,3 @@ def _span(least: int, most: int | None) -> str:
 
 def _short(spec: trees.Spec) -> str:
     return repr(trees.unflatten(["*"] * spec.num_leaves, spec)).replace("'*'", "*")
-
-
-def described(whole: str, calls: Iterable[Node], tensor: Callable[[str], Tensor]) -> str:
-    """A line for the ``whole``, and one for every module that reads tensors: path, operators, the tensors. Names come
-    from files of strangers: control characters are escaped.
-
-    tensor: looks stored tensors up by name.
-    """
-    rows: dict[str, tuple[dict[str, None], dict[str, None]]] = {}
-    for node in calls:
-        stored = [str(n.target) for n in node.all_input_nodes if n.op == "get_attr"]
-        if stored:
-            operators, read = rows.setdefault(node.meta.get("module") or "(top)", ({}, {}))
-            operators[getattr(node.target, "_opname", str(node.target))] = None
-            read |= dict.fromkeys(stored)
-    wide = max(map(len, rows), default=0)
-    lines = [f"Network({whole}"]
-    for path, (operators, read) in rows.items():
-        shown = ", ".join(f"{name.removeprefix(f'{path}.')} {_shape(tensor(name))}" for name in read)
-        lines.append(f"  {path:<{wide}}  {', '.join(operators)}: {shown}")
-    return "\n".join("".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
-                     for line in lines) + ")"
-
-
-def _shape(tensor: Tensor) -> str:
-    kind = str(tensor.dtype).removeprefix("torch.")
-    return f"{list(tensor.shape)}" + ("" if kind == "float32" else f" {kind}")

@@ -42,7 +42,6 @@ from featherweight.task import Inputs, Task
 #: called with (what, done, total, figures) as work goes on
 Progress = Callable[[str, float, float, Mapping[str, float]], None]
 NUMBERS = {"threads": Numbers(1, least=1, whole=True), "seed": SEED, "seconds": Numbers(1.0, least=0)}
-
 #: fields of plans that hold curves for the report
 CURVES = ("sensitivity", "spectra")
 

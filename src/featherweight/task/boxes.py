@@ -54,7 +54,7 @@ class Truth:
 
 
 @dataclass(frozen=True)
-class Found:
+class Detected:
     """The boxes that were found in an image, with scores [k] and labels [k]."""
 
     boxes: Floats
@@ -62,7 +62,7 @@ class Found:
     labels: Ints
 
     @classmethod
-    def of(cls, given: Any) -> Found:
+    def of(cls, given: Any) -> Detected:
         """Of a mapping of tensors. Raises TaskError for another."""
         boxes, scores, labels = _arrays(given, ("boxes", "scores", "labels"))
         return cls(boxes, scores.astype(np.float64), labels.astype(np.int64))
@@ -97,7 +97,7 @@ def precision_area(scores: Floats, right: npt.NDArray[np.bool_], objects: int) -
     return float(np.concatenate([best, [0.0]])[np.minimum(places, len(best))].mean())
 
 
-def average_precision(found: Sequence[Found], truths: Sequence[Truth], ious: Sequence[float] = IOUS) -> float:
+def average_precision(found: Sequence[Detected], truths: Sequence[Truth], ious: Sequence[float] = IOUS) -> float:
     """The mean over classes that occur and over ``ious``, 0..1."""
     areas = []
     for label in sorted({int(label) for truth in truths for label in truth.labels}):
@@ -129,4 +129,4 @@ class Stacked:
             yield inputs, target
 
 
-__all__ = ["IOUS", "Found", "Stacked", "Truth", "average_precision"]
+__all__ = ["IOUS", "Detected", "Stacked", "Truth", "average_precision"]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from featherweight.errors import TaskError
 from featherweight.task.batches import Batch, Predict, call
-from featherweight.task.boxes import IOUS, Found, Truth, average_precision
+from featherweight.task.boxes import IOUS, Detected, Truth, average_precision
 
 #: where the values to be judged stand, in a mapping of outputs
 KEYS = ("logits", "out", "output", "scores", "prediction")
@@ -183,7 +183,7 @@ def mean_ap(predict: Predict, batches: Iterable[Batch], decode: Callable[[Any], 
         >>> fw.scores.mean_ap(lambda x: near, [(torch.zeros(1, 3, 8, 8), truth)], ious=(0.5, 0.9))
         50.0
     """
-    found: list[Found] = []
+    found: list[Detected] = []
     truths: list[Truth] = []
     with torch.no_grad():
         for inputs, targets in batches:
@@ -193,7 +193,7 @@ def mean_ap(predict: Predict, batches: Iterable[Batch], decode: Callable[[Any], 
                 raise TaskError(f"mean AP wants of {len(targets)} images as many {{boxes, scores, labels}}; got a "
                                 f"{type(given).__name__}{f' of {len(given)}' if hasattr(given, '__len__') else ''}: "
                                 "write Task.detection(decode=...)")
-            found += [Found.of(one) for one in given]
+            found += [Detected.of(one) for one in given]
             truths += [Truth.of(one) for one in targets]
     if not any(len(truth.labels) for truth in truths):
         raise TaskError("there was nothing to score: the split gave no batches, or no image has a box")

@@ -32,7 +32,13 @@ def about(graph: Graph, signature: Signature, tensors: Mapping[str, Tensor], not
     rows.append(f"  params   {trained:,} trainable; {sum(t.nbytes for t in own):,} bytes of tensors")
     if notes:
         rows.append(f"  notes    {len(notes)}, in network.notes")
-    return "\n".join([*rows, "  MACs     fw.measure.macs(network); layer by layer: fw.measure.layers(network)"])
+    rows.append("  MACs     fw.measure.macs(network); layer by layer: fw.measure.layers(network)")
+    return "\n".join("".join(map(_shown, row)) for row in rows)
+
+
+def _shown(character: str) -> str:
+    """Names come from files of strangers: control characters are escaped."""
+    return character if character.isprintable() else character.encode("unicode_escape").decode()
 
 
 def _name(node: Node) -> str:
