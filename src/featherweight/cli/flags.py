@@ -1,7 +1,12 @@
-"""Messages of the library in the words of the command line: flags for arguments."""
+"""A flag that many commands have; messages of the library in the words of the command line: flags for arguments."""
 
 from __future__ import annotations
 
+from typing import Annotated
+
+import typer
+
+AsJson = Annotated[bool, typer.Option("--json", help="one JSON document on stdout")]
 #: as the library says it -> as one writes it on the command line; the longer ones first
 SPOKEN = {
     "write compress(..., out=another folder), or resume=False to start over":

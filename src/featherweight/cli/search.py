@@ -12,6 +12,7 @@ import typer
 from featherweight.balance import Budget, Found
 from featherweight.balance.combine.job import search as sought
 from featherweight.cli import show
+from featherweight.cli.flags import AsJson
 from featherweight.cli.progress import Listener
 from featherweight.errors import RecipeError, did_you_mean
 from featherweight.recipe import Job
@@ -35,7 +36,7 @@ def search(job: Annotated[Path, typer.Argument(metavar="JOB.toml", help="job: mo
            minutes: Annotated[float | None, typer.Option(help="how long it may look")] = None,
            trials: Annotated[int | None, typer.Option(help="combinations that are tried at most")] = None,
            resume: Annotated[bool, typer.Option("--resume/--no-resume", help="go on where a killed run was")] = True,
-           as_json: Annotated[bool, typer.Option("--json", help="one JSON document on stdout")] = False) -> None:
+           as_json: AsJson = False) -> None:
     """Find the combination of all families that keeps limits, make it, measure it. Exit code 1 if a limit is missed."""
     given = {"latency": latency, "file_bytes": file_bytes, "archive_bytes": archive_bytes, "macs": macs,
              "memory": memory, "score_drop": score_drop, "minimize": minimize, "minutes": minutes, "trials": trials}
