@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 import featherweight as fw
 import problems
@@ -18,6 +19,7 @@ from featherweight.balance.combine.axes import AXES, Amount, Axis, Space
 from featherweight.balance.combine.seek import DROP, Seeker, Wanted, front
 from featherweight.balance.combine.trials import Trial, Watch
 from featherweight.cli import show
+from featherweight.cli.app import app
 from featherweight.cli.progress import Listener
 from featherweight.cli.search import run
 from featherweight.errors import RecipeError
@@ -255,6 +257,24 @@ def test_wrong_goals(goal: dict[str, Any], steps: str, said: str, tmp_path: Path
     with pytest.raises(RecipeError, match=said):
         run(job, goal, tmp_path / "out", True, Listener(show.err))
     assert not (tmp_path / "out").exists()
+
+
+def test_advice_is_what_was_measured_and_a_recipe_that_can_be_made(tmp_path: Path) -> None:
+    NETWORK.save(tmp_path / "net.fw")
+    command = ["advise", str(tmp_path / "net.fw"), "--task", "test_search:small_task", "--minutes", "0.05",
+               "--out", str(tmp_path / "out")]
+    found = json.loads(CliRunner().invoke(app, [*command, "--json"]).stdout)
+    assert [layer["path"] for layer in found["layers"]] == [layer.path for layer in fw.measure.layers(NETWORK)]
+    assert any(layer["seconds"] for layer in found["layers"])
+    assert found["alone"][0]["what"] == "nothing"
+    recipe = fw.Recipe.from_toml(found["recipe"])
+    network = NETWORK
+    for step in recipe.steps:
+        network = step.plan(network, TASK).apply(network)  # type: ignore[union-attr]
+    assert set(found["expected"]) == {"latency", "score_drop"}
+    shown = CliRunner().invoke(app, command, env={"COLUMNS": "80"})
+    assert "to start from" in shown.stdout
+    assert all(len(line) <= 80 for line in shown.stdout.splitlines() if not line.startswith("to start"))
 
 
 def small_task() -> fw.Task:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from featherweight import balance, distill, errors, factorize, prune, quantize, recover, share
-    from featherweight.balance import Budget, Found, search
+    from featherweight.balance import Advice, Budget, Found, advise, search
     from featherweight.judge.sensitivity import Sensitivity, sensitivity
     from featherweight.network import Assembly, Network, capture, load
     from featherweight.recipe import Job, Recipe, Result, compress
@@ -16,15 +16,16 @@ if TYPE_CHECKING:
     from featherweight.task import Task, scores
 
 __version__ = "0.2.0.dev0"
-__all__ = ["Assembly", "Budget", "Found", "Job", "Network", "Recipe", "Result", "Sensitivity", "Task", "balance",
-           "capture", "compress", "distill", "errors", "factorize", "integrations", "load", "prune", "quantize",
-           "recover", "scores", "search", "sensitivity", "share"]
+__all__ = ["Advice", "Assembly", "Budget", "Found", "Job", "Network", "Recipe", "Result", "Sensitivity", "Task",
+           "advise", "balance", "capture", "compress", "distill", "errors", "factorize", "integrations", "load",
+           "prune", "quantize", "recover", "scores", "search", "sensitivity", "share"]
 
 #: public names that are no folders or files of this package -> where they are
 _PLACES = {
     "Assembly": "network", "Network": "network", "capture": "network", "load": "network", "scores": "task",
     "Job": "recipe", "Recipe": "recipe", "Result": "recipe", "compress": "recipe", "Task": "task",
-    "Budget": "balance", "Found": "balance", "search": "balance", "integrations": "recover",
+    "Advice": "balance", "Budget": "balance", "Found": "balance", "advise": "balance", "search": "balance",
+    "integrations": "recover",
     "Sensitivity": "judge.sensitivity", "sensitivity": "judge.sensitivity",
 }
 

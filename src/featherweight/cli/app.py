@@ -19,6 +19,7 @@ from typer.core import TyperGroup
 from featherweight import __version__, deploy, measure
 from featherweight.cli import gallery, show
 from featherweight.cli import init as begin
+from featherweight.cli.advise import advise
 from featherweight.cli.documents import pack, report, unpack
 from featherweight.cli.flags import AsJson, in_flags
 from featherweight.cli.models import job_of, network_named, task_named
@@ -125,6 +126,7 @@ def compress(recipe: Annotated[Path, typer.Argument(metavar="RECIPE.toml", help=
 
 
 app.command()(search)
+app.command()(advise)
 
 
 def _say_flags(flags: tuple[str, ...]) -> None:

@@ -1,8 +1,9 @@
-"""``search``: one budget in, the best combination of all families out."""
+"""``search``: one budget in, the best combination of all families out; ``advise``: where to begin."""
 
+from featherweight.balance.combine.advise import Advice, advise
 from featherweight.balance.combine.budget import Budget
 from featherweight.balance.combine.found import Found
 from featherweight.balance.combine.job import search
 from featherweight.balance.combine.trials import Trial
 
-__all__ = ["Budget", "Found", "Trial", "search"]
+__all__ = ["Advice", "Budget", "Found", "Trial", "advise", "search"]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
-from collections.abc import Collection, Mapping
-from contextlib import nullcontext
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -110,19 +110,10 @@ class _Search:
     options: dict[str, Any]
 
     def run(self) -> Found:
-        state = State(self.out / "search")
         check_place(self.out, self.original, self.target, len(self.families))
-        check_finite(self.original, "the network to be compressed")
-        seed = self.options["seed"]
-        begun = {split: first_batches(self.task, split, seed) for split in EARLY if self.task.has(split)}
-        known = tried(self.original, self.task, begun, [])
-        mark = job_mark(self.original, self.task, (), self.target, begun, seed=seed, threads=self.options["threads"],
-                        seconds=self.options["seconds"], memory=self._figures("memory"))
-        with state.held():
-            state.claim(mark, self.resume,
-                        lambda split: split_mark(first_batches(self.task, split, seed)) if split in EARLY else None)
-            return self._found(Trials(self.original, known, self.target, state.folder, self.options["threads"], seed,
-                                      self.options["seconds"], self._figures("memory")))
+        with trials_of(self.original, self.task, self.target, self.out / "search", self._figures("memory"), self.resume,
+                       **{name: self.options[name] for name in ("threads", "seed", "seconds")}) as trials:
+            return self._found(trials)
 
     def _figures(self, name: str) -> bool:
         return name in (*self.budget.limited, self.minimize)
@@ -192,6 +183,21 @@ class _Search:
             self.progress(f"trial {done + 1}: {what}", done, self.options["trials"], {})
 
 
+@contextmanager
+def trials_of(network: Network, task: Task, target: str, folder: Path, memory: bool, resume: bool, *, threads: int,
+              seed: int, seconds: float) -> Iterator[Trials]:
+    """The trials in a folder, which is this process's alone meanwhile. Raises RecipeError where it holds those of
+    another network, task or target, TaskError for a task that does not fit the network."""
+    check_finite(network, "the network to be compressed")
+    begun = {split: first_batches(task, split, seed) for split in EARLY if task.has(split)}
+    known, state = tried(network, task, begun, []), State(folder)
+    mark = job_mark(network, task, (), target, begun, seed=seed, threads=threads, seconds=seconds, memory=memory)
+    with state.held():
+        state.claim(mark, resume,
+                    lambda split: split_mark(first_batches(task, split, seed)) if split in EARLY else None)
+        yield Trials(network, known, target, folder, threads, seed, seconds, memory)
+
+
 def _missed(wanted: Wanted, shipped: Trial) -> dict[str, str]:
     """Limit -> by how much the shipped file passes it."""
     found = {}
@@ -214,4 +220,4 @@ def _alone(seeker: Seeker, wanted: Wanted) -> dict[str, Trial]:
     return found
 
 
-__all__ = ["search"]
+__all__ = ["POINTS", "search", "trials_of"]

@@ -72,8 +72,7 @@ class Seeker:
     def run(self) -> None:
         """Tries families alone and then combinations, until nothing promises to be better, ``most`` were tried or the
         time is over."""
-        self._try(self._nothing)
-        self._curves()
+        self.alone()
         while not self._over:
             picks = self.promising()
             if picks is None:
@@ -100,9 +99,10 @@ class Seeker:
             self.known[picks] = self.trials.taken(what, self.space.steps(picks))
         return self.known[picks]
 
-    def _curves(self) -> None:
+    def alone(self) -> None:
         """Every family alone, at every other amount, until too much of the score is gone; all families' first amounts
         come before any one's second."""
+        self._try(self._nothing)
         allowed = self.wanted.limits.get(DROP, 10 * self.wanted.points)
         left = {axis: list(range(1, len(offers) + 1, 2)) for axis, offers in enumerate(self.space.offers)}
         while any(left.values()):
@@ -131,6 +131,13 @@ class Seeker:
         gained = least - float(figures[self.wanted.minimize][first])
         enough = self.wanted.points / 10 if self.wanted.minimize == DROP else GAIN * least
         return ahead[first] if beyond[first] <= missed and gained > enough else None
+
+    def expected(self) -> tuple[Picks, dict[str, float]]:
+        """The combination that promises most of all, tried or not, and what it promises."""
+        every = self._reachable()
+        figures = self._predicted(every)
+        order = np.lexsort((figures[self.wanted.minimize], np.round(self.wanted.beyond(figures), 6)))
+        return every[int(order[0])], {name: float(values[order[0]]) for name, values in figures.items()}
 
     def _reachable(self) -> list[Picks]:
         """Combinations of families that did something alone."""
