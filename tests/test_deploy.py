@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 
 import onnx
+import onnx_ir
 import pytest
 import torch
 import torch.nn.functional as F
+from onnxscript import optimizer
 from torch import nn
+from torch.utils import _pytree as pytree
 
 import featherweight as fw
 from featherweight import deploy
+from featherweight.deploy.onnx import file, tables
 from featherweight.errors import ExportError, InputError
 
 
@@ -281,3 +286,94 @@ def test_attention_without_heads_and_pools_of_every_form(tmp_path):
     assert kinds.count("GlobalAveragePool") == 2  # the third is the first again
     assert kinds.count("ReduceMean") == 1
     assert "Max" not in kinds
+
+
+# ---- what the exporter is spared
+
+class Halves(nn.Module):
+    """Slices of one value and of several, and what rules join to one call."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 8), nn.Linear(6, 8)
+
+    def forward(self, x):
+        a, b = self.a(x), self.b(x)
+        return a[:, :4] * a[:, 4:], b[:, :3].sum(1) + a[:, 3:8].sum(1), F.relu(F.relu(b)).clamp(0, 1).clamp(0, 2)
+
+
+class Sums(nn.Module):
+    """Calls that nothing is made of others for."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 8), nn.Linear(8, 8)
+        self.b.weight = nn.Parameter(self.a.weight.detach() @ torch.ones(6, 8))
+
+    def forward(self, x, scale):
+        return torch.relu(self.a(x)) * scale + self.b(torch.relu(self.a(x))), scale
+
+
+SPARED = {"halves": (Halves, (torch.randn(2, 6),)), "sums": (Sums, (torch.randn(2, 6), torch.ones(2, 8))),
+          "convolutions": (conv_bn, (torch.randn(2, 3, 8, 8),))}
+
+
+@pytest.mark.parametrize(("kind", "name"), [("float", "halves"), ("int8", "sums"), ("float", "convolutions")])
+def test_what_the_exporter_is_spared_changes_no_file(tmp_path, monkeypatch, name, kind):
+    """The slow, obvious way: the exporter does all that it does by itself."""
+    make, inputs = SPARED[name]
+    torch.manual_seed(0)
+    network = fw.capture(make().eval(), inputs)
+    if kind == "int8":
+        network = fw.quantize.Quantize().plan(network, fw.Task(calibration=[(inputs, None)])).apply(network)
+    runner, path = deployed(network, tmp_path)
+    (tmp_path / "plain").mkdir()
+    monkeypatch.setattr(file, "decompose_where_needed", lambda program: None)
+    for spared in ("kept_tables", "parameters_once", "rules_where_they_apply"):
+        monkeypatch.setattr(file, spared, contextlib.nullcontext)
+    plain, other = deployed(network, tmp_path / "plain")
+    args, _ = network.example_inputs(3, seed=5)
+    assert all(map(torch.equal, pytree.tree_leaves(runner(*args)), pytree.tree_leaves(plain(*args))))
+    graphs = [onnx.load(p).graph for p in (path, other)]
+    shapes = [[(n.op_type, len(n.input), [a for a in n.attribute if a.type != onnx.AttributeProto.STRING])
+               for n in graph.node] for graph in graphs]
+    assert shapes[0] == shapes[1]
+    assert [(i.name, i.dims, i.raw_data) for i in graphs[0].initializer if "." in i.name] \
+        == [(i.name, i.dims, i.raw_data) for i in graphs[1].initializer if "." in i.name]
+
+
+@pytest.mark.parametrize(("name", "whole"), [("sums", True), ("convolutions", False)])
+def test_programs_are_decomposed_where_something_would_change(tmp_path, monkeypatch, name, whole):
+    """A flattening is written with others; a graph of sums stays."""
+    decomposed, plain = [], torch.export.ExportedProgram.run_decompositions
+
+    def heard(program, *given, **options):
+        decomposed.append(program)
+        return plain(program, *given, **options)
+
+    monkeypatch.setattr(torch.export.ExportedProgram, "run_decompositions", heard)
+    make, inputs = SPARED[name]
+    deployed(fw.capture(make().eval(), inputs), tmp_path)
+    assert bool(decomposed) is not whole
+
+
+HALVES = """<ir_version: 8, opset_import: ["": 18]>
+halves (float[2, 8] x) => (float[2, 4] y)
+<int64[1] zero = {0}, int64[1] half = {4}, int64[1] whole = {8}, int64[1] axis = {1}> {
+    low = Slice (x, zero, half, axis)
+    high = Slice (x, half, whole, axis)
+    many = Relu (low)
+    more = Relu (many)
+    y = Mul (more, high)
+}"""
+
+
+def test_rules_are_tried_where_they_apply():
+    found = []
+    for where in (tables.rules_where_they_apply, contextlib.nullcontext):
+        model = onnx_ir.serde.deserialize_model(onnx.parser.parse_model(HALVES))
+        with where():
+            optimizer.optimize_ir(model)
+        found.append([node.op_type for node in model.graph])
+    assert found[0] == found[1]
+    assert found[0].count("Relu") == 1, "a rule that applies was tried"

@@ -26,6 +26,8 @@ TRIED = 1 << 18  #: numbers by which a method is chosen
 WHOLE = 420  #: bytes hold integers of any of 1 to 7 bits
 WIDTHS = (1, 2, 4, 8)
 SAMPLE = 1 << 16  #: bytes of a sample, of which four tell whether deflating a block is worth its time
+#: the share of a block that coding must save: what is nearly noise is kept as it is, which is read forty times faster
+WORTH = 1 / 256
 RAW, DEFLATED, CODED, PLANES, PALETTE, SPARSE, PACKED, ROWS, PACKED_ROWS, TEXT = range(10)
 FIRST = PACKED + 1  #: methods that archives of version 1 know
 
@@ -51,8 +53,13 @@ def _shortest(numbers: Numbers, writers: Mapping[int, Write]) -> tuple[int, byte
             if method != DEFLATED and (payload := write(numbers)) is not None]
     if DEFLATED in writers and _worth_deflating(numbers, min(made)[0]):
         made.append((len(payload := _deflated(numbers)), DEFLATED, payload))
-    _, method, payload = min(made)
-    return method, payload
+    length, method, payload = min(made)
+    return (method, payload) if length <= _worth(numbers.nbytes) else (RAW, _raw(numbers))
+
+
+def _worth(length: int) -> float:
+    """The bytes that coding may make of ``length`` bytes to be worth the time of decoding them."""
+    return length - length * WORTH
 
 
 def _worth_deflating(numbers: Numbers, best: int) -> bool:
@@ -138,8 +145,8 @@ def _planes(numbers: Numbers) -> bytes | None:
     out = []
     for plane in turned.T:
         plain = np.ascontiguousarray(plane)
-        stream = entropy.encode(plain) if entropy.entropy_bytes(plain) < plain.size else plain.tobytes()
-        stream = stream if len(stream) < plain.size else plain.tobytes()
+        stream = entropy.encode(plain) if entropy.entropy_bytes(plain) < _worth(plain.size) else plain.tobytes()
+        stream = stream if len(stream) <= _worth(plain.size) else plain.tobytes()
         out.append(varint(len(stream)) + stream)
     return b"".join(out)
 
