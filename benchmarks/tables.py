@@ -7,25 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from page import Rows, ms, table, unique
 from rows import Row, newest
+from tables_zoo import every_step, pruned_zoo, zoo
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
 PAGE = HERE.parent / "docs/results.md"
-#: arm -> its newest row
-Rows = dict[str, Row]
-
-
-def table(head: list[str], rows: list[list[str]]) -> list[str]:
-    """A Markdown table; the first column is text, the others are figures."""
-    return ["", "| " + " | ".join(head) + " |", "|---" + "|---:" * (len(head) - 1) + "|",
-            *("| " + " | ".join(r) + " |" for r in rows), ""]
-
-
-def ms(latency: dict[str, Any] | None) -> str:
-    if not latency:
-        return ""
-    return f"{latency['median_s'] * 1e3:.2f} ({latency['q1_s'] * 1e3:.2f} to {latency['q3_s'] * 1e3:.2f})"
 
 
 def measured(rows: list[dict[str, Any]], archive: bool = False) -> list[str]:
@@ -35,11 +23,6 @@ def measured(rows: list[dict[str, Any]], archive: bool = False) -> list[str]:
               f"{r['file_bytes'] / 1e3:.0f}", *([f"{r['archive_bytes'] / 1e3:.0f}"] if archive else []),
               ms(r["latency"])] for r in rows]
     return table(head, lines)
-
-
-def unique(rows: Rows, of: str) -> str:
-    """What the rows say of themselves under ``of`` ("machine", "versions"), each way once."""
-    return "; ".join(dict.fromkeys(", ".join(f"{k} {v}" for k, v in row[of].items()) for row in rows.values()))
 
 
 def cifar(rows: Rows) -> list[str]:
@@ -127,16 +110,6 @@ def depth(rows: Rows) -> list[str]:
             *table(["", "", "top-1 %", "MACs (M)", "params (k)", "ms (quartiles)", "times faster"], lines)]
 
 
-def zoo(models: Rows) -> list[str]:
-    rows = [[name, "yes" if m["ok"] else "**no**", f"{m['seconds']:.1f}", str(m["nodes"]), f"{m['max_difference']:.0e}",
-             "yes" if m["loaded_equal"] else "**no**", "free" if m["dynamic_batch"] else "fixed",
-             ", ".join(m["parts"]) or "whole"] for name, m in models.items()]
-    head = ["", "captured", "seconds", "nodes", "difference", "loaded", "batch", "parts"]
-    return ["## Capture of one model of each torchvision family", "", "`make zoo`. Largest relative difference to the "
-            "model's own outputs over the examples, other batch sizes and (detectors) other image sizes; loaded: "
-            "saved, loaded, equal bit for bit.", *table(head, rows)]
-
-
 def beside(rows: Rows) -> list[str]:
     """Channels cut by us and by Torch-Pruning: a row a point, then what was trained."""
     points = {(n.split()[0], float(n.split()[-1][:-1])): None for n in rows if n.endswith("x")}
@@ -195,75 +168,6 @@ def wrecked(rows: Rows) -> list[str]:
             *table(["", "top-1", "file (kB)"], lines), *(["```", *climb, "```", ""] if climb else [])]
 
 
-def pruned_zoo(models: Rows) -> list[str]:
-    rows, missed = [], []
-    for name, m in models.items():
-        if "error" in m:
-            rows.append([name, "**no**", *[""] * 7, m["error"][:80]])
-            continue
-        left = m["macs_after"] / max(m["macs_before"], 1)
-        seconds = m.get("processor_seconds") or m["seconds"]
-        rows.append([name, "yes" if m["ok"] else "**no**", str(m["nodes"]), f"{100 * left:.0f} %",
-                     *(f"{seconds.get(s, 0):.1f}" for s in ("capture", "groups", "plan", "apply", "export")),
-                     f"{max(m['difference'], 0):.0e}", frozen_reasons(m["frozen"])])
-        if left > 0.4:
-            missed.append(f"- {name}, {100 * left:.0f} %: " + "; ".join(
-                f"{k} ({100 * v:.0f} % of what is left)" for k, v in list(m["held_by"].items())[:3]))
-    head = ["", "holds", "nodes", "MACs left", "capture (s)", "groups (s)", "plan (s)", "apply (s)", "export (s)",
-            "cut against zeroed", "frozen layers"]
-    line, about = growth(models), next(iter(models.values()))
-    within = [f"{family} " + ", ".join(f"{n} in {s:.2f} s" for n, s in found)
-              for family, found in within_families(models).items()]
-    linear = [f"The processor's seconds to find the groups grow as nodes to the power {line['exponent']} "
-              f"({line['networks']} networks, {line['seconds_per_1000_nodes']} s for 1,000 nodes, "
-              f"r squared {line['r_squared']}). Within a family, nodes and seconds: " + "; ".join(within) + ".", ""]
-    return ["## Every model pruned at half of its channels", "", "`make zoo`. Random weights; uniform, by L1 norm. A "
-            "row holds if the cut network gives what the network with the same channels zero gives (double precision, "
-            f"{about['tolerance']} relative), takes a training step, and its ONNX file agrees in ONNX Runtime (0.001). "
-            f"{about['threads']} thread; seconds of the processor. {unique(models, 'versions')}.", "",
-            *(linear if line else []),
-            *table(head, rows),
-            *(["More than 40 % of the MACs are left, and what holds them:", "", *missed, ""] if missed else [])]
-
-
-#: architectures that differ in depth alone
-FAMILIES = {"ResNet": ("resnet34", "resnet50", "resnet101", "resnet152"),
-            "DenseNet": ("densenet121", "densenet169", "densenet201"),
-            "EfficientNet": ("efficientnet_b0", "efficientnet_b3", "efficientnet_b5", "efficientnet_b7"),
-            "Swin": ("swin_t", "swin_s"), "ViT": ("vit_b_32", "vit_l_32", "vit_h_14")}
-
-
-def growth(models: Rows) -> dict[str, float]:
-    """The exponent of the processor's seconds that finding groups takes over the number of nodes, fitted on a log-log
-    line. (A processor that others use too makes the seconds on the wall longer, not these.)"""
-    networks = [p for m in models.values() for p in (m["parts"].values() if "parts" in m else [m]) if "groups" in p]
-    points = [(p["nodes"], p["processor_seconds"]["groups"]) for p in networks if p["nodes"] >= 50]
-    if len(points) < 3:
-        return {}
-    nodes, seconds = np.log(np.array(points, dtype=float)).T
-    slope, start = np.polyfit(nodes, seconds, 1)
-    rest = seconds - (slope * nodes + start)
-    return {"exponent": round(float(slope), 3), "networks": len(points),
-            "seconds_per_1000_nodes": round(float(np.exp(start + slope * np.log(1000))), 3),
-            "r_squared": round(float(1 - rest.var() / seconds.var()), 3)}
-
-
-def within_families(models: Rows) -> dict[str, list[tuple[int, float]]]:
-    """Family -> (nodes, processor's seconds to find the groups) of its members."""
-    return {family: [(models[n]["nodes"], models[n]["processor_seconds"]["groups"]) for n in names
-                     if "processor_seconds" in models.get(n, {})] for family, names in FAMILIES.items()}
-
-
-def frozen_reasons(frozen: list[list[str]]) -> str:
-    """How many layers are held by what, the most frequent first; a reason's own path goes."""
-    counts: dict[str, int] = {}
-    for _, reason in frozen:
-        text = reason.rsplit(", ", 1)[-1] if ": " in reason.rsplit(", ", 1)[-1] else reason
-        counts[text] = counts.get(text, 0) + 1
-    ranked = sorted(counts.items(), key=lambda i: -i[1])
-    return "; ".join(f"{n} x {text}" for text, n in ranked[:4]) + ("; ..." if len(ranked) > 4 else "")
-
-
 def taught(rows: Rows) -> list[str]:
     """Arms over their seeds: mean, deviation where there are several, and how many."""
     arms: dict[str, list[Row]] = {}
@@ -294,7 +198,7 @@ def main() -> None:
     sections = {"cifar_resnets": cifar, "all_families": families, "int8_runtimes": runtimes, "plain_sessions": plain,
                 "zoo_capture": zoo, "beside_torch_pruning": beside, "depth": depth, "sparse_weights": sparse,
                 "post_training": post_training, "low_bit_training": low_bits, "ladder": wrecked,
-                "distillation": taught, "low_rank": low_rank, "zoo": pruned_zoo}
+                "distillation": taught, "low_rank": low_rank, "zoo": pruned_zoo, "zoo_steps": every_step}
     for name, make in sections.items():
         file = RESULTS / f"{name}.json"
         if file.exists():

@@ -25,7 +25,7 @@ from typing import Any
 import torch
 import zoo_models
 from rows import Rows
-from tables import growth
+from tables_zoo import growth
 from zoo_capture import prepared
 from zoo_checks import Clock, Given, counted, difference, exported, floats, in_double, one_step, roughened
 

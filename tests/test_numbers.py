@@ -11,7 +11,9 @@ from torch import Tensor, nn
 
 import featherweight as fw
 from featherweight import deploy
+from featherweight.errors import ExportError, TaskError
 from featherweight.numerics.grids import Spec, fake_quantize, least_squares, minmax
+from featherweight.steps import Skipped
 
 torch.set_num_threads(1)
 
@@ -229,3 +231,82 @@ def test_channels_far_apart_are_equalized_unless_that_is_switched_off(times: flo
     assert error[None] == error[evened]
     assert error[None] < 0.05
     assert (error[False] > 0.5) is evened
+
+
+# ---- what is not finite, and what has no kernel
+
+class Folded(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.c, self.b, self.d, self.f = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 8, 3), nn.Linear(128, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.f(F.relu(self.d(F.relu(self.b(self.c(x))))).flatten(1))
+
+
+def folded(**weights: float) -> fw.Network:
+    torch.manual_seed(0)
+    model = Folded().eval()
+    with torch.no_grad():
+        for name, value in weights.items():
+            getattr(model, name).weight[0] = value
+    return fw.capture(model, torch.randn(2, 3, 8, 8))
+
+
+READERS = {"static": {}, "biases": {"activations": None, "correct_bias": True},
+           "smoothed": {"activations": "dynamic", "smooth": 0.5},
+           **{rounding: {"weights": "int4", "activations": None, "ends": None, "rounding": rounding}
+              for rounding in ("gptq", "adaround", "blocks")}}
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+@pytest.mark.parametrize("options", READERS)
+def test_data_that_are_not_finite_are_refused(options: str, number: float) -> None:
+    data = torch.randn(4, 3, 8, 8)
+    data[0, 0, 0, 0] = number
+    step = fw.quantize.Quantize(**READERS[options])
+    with pytest.raises(TaskError, match="look at that data"):
+        step.plan(folded(), fw.Task(calibration=[(data, None)]))
+
+
+def test_a_weight_that_is_not_finite_is_named() -> None:
+    data = fw.Task(calibration=[(torch.randn(4, 3, 8, 8), None)])
+    with pytest.raises(TaskError, match="'d.weight' holds numbers that are not finite"):
+        fw.quantize.Quantize().plan(folded(d=float("nan")), data)
+    plan = fw.quantize.Quantize(activations=None).plan(folded(d=float("nan")), data)
+    assert Skipped("d.weight", "its weight is empty or not finite") in plan.skipped
+
+
+def test_halves_say_that_activations_are_rounded() -> None:
+    data = fw.Task(calibration=[(torch.randn(4, 3, 8, 8), None)])
+    plan = fw.quantize.Quantize(weights="fp16").plan(folded(), data)
+    assert any("write Quantize(weights='fp16', activations=None)" in s.reason for s in plan.skipped)
+    alone = fw.quantize.Quantize(weights="fp16", activations=None).plan(folded(), data)
+    assert not any("for halves alone" in s.reason for s in alone.skipped)
+
+
+def test_float64_without_a_kernel_is_refused_before_a_file_is_written(tmp_path) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    runtime, path = deploy.target("onnxruntime"), tmp_path / "n.onnx"
+    with pytest.raises(ExportError, match=r"Conv \(.*\) in float64.*model.float\(\)"):
+        runtime.export(fw.capture(Folded().double().eval(), x), path)
+    assert not path.exists()
+    network = fw.capture(nn.Sequential(nn.Flatten(), nn.Linear(192, 5), nn.Softmax(-1)).double().eval(), x)
+    runtime.export(network, path)
+    assert deploy.verify(network, runtime.load(path, like=network.signature), (x,)).ok
+
+
+def test_complex_buffers_are_saved(tmp_path) -> None:
+    class Turned(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = nn.Linear(4, 4)
+            self.register_buffer("turn", torch.randn(4, dtype=torch.complex64))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return (self.a(x) * self.turn).abs()
+
+    network, x = fw.capture(Turned().eval(), torch.randn(2, 4)), torch.randn(3, 4)
+    network.save(tmp_path / "n.fw")
+    assert torch.equal(fw.load(tmp_path / "n.fw")(x), network(x))

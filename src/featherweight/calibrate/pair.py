@@ -23,6 +23,7 @@ from torch.fx import Node
 
 from featherweight.calibrate.portions import split_batch
 from featherweight.calibrate.walk import Flow, Order, Waiting
+from featherweight.errors import TaskError
 from featherweight.network.devices import device_of
 from featherweight.network.edit import weight_name
 from featherweight.network.matrices import as_matrix, portions, rows
@@ -120,7 +121,10 @@ class Pair:
                 chosen = torch.randperm(unfolded[0].shape[1], generator=generator)[:count].to(weight.device)
                 for held, new in zip(found, unfolded, strict=True):
                     held.append(new[:, chosen])
-        return torch.cat(found[0], 1), torch.cat(found[1], 1)
+        one, other = torch.cat(found[0], 1), torch.cat(found[1], 1)
+        if not bool(torch.isfinite(one).all() & torch.isfinite(other).all()):
+            raise TaskError(f"what {node.name!r} reads is not finite on the calibration data; look at that data")
+        return one, other
 
     def set(self, name: str, value: Tensor) -> None:
         """Another value for a tensor of the compressed network, in the old one's dtype and on its device."""

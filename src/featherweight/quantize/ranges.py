@@ -131,6 +131,7 @@ def _extremes(network: Network, task: Task, leaders: dict[str, str], batches: in
     watched(network, task, {name: watch(name) for name in leaders}, batches)
     for leader in lows:
         if not (torch.isfinite(lows[leader]) and torch.isfinite(highs[leader])):
+            _check_weights(network)
             raise TaskError(f"the value of node {leader!r} is not finite on the calibration data; look at that data, "
                             f'or leave the node float: Quantize(ignore=("{leader}",))')
     return {k: v.cpu() for k, v in lows.items()}, {k: v.cpu() for k, v in highs.items()}
@@ -161,3 +162,10 @@ def _centers(low: Tensor, high: Tensor) -> Tensor:
     centers = (edges[1:] + edges[:-1]) / 2
     centers[0], centers[-1] = edges[0], edges[-1]
     return centers
+
+
+def _check_weights(network: Network) -> None:
+    """Raises TaskError where a stored tensor, not the data, is what is not finite."""
+    for name, tensor in network.tensors().items():
+        if tensor.is_floating_point() and bool(tensor.isnan().any()):
+            raise TaskError(f"{name!r} holds numbers that are not finite; train or load the weights again")

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from featherweight import deploy
 from featherweight.calibrate.distilled import CALIBRATIONS, calibrated
-from featherweight.errors import RecipeError
+from featherweight.errors import RecipeError, TaskError
 from featherweight.network import Network, fold_batch_norm
-from featherweight.numerics.formats import ACTIVATIONS, GRIDS
+from featherweight.numerics.formats import ACTIVATIONS, GRIDS, HALVES
 from featherweight.quantize.grids import prepared, value_grids, weight_scales
 from featherweight.quantize.layers import LayerForm, layers
 from featherweight.quantize.placement import Placement, integer_calls, placement
@@ -142,6 +142,7 @@ class Quantize(Rewrite):
         made = self._rounded(ready, task, said)
         if self.correct_bias:
             made = corrected(made, network, task, self.calibration_batches, ready.even)
+        _check_finite(made)
         if not ready.found:
             return announced(made, network)
         made.round(ready.folded)
@@ -163,7 +164,7 @@ class Quantize(Rewrite):
             values |= new
             found, _ = layers(folded, request)
             placed = placement(folded, found, request)
-        skipped = [*skipped, *placed.skipped, *self._left_float(found, placed)]
+        skipped = [*skipped, *placed.skipped, *self._left_float(found, placed), *self._halves(placed)]
         scales, tops = weight_scales(folded, found, self.weight_ranges), Tops(channel_axes(folded, found, placed))
         points = value_grids(folded, task, placed, found, self.activations, self.ranges, batches, tops)
         if not DEVICES[self.device]:
@@ -229,12 +230,27 @@ class Quantize(Rewrite):
         if self.progressive and not LEARNERS[self.learn].progressive:
             raise RecipeError(f"learn={self.learn!r} has no other number of bits to come from; leave out progressive")
 
+    def _halves(self, placed: Placement) -> list[Skipped]:
+        """What is said of halves whose calls read rounded activations."""
+        if self.weights not in HALVES or not placed.points:
+            return []
+        return [Skipped("", f"weights={self.weights!r} are read back to float, and activations are rounded all the same "
+                            f"(activations={self.activations!r}); for halves alone write "
+                            f"Quantize(weights={self.weights!r}, activations=None)")]
+
     def _left_float(self, found: list[LayerForm], placed: Placement) -> list[Skipped]:
         if self.activations is None:
             return []
         return [Skipped(layer.stored.weight, "stored as integers, but its call has a kernel for floats only")
                 for layer in found if layer.activations is not None
                 and not all(n.name in placed.kernels for n in layer.nodes)]
+
+
+def _check_finite(plan: QuantizePlan) -> None:
+    """Raises TaskError where a plan would write numbers that are not finite."""
+    for name in plan.changed:
+        if not bool(plan.tensors[name].isfinite().all()):
+            raise TaskError(f"the calibration data makes {name!r} infinite or NaN; look at that data")
 
 
 __all__ = ["Quantize"]

@@ -20,6 +20,11 @@ from featherweight.errors import ExportError, InputError
 from featherweight.network import Network, Signature, fold_batch_norm
 
 
+#: operators that ONNX Runtime 1.32 has no kernel of float64 for
+NO_DOUBLES = {"Conv", "ConvTranspose", "InstanceNormalization", "Erf", "Gelu", "HardSigmoid", "Elu", "Softplus", "LSTM",
+              "GRU", "RNN", "AveragePool", "GlobalAveragePool", "Resize", "PRelu", "LeakyRelu"}
+
+
 @dataclass(frozen=True)
 class OnnxRuntime:
     """The target "onnxruntime"."""
@@ -31,6 +36,7 @@ class OnnxRuntime:
     def export(self, network: Network, path: str | Path) -> int:
         """Writes ``network`` as ONNX; gives the bytes written. Raises ExportError naming operator and module."""
         model, outputs = to_onnx(fold_batch_norm(network).eval(), ONNX_RUNTIME, for_onnx_runtime)
+        _check_doubles(model)
         return write(model, outputs, Path(path))
 
     def files(self, path: str | Path) -> tuple[Path, ...]:
@@ -51,6 +57,16 @@ class OnnxRuntime:
             raise ExportError(f"{path} was not written by featherweight: it does not say how its outputs are nested; "
                               "export the network again")
         return OnnxRunner(session, like, json.loads(text)["outputs"])
+
+
+def _check_doubles(model: Any) -> None:
+    """Raises ExportError for an operator that ONNX Runtime has no kernel of float64 for."""
+    import onnx_ir as ir
+
+    for node in model.graph:
+        if node.op_type in NO_DOUBLES and any(v is not None and v.dtype is ir.DataType.DOUBLE for v in node.inputs):
+            raise ExportError(f"the network computes {node.op_type} ({node.name}) in float64, for which ONNX Runtime "
+                              "has no kernel; capture the model in float32: fw.capture(model.float(), inputs.float())")
 
 
 def inference_session(path: str | Path, threads: int) -> Any:

@@ -15,6 +15,7 @@ import re
 import tempfile
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -165,16 +166,23 @@ class OpenVinoRunner:
         own = len(self._ready) < SHAPES
         key = shapes if own else None
         if key not in self._ready:
-            model = self._model
             try:
-                if own:
-                    model = model.clone()
-                    model.reshape({name: openvino.PartialShape(list(v.shape)) for name, v in arrays.items()})
-                self._ready[key] = core().compile_model(model, "CPU", self._options).create_infer_request()
+                self._ready[key] = self._compiled(arrays if own else None)
             except Exception as error:
                 raise ExportError(f"OpenVINO {openvino.__version__} does not run the network on inputs "
                                   f"({given(arrays)}): {_reason(error)}") from error
         return self._ready[key]
+
+    def _compiled(self, arrays: Mapping[str, Any] | None) -> Any:
+        """A request for inputs of these shapes; of any, where OpenVINO fails at the shapes known (2026.4 does at a
+        product of what they make a constant with stored integers)."""
+        openvino = imported()
+        if arrays is not None:
+            with suppress(Exception):
+                model = self._model.clone()
+                model.reshape({name: openvino.PartialShape(list(v.shape)) for name, v in arrays.items()})
+                return core().compile_model(model, "CPU", self._options).create_infer_request()
+        return core().compile_model(self._model, "CPU", self._options).create_infer_request()
 
 
 def options(threads: int, precision: str) -> dict[str, Any]:

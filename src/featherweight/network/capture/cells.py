@@ -31,7 +31,8 @@ def write_cells(network: Network) -> None:
         state, (w_ih, w_hh, b_ih, b_hh) = node.args[1], (schema_argument(node, n) for n in WEIGHTS)
         before: Sequence[Any] = state if isinstance(state, (list, tuple)) else [state]
         given = call(aten.linear.default, node.args[0], w_ih, *([] if b_ih is None else [b_ih]))
-        fed = call(aten.linear.default, before[0], w_hh, *([] if b_hh is None else [b_hh]))
+        starts = b_hh is not None and before[0].target in ZEROS  # the first step of a state that nobody gives
+        fed = b_hh if starts else call(aten.linear.default, before[0], w_hh, *([] if b_hh is None else [b_hh]))
         made = FORMS[node.target](call, given, fed, *before)
         if len(made) == 1:
             node.replace_all_uses_with(made[0])
@@ -50,7 +51,7 @@ def _inserted(network: Network, node: Node, target: Any, *args: Any) -> Node:
 
 def _lstm(call: Call, given: Node, fed: Node, state: Node, cell: Node) -> list[Node]:
     """c' = f * c + i * g, h' = o * tanh(c'); gates in the order i, f, g, o."""
-    parts = call(aten.chunk.default, call(aten.add.Tensor, given, fed), 4, 1)
+    parts = call(aten.chunk.default, call(aten.add.Tensor, given, fed), 4, -1)
     i, f, g, o = (call(operator.getitem, parts, index) for index in range(4))
     kept = call(aten.mul.Tensor, call(aten.sigmoid.default, f), cell)
     new = call(aten.mul.Tensor, call(aten.sigmoid.default, i), call(aten.tanh.default, g))
@@ -60,7 +61,7 @@ def _lstm(call: Call, given: Node, fed: Node, state: Node, cell: Node) -> list[N
 
 def _gru(call: Call, given: Node, fed: Node, state: Node) -> list[Node]:
     """h' = (h - n) * z + n, n = tanh(given_n + r * fed_n); gates in the order r, z, n."""
-    read, back = call(aten.chunk.default, given, 3, 1), call(aten.chunk.default, fed, 3, 1)
+    read, back = call(aten.chunk.default, given, 3, -1), call(aten.chunk.default, fed, 3, -1)
     (r, z, n), (r_fed, z_fed, n_fed) = ([call(operator.getitem, parts, index) for index in range(3)]
                                         for parts in (read, back))
     reset = call(aten.sigmoid.default, call(aten.add.Tensor, r, r_fed))
@@ -74,6 +75,8 @@ def _plain(activation: Any, call: Call, given: Node, fed: Node, state: Node) -> 
     return [call(activation, call(aten.add.Tensor, given, fed))]
 
 
+#: what gives zeros, and nothing else
+ZEROS = {aten.zeros.default, aten.new_zeros.default, aten.zeros_like.default}
 WEIGHTS = ("w_ih", "w_hh", "b_ih", "b_hh")
 #: cell -> what computes its new states of (given, fed), the linear calls of its input and of its state
 FORMS: dict[Any, Callable[..., list[Node]]] = {
