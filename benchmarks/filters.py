@@ -93,7 +93,7 @@ def task() -> fw.Task:
 def trained(network: fw.Network, epochs: int, lr: float, teacher: fw.Network | None = None) -> fw.Network:
     beside = () if teacher is None else (fw.distill.Logits(temperature=2.0, weight=0.8),)
     return fw.recover.Train(epochs=epochs, lr=lr, weight_decay=1e-4, autocast="bf16", channels_last=True,
-                            beside=beside).fit(network, task(), fw.steps.Context(original=teacher))
+                            clip=1.0, beside=beside).fit(network, task(), fw.steps.Context(original=teacher))
 
 
 def original(network: str) -> fw.Network:
