@@ -2,7 +2,7 @@
 
     python benchmarks/filters.py [KIND ...]
 
-Two small networks, trained for two epochs on 20,000 images of MNIST: 784-512-512-10, whose first two layers become
+Two small networks, trained for four epochs on 10,000 images of MNIST: 784-512-512-10, whose first two layers become
 structured or hashed; and four convolutions of 3 x 3 (32 channels), of which all but the first become compact or
 transferred. A row a kind has parameters, MACs, bytes in the archive (of weights that a graph makes of fewer numbers,
 what is stored counts), the least processor seconds of a call in both runtimes (one thread, batch 1, all kinds in turn),
@@ -36,7 +36,7 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent / "examples/deep_compression"))
 import mnist  # noqa: E402
 
-IMAGES, CALIBRATION, STEPS = 20_000, 512, 60
+IMAGES, CALIBRATION, STEPS = 10_000, 512, 60
 WORK = HERE.parent / "out/filters"
 DENSE, FILTERS = "dense", "filters"
 #: what stays as it is: the first layer's inputs, or the outputs
@@ -101,7 +101,7 @@ def original(network: str) -> fw.Network:
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         made = fw.capture(fresh(network).eval(), torch.zeros(2, 1, 28, 28))
-        trained(made, 2, 0.1).save(path)
+        trained(made, 4, 0.1).save(path)
     return fw.load(path)
 
 
