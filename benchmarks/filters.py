@@ -6,9 +6,9 @@ Two small networks, trained for four epochs on 10,000 images of MNIST: 784-512-5
 structured or hashed; and four convolutions of 3 x 3 (32 channels), of which all but the first become compact or
 transferred. A row a kind has parameters, MACs, bytes in the archive (of weights that a graph makes of fewer numbers,
 what is stored counts), the least processor seconds of a call in both runtimes (one thread, batch 1, all kinds in turn),
-the squared relative error of the weights at projection, that of the outputs of one layer (the second linear layer, the
-third convolution) on 512 images at projection and after 60 steps of Adam on that layer alone, and the accuracy on the
-validation and test images at projection and after one epoch of training, taught by the original's outputs.
+the squared relative error of the outputs of one layer (the second linear layer, the third convolution) on 512 images
+at projection and after 60 steps of Adam on that layer alone, and the accuracy on the validation and test images at
+projection and after one epoch of training, taught by the original's outputs.
 
 Settings were fixed beforehand. Rows: results/filters.json; those of each network's original say "original".
 """
