@@ -189,6 +189,15 @@ def test_the_graph_computes_with_the_matrix_and_both_runtimes_take_it(network: f
         runner.close()
 
 
+@pytest.mark.parametrize("form", FORMS)
+def test_forms_train_where_products_are_in_bfloat16(network: fw.Network, form: str) -> None:
+    small = Structured(form, blocks=8, terms=1).plan(network, Task()).apply(network)
+    with torch.autocast("cpu", torch.bfloat16):
+        small(images(2)).float().square().sum().backward()
+    grads = [p.grad for p in small.parameters() if p.requires_grad]
+    assert all(g is not None and g.isfinite().all() and g.abs().max() > 0 for g in grads)
+
+
 def test_what_stays_is_named_and_what_is_wrong_refused(network: fw.Network) -> None:
     skipped = {s.path: s.reason for s in Structured("kronecker", blocks=3).plan(network, Task()).skipped}
     assert skipped["first.weight"] == "neither a linear layer nor a 1 x 1 convolution"

@@ -153,6 +153,14 @@ def test_what_is_shared_is_trained(network: fw.Network, name: str) -> None:
         assert float(trained(images(8)).square().mean()) < float(small(images(8)).square().mean())
 
 
+@pytest.mark.parametrize("name", STEPS)
+def test_steps_train_where_products_are_in_bfloat16(network: fw.Network, name: str) -> None:
+    small = STEPS[name].plan(network, Task()).apply(network)
+    with torch.autocast("cpu", torch.bfloat16):
+        small(images(2)).float().square().sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in small.parameters() if p.requires_grad)
+
+
 def test_what_stays_is_named_and_what_is_wrong_refused(network: fw.Network) -> None:
     skipped = {s.path: s.reason for s in BlockCodebook(size=5, min_size=1).plan(network, Task()).skipped}
     assert skipped["out.weight"] == "size=5 does not divide the 32 weights that one output reads"

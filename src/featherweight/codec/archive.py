@@ -38,6 +38,7 @@ if TYPE_CHECKING:  # reading an archive needs no torch
 MAGIC = b"\x93FWZ\r\n\x1a"
 VERSION, OLDEST = 3, 1
 CHECKED = 3  #: the first version whose blocks have checksums, and which holds files of other kinds
+PIECE = BLOCK // 2  #: numbers of a block that is written: what choosing contexts takes of memory grows with it
 DIGEST = 8  #: bytes of the checksum of the file inside; 32 before that version
 LIMIT, RATIO = 64 << 20, 256  #: an archive may claim LIMIT bytes and RATIO times its own length, unless told otherwise
 
@@ -176,9 +177,9 @@ def _step(section: Section) -> int:
     """Bytes of a block: rows of a matrix are not cut, nor packed numbers."""
     columns = section.columns
     if section.bits == 8:
-        return (BLOCK - BLOCK % columns if 0 < columns <= BLOCK else BLOCK) * section.width
+        return (PIECE - PIECE % columns if 0 < columns <= PIECE else PIECE) * section.width
     unit = columns * section.bits  # bytes of 8 rows
-    return BLOCK - BLOCK % (unit if 0 < unit <= BLOCK else WHOLE)
+    return PIECE - PIECE % (unit if 0 < unit <= PIECE else WHOLE)
 
 
 def contents(path: str | Path) -> tuple[int, bytes, list[StoredBlock]]:

@@ -142,10 +142,13 @@ def _tiled(at: Builder, blocks: Node, size: int) -> Node:
 
 def put_sparse(at: Builder, own: FormNumbers) -> Node:
     """The same call, its weight a product of two thin matrices, to which single weights are added."""
-    first, second = at.stored("reduce.weight"), at.stored("expand.weight")
-    flat = at.make(aten.reshape.default, at.make(aten.matmul.default, second, first), [math.prod(at.shape)])
+    first, second, rest = (at.stored(n) for n in ("reduce.weight", "expand.weight", "rest.weight"))
+    count = math.prod(at.shape)
+    flat = at.make(aten.reshape.default, at.make(aten.matmul.default, second, first), [count])
+    one = at.make(aten.slice.Tensor, rest, 0, 0, 1)
+    zeros = at.make(aten.expand.default, at.make(aten.sub.Tensor, one, one), [count])  # of the type of what is added
     place = at.make(aten.to.dtype, at.stored("rest.place"), torch.int64)
-    whole = at.make(aten.scatter_add.default, flat, 0, place, at.stored("rest.weight"))
+    whole = at.make(aten.add.Tensor, flat, at.make(aten.scatter_add.default, zeros, 0, place, rest))
     return _with(at, at.make(aten.reshape.default, whole, list(at.shape)))
 
 

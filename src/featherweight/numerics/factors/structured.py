@@ -97,7 +97,7 @@ def displaced(matrix: Tensor, size: int, terms: int) -> tuple[Tensor, Tensor]:
 
     Begins with the singular vectors of Z_1 M - M Z_-1 (theorem 3.1); then g and h by turns are the least squares for
     the other, which under Fourier transforms are equations of ``terms`` unknowns each, one for every frequency. Near,
-    not always nearest. Returns g and h, [o / size, i / size, terms, size].
+    not always nearest. Returns g and h, [o / size, i / size, terms, size], of the same norms: a training moves both.
     """
     o, i = matrix.shape
     blocks = matrix.double().reshape(o // size, size, i // size, size).transpose(1, 2)
@@ -110,7 +110,8 @@ def displaced(matrix: Tensor, size: int, terms: int) -> tuple[Tensor, Tensor]:
         g = _by_frequency(blocks, _f_circulant(h, -1), torch.ones_like(turn))
         mirrored = _by_frequency(blocks.mT, _f_circulant(g, 1).mT, turn)
         h = torch.cat([mirrored[..., :1], -mirrored[..., 1:].flip(-1)], -1)
-    return g.to(matrix.dtype), h.to(matrix.dtype)
+    scale = (h.norm(dim=-1, keepdim=True) / g.norm(dim=-1, keepdim=True).clamp_min(1e-300)).sqrt()
+    return (g * scale).to(matrix.dtype), (h / scale.clamp_min(1e-300)).to(matrix.dtype)
 
 
 def _by_frequency(blocks: Tensor, factors: Tensor, turn: Tensor) -> Tensor:
