@@ -7,7 +7,6 @@ stdout, progress and messages to stderr.
 
 from __future__ import annotations
 
-import json
 import signal
 from pathlib import Path
 from types import FrameType
@@ -17,7 +16,7 @@ import typer
 from typer.core import TyperGroup
 
 from featherweight import __version__, codec, deploy, measure
-from featherweight.cli import gallery, show
+from featherweight.cli import gallery, pages, show
 from featherweight.cli import init as begin
 from featherweight.cli.flags import in_flags
 from featherweight.cli.models import job_of, network_named, task_named
@@ -25,8 +24,6 @@ from featherweight.cli.progress import Listener
 from featherweight.cli.schema import job_schema
 from featherweight.errors import FeatherweightError, FileError
 from featherweight.files import written_whole
-from featherweight.report import render
-from featherweight.report.shape import check_shape
 
 CHECK_FAILED, WRONG_INPUT = 1, 2
 #: added to the number of the signal that ended it
@@ -235,27 +232,7 @@ def export(model: ModelName, file: Annotated[Path, typer.Argument(help="file to 
         raise typer.Exit(CHECK_FAILED)
 
 
-@app.command()
-def report(out: Annotated[Path, typer.Argument(metavar="OUT_DIR", help="folder that compress wrote")]) -> None:
-    """Draw report.html again from a folder's result.json."""
-    source = out / "result.json" if out.is_dir() else out
-    try:
-        result = json.loads(source.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise FileError(f"there is no {source} ({error.strerror}); name the folder that compress wrote, e.g. "
-                        "featherweight report out") from error
-    except (ValueError, RecursionError) as error:
-        raise FileError(f"{source} is no JSON: {error}; expected what compress wrote") from error
-    check_shape(result, str(source))
-    page = source.with_name("report.html")
-    try:
-        text = render(result)
-    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
-        raise FileError(f"{source} is damaged: {type(error).__name__}: {str(error)[:200]}; expected what compress "
-                        "wrote") from error
-    with written_whole(page) as part:
-        part.write_text(text, encoding="utf-8")
-    typer.echo(page)
+app.command()(pages.report)
 
 
 @app.command()
