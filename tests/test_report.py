@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 import featherweight as fw
-from featherweight.report import render, units
+from featherweight.report import charts, compared, render, units
 from featherweight.report.charts import Marker, bars, scatter, ticks
 
 VOID = {"meta", "br", "circle", "line", "rect", "polyline", "path"}
@@ -330,3 +330,93 @@ def test_spectra_of_split_layers_are_drawn_by_themselves():
     assert "share of the group" in own["Sensitivity"]
     assert "0.weight" not in own["Sensitivity"]
     assert "Singular values" not in render(result(plans=[sensed]))
+
+
+# ---- what a person sees
+
+def boxes(svg: str) -> list[tuple[float, float, float, float, str]]:
+    """(left, top, right, bottom, text) of every text of a chart, from its own coordinates, at 6.4 a character."""
+    found = []
+    for attributes, text in re.findall(r"<text([^>]*)>([^<]*)</text>", svg):
+        given = dict(re.findall(r'([\w-]+)="([^"]*)"', attributes))
+        x, y, wide = float(given["x"]), float(given["y"]), 6.4 * len(text)
+        left = x - {"middle": wide / 2, "end": wide}.get(given.get("text-anchor", "start"), 0.0)
+        box = (left, y - 10, left + wide, y + 2)
+        if "transform" in given:  # turned upwards about (x, y)
+            box = (x - 10, y - wide / 2, x + 2, y + wide / 2)
+        found.append((*box, text))
+    return found
+
+
+def overlapping(svg: str) -> list[tuple[str, str]]:
+    return [(a[4], b[4]) for a, b in itertools.combinations(boxes(svg), 2)
+            if a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]]
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_no_label_lies_on_a_label(seed: int) -> None:
+    import random
+
+    r = random.Random(seed)
+    names = ["original", "prune.Channels", "recover.Train", "quantize.Quantize", "factorize.LowRank", "share.Codebook"]
+    close = r.random() < 0.5
+    points = [Marker(r.uniform(90, 100) if close else r.uniform(1, 1000), r.choice([10.0, 91.0, 92.0]) + r.random() / 5,
+                     i, names[i % 6]) for i in range(r.randrange(2, 12))]
+    chart = scatter(points, "file size (kB)", "top-1 %", "t")
+    assert overlapping(chart) == []
+    assert chart.count("<title>") == len(points), "what has no label says its name where the pointer rests"
+    lines = [charts.Line(f"layer{i}.conv", tuple((x / 5, r.random() * (i + 1)) for x in range(1, 6))) for i in range(8)]
+    assert overlapping(charts.curves(lines, "share", "rise of the loss", "t")) == []
+    assert overlapping(bars(names, [r.random() for _ in names], "kB", "t")) == []
+
+
+def test_the_page_says_model_score_runtime_and_day() -> None:
+    page = Page(render(result(model="torchvision:resnet18", seconds={"ended": 1795867200})))
+    text = page.text.replace("\u00a0", " ")
+    assert "torchvision:resnet18: 8.00 × smaller, 4.00 × faster" in text
+    assert "top1 91.00 · onnxruntime · 28 November 2026" in text
+    for said in ("original", "after a step", "result", "far below the others"):
+        assert said in text
+
+
+def test_what_each_step_took_and_gave_is_beside_the_step_before() -> None:
+    rows = Page(render(result())).rows
+    head = next(i for i, r in enumerate(rows) if r[:2] == ["step", "took"])
+    assert rows[head] == ["step", "took", "top1", "file", "MACs", "params", "latency"]
+    first, second, third = ([cell.replace("\u00a0", " ") for cell in r] for r in rows[head + 1:head + 4])
+    assert first[1:] == ["500 ms", "−52.00", "2.00 × smaller", "2.00 × fewer", "2.00 × fewer", "2.00 × faster"]
+    assert second[1:3] == ["–", "+51.50"]
+    assert third[3:] == ["4.00 × smaller", "unchanged", "unchanged", "2.00 × faster"]
+
+
+def test_layers_have_their_latency_and_folded_norms_are_counted() -> None:
+    before = [{**layer("stem", [8, 3, 3, 3], 216), "seconds": 4e-6}, {**layer("old", [4], 4), "seconds": 1e-6},
+              *({**layer(f"bn{i}", [8], 16), "operator": "aten.batch_norm.default"} for i in range(3))]
+    after = [{**layer("stem", [4, 3, 3, 3], 108, "int8"), "seconds": 1e-6}]
+    page = Page(render(result(layers={"before": before, "after": after},
+                              seconds={"between": [2e-6, 5e-6]})))
+    head = next(r for r in page.rows if r[0] == "module")
+    row = next(r for r in page.rows if r[0] == "stem")
+    assert row[head.index("latency (µs)")].endswith("4.00 → 1.00")
+    assert "3 batch norms were folded" in page.text
+    assert not any(r[0].startswith("bn") for r in page.rows)
+    assert "2.00 → 5.00 µs" in page.text
+    wide = [a["style"] for t, a in page.tags if t == "i" and a.get("style")]
+    assert wide[:2] == ["width:100%", "width:25%"]
+    assert "latency (µs)" not in Page(render(result())).text.partition("Module by module")[2]
+
+
+def test_jobs_are_compared_on_one_page() -> None:
+    other = result(model="<b>mine</b>", flags=["<i>slow</i>"], machine={"processor": "another"})
+    page = Page(compared({"a": result(), "<b>": other}))
+    text = page.text.replace("\u00a0", " ")
+    assert "2 jobs: a, <b>" in text
+    assert [r[0].split()[0] for r in page.rows[1:3]] == ["1", "2"]
+    assert "8.00 × smaller" in page.rows[1][2].replace("\u00a0", " ")
+    assert "flag: <i>slow</i>" in text
+    assert "different processors: A <fast> one, another" in text
+    assert page.count("svg") == 2
+    for svg in re.findall(r"<svg.*?</svg>", compared({"a": result(), "b": other})):
+        assert overlapping(svg) == []
+    empty = Page(compared({"a": {}, "b": missing(result(), {"score"})}))
+    assert "None" not in empty.text

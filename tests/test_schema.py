@@ -18,7 +18,7 @@ from featherweight.errors import RecipeError
 from test_docs import PAGES, of
 
 ROOT = Path(__file__).parents[1]
-SCHEMA = job_schema()
+SCHEMA = job_schema()  # without what other tests registered, or will
 WORDS = {"$schema", "title", "type", "description", "default", "properties", "required", "const", "enum", "items",
          "additionalProperties", "anyOf", "oneOf", "allOf", "if", "then", "$ref", "definitions"}
 STEP = "[model]\nfile = 'a.fw'\n[task]\nfactory = 'a:b'\n[[steps]]\n"
@@ -87,6 +87,8 @@ def test_what_init_writes_fits_with_every_comment_taken_up(words: list[str], tmp
 def test_every_kind_written_out_fits() -> None:
     """Every step at its defaults, with every option written."""
     for name, cls in fw.recipe.kinds().items():
+        if name not in SCHEMA["definitions"]:
+            continue
         try:
             step = cls()
         except TypeError:
@@ -128,4 +130,4 @@ def test_options_are_described_in_the_words_of_the_docstring() -> None:
 def test_the_command_prints_it() -> None:
     found = CliRunner().invoke(app, ["schema"])
     assert found.exit_code == 0
-    assert json.loads(found.stdout) == json.loads(json.dumps(SCHEMA))
+    assert json.loads(found.stdout) == json.loads(json.dumps(job_schema()))

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 import featherweight as fw
-from featherweight.cli.documents import report
+from featherweight.cli.pages import report
 from featherweight.errors import FeatherweightError
 from featherweight.recover import checkpoint
 

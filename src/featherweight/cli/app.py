@@ -20,9 +20,10 @@ from featherweight import __version__, deploy, measure
 from featherweight.cli import gallery, show
 from featherweight.cli import init as begin
 from featherweight.cli.advise import advise
-from featherweight.cli.documents import pack, report, unpack
+from featherweight.cli.archives import pack, unpack
 from featherweight.cli.flags import AsJson, in_flags
 from featherweight.cli.models import job_of, network_named, task_named
+from featherweight.cli.pages import report
 from featherweight.cli.progress import Listener
 from featherweight.cli.schema import job_schema
 from featherweight.cli.search import search

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,8 @@ def job_of(recipe: Path, settings: list[str]) -> Job:
     steps = tables.pop("steps", [])
     text = "".join(f"[{name}]\n{toml.write(table)}" for name, table in tables.items())
     text += "".join(f"[[steps]]\n{toml.write(step)}" for step in steps)
-    return dataclasses.replace(Job.from_toml(text + "\n"), folder=str(recipe.resolve().parent))
+    job = Job.from_toml(text + "\n")
+    return dataclasses.replace(job, folder=os.path.normpath(recipe.resolve().parent / job.options.folder))
 
 
 def _set(tables: dict[str, Any], setting: str) -> None:

@@ -29,7 +29,7 @@ from featherweight.recipe.mark import EARLY, first_batches, job_mark, split_mark
 from featherweight.recipe.recipe import Recipe, aimed, planners
 from featherweight.recipe.result import Decision, Result
 from featherweight.recipe.terms import FILE as TERMS
-from featherweight.recipe.terms import Terms, by_epoch, curves
+from featherweight.recipe.terms import Terms, by_epoch, curves, note_time, time_of
 from featherweight.recipe.trial import check_finite, check_place, not_finite, tried
 from featherweight.recipe.types import named_types
 from featherweight.recipe.writing import OVER
@@ -175,8 +175,10 @@ class _Work:
             flags=tuple(self._flags(trail, decisions, same, wrong)), notes=(*network.notes, *notes, *self._unsteady()),
             losses={str(i): found for i in range(1, len(self.recipe.steps) + 1)
                     if (found := curves(self.state.place(i)))},
+            took=tuple(time_of(self.state.place(i)) for i in range(1, len(self.recipe.steps) + 1)),
             layers_before=profiles[0].layers, layers_after=profiles[1].layers,
-            between=tuple(p.between_s for p in profiles), preface=self.preface)
+            between=tuple(p.between_s for p in profiles), preface=self.preface,
+            ended=time.time())
 
     def _flags(self, trail: list[Measurement], decisions: list[list[Decision]], same: list[bool],
                wrong: list[int]) -> list[str]:
@@ -203,7 +205,7 @@ class _Work:
             do = self._fit if isinstance(step, Fit) else self._rewrite
             network, plans = do(index, aimed(step, self.target), before)  # type: ignore[arg-type]
             if self.processes.first:
-                seconds = time.monotonic() - began
+                seconds = note_time(folder, time.monotonic() - began)
                 whose = planners(step)
                 decided = [Decision(index, kind_of(whose[place]), p.summary(), p.skipped, p.grows, seconds,
                                     tuple(dataclasses.asdict(c) for name in CURVES for c in getattr(p, name, ())), p)
@@ -274,7 +276,7 @@ class _Work:
             return [row.to_dict() for row in rows], notes
 
         rows, notes = self.processes.share(plain)
-        return [Measurement.from_dict(row) for row in rows], notes
+        return list(map(Measurement.from_dict, rows)), notes
 
     def _profile(self, index: int, network: Network) -> Profile:
         kernels = self.processes.share(lambda: self.gauge.profiled(index, network))

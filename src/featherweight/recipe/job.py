@@ -21,6 +21,7 @@ the steps are then no more than a training, after the cut.
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -72,7 +73,7 @@ class Data:
 
 @dataclass(frozen=True)
 class Options:
-    """What ``compress`` is told."""
+    """What ``compress`` is told; folder: of this file's, where paths and modules are looked for."""
 
     target: str = "onnxruntime"
     out: str = "out"
@@ -80,6 +81,7 @@ class Options:
     threads: int = 1
     seconds: float = 1.0
     memory: bool = False
+    folder: str = "."
 
     def check(self) -> None:
         """Raises ExportError for an unknown target."""
@@ -125,22 +127,24 @@ class Job:
             if not isinstance(tables.get(name, {}), Mapping):
                 raise RecipeError(f"{name} is no table; write [{name}]")
         data: Data | Source = (make(Data, tables["task"], "[task]") if "task" in tables else Source.of(tables["data"]))
-        return cls(make(Model, tables["model"], "[model]"), data,
-                   make(Options, tables.get("compress", {}), "[compress]"), Recipe.from_toml(source),
-                   str(Path(source).resolve().parent) if toml.is_path(source) else ".", tables.get("goal", {}))
+        options: Options = make(Options, tables.get("compress", {}), "[compress]")
+        place = Path(source).resolve().parent if toml.is_path(source) else Path()
+        return cls(make(Model, tables["model"], "[model]"), data, options, Recipe.from_toml(source),
+                   os.path.normpath(place / options.folder), tables.get("goal", {}))
 
     def to_toml(self) -> str:
         """TOML text that ``from_toml`` reads back."""
         goal = f"[goal]\n{toml.write(self.goal)}\n" if self.goal else ""
         return self.preface() + goal + self.recipe.to_toml()
 
-    def preface(self, out: str | None = None) -> str:
-        """The tables ahead of the steps; ``out`` is named instead of the options' own."""
-        options = self.options if out is None else replace(self.options, out=out)
+    def preface(self, out: str | None = None, folder: str | None = None) -> str:
+        """The tables ahead of the steps; ``out`` is named instead of the options' own, and ``folder``, from which paths
+        are told, where it is given."""
+        options = replace(self.options, out=self.options.out if out is None else out, folder=folder or ".")
         rows = ""
         data = ("data", self.task.table()) if isinstance(self.task, Source) else ("task", vars(self.task))
         for name, table in (("model", vars(self.model)), data, ("compress", vars(options))):
-            given = {f: v for f, v in table.items() if v is not None and v != {}}
+            given = {f: v for f, v in table.items() if v is not None and v != {} and (f, v) != ("folder", ".")}
             rows += f"[{name}]\n{toml.write(given)}\n"
         return rows
 
@@ -148,7 +152,8 @@ class Job:
         """The network (captured, if the factory gives a module) and the task. Raises RecipeError."""
         task, model = self._task(), self.model
         if model.file is not None:
-            made: Any = load(model.file)
+            own = Path(self.folder, model.file)
+            made: Any = load(own if own.exists() and not Path(model.file).exists() else model.file)
         elif model.name is not None:
             made = model_named(model.name, model.arguments, model.weights, self.folder)
         else:
@@ -172,8 +177,9 @@ class Job:
         network, task = self.prepare()
         given = self.options
         folder = Path(out or given.out)
+        preface = self.preface(f"{folder.as_posix()}-again", Path(os.path.relpath(self.folder, folder)).as_posix())
         return compress(network, task, self.recipe, given.target, folder, given.threads, given.seed, progress, resume,
-                        seconds=given.seconds, memory=given.memory, preface=self.preface(f"{folder.as_posix()}-again"))
+                        seconds=given.seconds, memory=given.memory, preface=preface)
 
 
 def as_network(made: Any, task: Task, name: str) -> Network:

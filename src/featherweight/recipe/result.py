@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import platform
+import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,6 +98,9 @@ class Result:
     losses: Mapping[str, Mapping[str, list[float]]] = dataclasses.field(default_factory=dict, compare=False)
     #: seconds of the kernels between the layers, by the runtime's own profile, of both ends; () where there is none
     between: tuple[float, ...] = dataclasses.field(default=(), compare=False)
+    #: seconds that each step worked, with what it trained and planned; None where a state does not say it
+    took: tuple[float | None, ...] = dataclasses.field(default=(), compare=False)
+    ended: float | None = dataclasses.field(default=None, compare=False)  #: when the job did, in seconds since 1970
     preface: str = ""  #: TOML tables of the job, ahead of the steps
     #: what ``fw.search`` tried before, if the recipe is its answer
     search: Mapping[str, Any] = dataclasses.field(default_factory=dict, compare=False)
@@ -105,28 +109,36 @@ class Result:
     def recipe_toml(self) -> str:
         """The recipe as TOML with every option written out, or as Python (each line a comment) where TOML cannot hold
         it."""
+        made = ", ".join(f"{k} {v}" for k, v in {"featherweight": __version__, **self._versions()}.items())
+        head = f"# made by {made}\n{self.preface}"
         try:
-            return self.preface + self.recipe.to_toml(complete=True)
+            return head + self.recipe.to_toml(complete=True)
         except RecipeError as error:
-            return self.preface + "".join(f"# {row}\n" for row in [str(error), *str(self.recipe).splitlines()])
+            return head + "".join(f"# {row}\n" for row in [str(error), *str(self.recipe).splitlines()])
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able values: what ``result.json`` holds and the report shows."""
         return {
-            "format": 1, "featherweight": __version__, "machine": machine(), "versions": self._versions(),
+            "format": 1, "featherweight": __version__, "model": self._model(),
+            "machine": machine(), "versions": self._versions(),
             "target": self.target, "recipe": [_described(step) for step in self.recipe.steps],
             "recipe_toml": self.recipe_toml,
             "trail": [m.to_dict() for m in self.trail],
             "final": None if self.final is None else {"before": self.final.before.to_dict(),
                                                       "after": self.final.after.to_dict()},
             "plans": [d.to_dict() for d in self.plans],
+            "seconds": {"took": list(self.took), "between": list(self.between), "ended": self.ended},
             "layers": {"before": [dataclasses.asdict(x) for x in self.layers_before],
-                       "after": [dataclasses.asdict(x) for x in self.layers_after],
-                       "between_s": list(self.between)},
+                       "after": [dataclasses.asdict(x) for x in self.layers_after]},
             "losses": {step: dict(terms) for step, terms in self.losses.items()},
             "notes": list(self.notes), "flags": list(self.flags),
             **({"search": dict(self.search)} if self.search else {}),
         }
+
+    def _model(self) -> str | None:
+        """What the job calls its model; None where the job came from Python."""
+        named = tomllib.loads(self.preface).get("model", {})
+        return next((str(named[key]) for key in ("name", "factory", "file") if key in named), None)
 
     def _versions(self) -> dict[str, str]:
         latency = self.trail[-1].latency if self.trail else None

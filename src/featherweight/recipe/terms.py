@@ -14,6 +14,7 @@ from featherweight.recipe.writing import OVER, read_json, write_json
 #: called with (what, done, total, figures) as work goes on
 Tell = Callable[[str, float, float, Mapping[str, float]], None]
 FILE = "terms.json"
+TOOK = "took.json"  #: seconds that the step worked
 #: figures of a training that are no terms of its loss
 OTHERS = ("images_per_s",)
 
@@ -56,6 +57,23 @@ def curves(folder: Path) -> dict[str, list[float]]:
     """The loss and each of its terms by name, a number an epoch."""
     rows = [row for _, row in sorted(read(folder).items(), key=lambda item: int(item[0]))]
     return {name: [row[name] for row in rows if name in row] for name in (rows[0] if rows else {})}
+
+
+def note_time(folder: Path, seconds: float) -> float:
+    """Keeps how long the step whose folder this is has worked; gives the same."""
+    write_json(folder / TOOK, seconds)
+    return seconds
+
+
+def time_of(folder: Path) -> float | None:
+    """What ``note_time`` kept; None where nothing was. Raises FileError for a file that is none."""
+    file = folder / TOOK
+    if not file.exists():
+        return None
+    found = read_json(file)
+    if not isinstance(found, float | int) or isinstance(found, bool):
+        raise FileError(f"{file} holds no number of seconds; {OVER}")
+    return float(found)
 
 
 def by_epoch(progress: Tell, epochs: int | None) -> Tell:

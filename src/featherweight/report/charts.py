@@ -8,9 +8,11 @@ from dataclasses import dataclass, replace
 from html import escape
 
 WIDTH, HEIGHT = 460, 320
-LEFT, RIGHT, TOP, BOTTOM = 52, 14, 16, 46
+LEFT, RIGHT, TOP, BOTTOM = 60, 14, 16, 46
 #: width of a character of the labels, for keeping them apart
 CHARACTER = 6.4
+#: the cost of a label's place from which on it lies on something
+COVERED = 20.0
 
 
 @dataclass(frozen=True)
@@ -44,8 +46,9 @@ def ticks(low: float, high: float, about: int = 5) -> list[float]:
     return [round(i * step, 12) for i in range(first, max(last, first + 1) + 1)]
 
 
-def scatter(points: Sequence[Marker], x_label: str, y_label: str, title: str) -> str:
-    """Points joined in the order of the trail, numbered and named. The x axis starts at zero.
+def scatter(points: Sequence[Marker], x_label: str, y_label: str, title: str, joined: bool = True) -> str:
+    """Points joined in the order of the trail (or not: then all are alike), numbered and named. The x axis starts at
+    zero.
 
     A point far below the first and the last (a step before its retraining) lies on the floor as a triangle, with its
     value in its label, so that the rest can be told apart.
@@ -66,9 +69,10 @@ def scatter(points: Sequence[Marker], x_label: str, y_label: str, title: str) ->
     places = [place(p) for p in points]
     parts = [_frame(xs, ys, x_label, y_label)]
     path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
-    parts.append(f'<polyline class="trail" points="{path}"/>')
+    if joined:
+        parts.append(f'<polyline class="trail" points="{path}"/>')
     for p, (x, y) in zip(points, places, strict=True):
-        kind = "dot first" if p is points[0] else "dot last" if p is points[-1] else "dot"
+        kind = "dot last" if not joined else "dot first" if p is points[0] else "dot last" if p is points[-1] else "dot"
         tip = f"{p.number} {p.name}: {_tick(p.x)} {x_label}, {p.y:.2f} {y_label}"
         shape = f'circle cx="{x:.1f}" cy="{y:.1f}" r="5"' if p.y >= floor else \
             f'path d="M{x - 6:.1f},{y - 9:.1f} h12 l-6,9 z"'
@@ -167,7 +171,9 @@ def _labels(points: Sequence[Marker], places: Sequence[tuple[float, float]]) -> 
                 if best is None or cost < best[0]:
                     best = (cost, text, anchor, x + dx, y + dy, box)
         assert best is not None
-        _, text, anchor, tx, ty, box = best
+        cost, text, anchor, tx, ty, box = best
+        if cost >= COVERED:
+            continue  # no room: the marker says its name where the pointer rests
         taken.append(box)
         labels.append(f'<text class="name" x="{tx:.1f}" y="{ty:.1f}" text-anchor="{anchor}">{escape(text)}</text>')
     return labels

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from html import escape
 from importlib import resources
 from string import Template
 from typing import Any
 
 from featherweight.report import charts, tables, units
+from featherweight.report.modules import modules
 from featherweight.report.roads import roads
 from featherweight.report.taught import brought
 
@@ -17,10 +19,10 @@ Row = Mapping[str, Any]
 PAGE = Template("""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
-<title>featherweight: $headline</title><style>$style</style></head>
+<title>$headline · featherweight</title><style>$style</style></head>
 <body><main>
-<header><h1>$headline</h1>$verdict</header>
-$flags$tiles$final$charts$trail$roads$curves$losses$taught$layers$skipped$notes$recipe$footer
+<header><h1>$headline</h1>$about$verdict</header>
+$flags$tiles$final$charts$trail$roads$steps$layers$curves$losses$taught$skipped$notes$recipe$footer
 </main></body></html>
 """)
 SPECTRUM, SILENCED = "spectrum", "share of the group's channels that is silenced"
@@ -30,6 +32,10 @@ LABELS = {"loss": (SILENCED, "rise of the loss"), "output": (SILENCED, "relative
 #: title and hint of the charts of sensitivity, and of those of spectra
 CURVES = (("Sensitivity", "One line a group of channels, all others whole; the steepest are the most sensitive."),
           ("Singular values", "One line a layer that was split; what falls early is of low rank."))
+
+#: what the markers of the trade-offs mean
+LEGEND = '<p class="legend quiet">' + "".join(f'<span><i class="key {kind}"></i>{said}</span>' for kind, said in (
+    ("first", "original"), ("", "after a step"), ("last", "result"), ("low", "far below the others"))) + "</p>"
 
 
 def render(result: Row, beside: Sequence[Row] = ()) -> str:
@@ -48,13 +54,15 @@ def render(result: Row, beside: Sequence[Row] = ()) -> str:
     first, last = _ends(measured, result)
     return PAGE.substitute(
         style=resources.files(__package__).joinpath("style.css").read_text(encoding="utf-8"),
-        headline=escape(_headline(first, last)), verdict=_verdict(first, last, result), flags=_flags(result),
+        headline=escape(_titled(result, _headline(first, last))), about=_about(result, last),
+        verdict=_verdict(first, last, result), flags=_flags(result),
         tiles=_tiles(first, last) if measured else "", final=_final(result.get("final")),
         charts=_charts(measured), curves=_curves(result.get("plans") or []),
         losses=_losses(result.get("losses") or {}),
         roads=_section("What the search tried", roads(result.get("search") or {})),
         taught=_section("What distillation brought", brought(result, beside)),
-        trail=_trail(measured, result), layers=_layers(result.get("layers")),
+        steps=_steps(measured, result),
+        trail=_trail(measured, result), layers=_layers(result),
         skipped=_section("What was not compressed, and why", tables.skipped(result.get("plans") or [])),
         notes=_notes(result), recipe=_recipe(result), footer=_footer(result, last))
 
@@ -78,6 +86,22 @@ def _headline(first: Row, last: Row) -> str:
     speed = tables.speed(first, last)
     known = [t for t in (size, speed) if t and t not in ("unchanged", units.SAME)]
     return ", ".join(known) if known else "nothing became smaller or faster"
+
+
+def _titled(result: Row, headline: str) -> str:
+    name = str(result.get("model") or "")
+    return f"{name}: {headline}" if name else headline
+
+
+def _about(result: Row, last: Row) -> str:
+    """The score, the runtime and the day, under the title."""
+    score = f"{last.get('score_name')} {units.score(last['score'])}" if last.get("score") is not None else ""
+    ended = (result.get("seconds") or {}).get("ended")
+    when = datetime.fromtimestamp(ended, UTC) if ended else None
+    day = f"{when.day} {when:%B %Y}" if when else ""
+    said = [score, str(result.get("target") or ""), day]
+    known = " · ".join(escape(s) for s in said if s)
+    return f"<p class=quiet>{known}</p>" if known else ""
 
 
 def _verdict(first: Row, last: Row, result: Row) -> str:
@@ -168,7 +192,7 @@ def _charts(measured: Sequence[Row]) -> str:
             title = f"{title} after every step"
             drawing = charts.bars(names, [None if v is None else v / scale for v in values], axis, title)
         figures.append(f"<figure><figcaption>{escape(title)}</figcaption>{drawing}</figure>")
-    return _section(heading, f'<div class="charts">{"".join(figures)}</div>' if figures else "")
+    return _section(heading, f'<div class="charts">{"".join(figures)}</div>{LEGEND}' if figures else "")
 
 
 def _trail(measured: Sequence[Row], result: Row) -> str:
@@ -184,6 +208,11 @@ def _trail(measured: Sequence[Row], result: Row) -> str:
             "Zeros in a dense file save no time by themselves.</p>")
     return _section("Every step, measured", tables.trail(measured) + hint + caution
                     + (f'<ul class="notes">{plans}</ul>' if plans else ""))
+
+
+def _steps(measured: Sequence[Row], result: Row) -> str:
+    took = (result.get("seconds") or {}).get("took") or []
+    return _section("What each step took and gave", tables.steps(measured, result.get("plans") or [], took))
 
 
 def _curves(plans: Sequence[Row]) -> str:
@@ -225,11 +254,13 @@ def _seconds(value: float | None) -> str:
     return "" if value is None else f' <span class="quiet">({float(value):.1f} s)</span>'
 
 
-def _layers(layers: Row | None) -> str:
-    if not layers or not (layers.get("before") or layers.get("after")):
+def _layers(result: Row) -> str:
+    layers, seconds = result.get("layers") or {}, result.get("seconds") or {}
+    if not (layers.get("before") or layers.get("after")):
         return ""
-    hint = "<p class=quiet>Struck through: removed, or folded into its neighbour (batch norms).</p>"
-    return _section("Module by module", tables.layers(layers.get("before") or [], layers.get("after") or []) + hint)
+    hint = "<p class=quiet>Bars: before (grey) and after. Struck through: removed.</p>"
+    return _section("Module by module", modules(layers.get("before") or [], layers.get("after") or [],
+                                                seconds.get("between") or ()) + hint)
 
 
 def _notes(result: Row) -> str:

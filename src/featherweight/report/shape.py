@@ -120,7 +120,14 @@ class LayersShape(Described):
 
     before: list[LayerShape] | None = None
     after: list[LayerShape] | None = None
-    between_s: list[float] | None = None
+
+
+class SecondsShape(Described):
+    """How long the steps and the kernels between layers took, and when the job ended, since 1970."""
+
+    took: list[Number] | None = None
+    between: list[float] | None = None
+    ended: Number = None
 
 
 class FinalShape(Described):
@@ -155,6 +162,7 @@ class ResultShape(Described):
 
     format: int
     featherweight: Text = None
+    model: Text = None
     target: Text = None
     machine: dict[str, Any] | None = None
     versions: dict[str, str] | None = None
@@ -162,6 +170,7 @@ class ResultShape(Described):
     trail: list[MeasurementShape] | None = None
     final: FinalShape | None = None
     plans: list[DecisionShape] | None = None
+    seconds: SecondsShape | None = None
     layers: LayersShape | None = None
     notes: list[str] | None = None
     flags: list[str] | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -11,8 +12,8 @@ from featherweight.measure import Ratio
 from featherweight.report import units
 
 Row = Mapping[str, Any]
-#: rows and names beyond these are counted, not listed, so that the page stays small
-MOST_LAYERS, MOST_NAMES = 600, 120
+#: names beyond these are counted, not listed, so that the page stays small
+MOST_NAMES = 120
 
 
 @dataclass(frozen=True)
@@ -115,6 +116,39 @@ def trail(measured: Sequence[Row]) -> str:
     return table([c for c in columns if c is not None], "every step, measured")
 
 
+def steps(measured: Sequence[Row], plans: Sequence[Row], seconds: Sequence[float | None] = ()) -> str:
+    """What each step took and gave, beside the step before it."""
+    if len(measured) < 2:
+        return ""
+    took = {int(p["step"]): p.get("seconds") for p in plans if p.get("step") is not None}
+    took |= {i: value for i, value in enumerate(seconds, 1) if value is not None}
+    pairs_ = list(itertools.pairwise(measured))
+    score_name = next((str(m.get("score_name")) for m in measured if m.get("score") is not None), "")
+    columns = [Column("step", [f"{i}&ensp;{escape(step_name(m, i))}" for i, m in enumerate(measured[1:], 1)], False),
+               Column("took", [units.amount("seconds", took.get(i)) for i in range(1, len(measured))])]
+    if score_name:
+        columns.append(Column(score_name, [units.difference(a.get("score"), b.get("score")) or units.NONE
+                                           for a, b in pairs_]))
+    for head, key, better, worse in (("file", "file_bytes", "smaller", "larger"), ("MACs", "macs", "fewer", "more"),
+                                     ("params", "params", "fewer", "more")):
+        if any(m.get(key) is not None for m in measured):
+            columns.append(Column(head, [units.ratio(a.get(key), b.get(key), better, worse) or units.NONE
+                                         for a, b in pairs_]))
+    if any(latency_s(m) is not None for m in measured):
+        columns.append(Column("latency", [_faster(a, b) or units.NONE for a, b in pairs_]))
+    return table(columns, "what each step took and gave")
+
+
+def _faster(before: Row, after: Row) -> str:
+    """The change of latency from one step to the next, as timed in the same rounds where it was."""
+    ratio = (after.get("ratios") or {}).get("before")
+    if ratio is None:
+        return speed({**before, "ratios": {}}, {**after, "ratios": {}})
+    if not Ratio(**ratio).verdict:
+        return units.SAME
+    return units.ratio(ratio["median"], 1.0, "faster", "slower")
+
+
 def _latency_column(measured: Sequence[Row]) -> Column | None:
     column = scaled("seconds", "latency", [latency_s(m) for m in measured])
     if column is None:
@@ -145,68 +179,6 @@ def _agreement(m: Row) -> str:
         return units.NONE
     verdict = "within" if found["ok"] else '<b class="bad">above</b>'
     return f"{found['max_rel']:.1e}<small>{verdict} {found['tolerance']:.0e}</small>"
-
-
-def layers(before: Sequence[Row], after: Sequence[Row]) -> str:
-    """Module by module: the largest weight's shape and type, params, MACs and bytes, before and after."""
-    old, new = _by_path(before), _by_path(after)
-    paths = list(dict.fromkeys([*old, *new]))
-    shown = paths[:MOST_LAYERS]
-    rows = [(p, old.get(p), new.get(p)) for p in shown]
-    columns = [
-        Column("module", [f"<code>{escape(p or '(top)')}</code>" for p in shown], numeric=False),
-        Column("operator", [escape(_operator(b or a)) for _, b, a in rows], numeric=False),
-        Column("largest weight", [_arrow(_weight(b), _weight(a), a) for _, b, a in rows], numeric=False),
-    ]
-    for head, key, kind in (("params", "params", "count"), ("MACs", "macs", "count"), ("stored", "bytes", "bytes")):
-        values = [r[key] for _, b, a in rows for r in (b, a) if r is not None]
-        scale, name = units.unit(kind, values)
-        cells = [_arrow(_figure(b, key, scale), _figure(a, key, scale), a) for _, b, a in rows]
-        columns.append(Column(f"{head} ({name})" if name else head, cells))
-    more = f"<p class=quiet>… and {len(paths) - len(shown)} more modules.</p>" if len(paths) > len(shown) else ""
-    return table(columns, "module by module, before and after", tall=True) + more
-
-
-def _by_path(rows: Sequence[Row]) -> dict[str, dict[str, Any]]:
-    """One entry per module path: sums over its calls, and its largest weight."""
-    found: dict[str, dict[str, Any]] = {}
-    for row in rows:
-        entry = found.setdefault(str(row.get("path") or ""), {
-            "operator": row.get("operator"), "params": 0, "macs": 0, "bytes": 0, "shape": None, "dtype": None,
-            "size": 0, "weights": 0})
-        for key in ("params", "macs", "bytes"):
-            entry[key] = None if entry[key] is None or row.get(key) is None else entry[key] + row[key]
-        entry["weights"] += row.get("shape") is not None
-        if row.get("shape") is not None and (row.get("params") or 0) >= entry["size"]:
-            entry |= {"shape": row["shape"], "dtype": row.get("dtype"), "size": row.get("params") or 0,
-                      "operator": row.get("operator")}
-    return found
-
-
-def _figure(row: Row | None, key: str, scale: float) -> str | None:
-    return None if row is None else units.number(row[key], scale)
-
-
-def _operator(row: Row | None) -> str:
-    name = str((row or {}).get("operator") or "").removeprefix("aten.")
-    return name.partition(".")[0]
-
-
-def _weight(row: Row | None) -> str | None:
-    if row is None:
-        return None
-    if row["shape"] is None:
-        return "no weight"
-    more = f" +{row['weights'] - 1}" if row["weights"] > 1 else ""
-    return f"{escape(' × '.join(map(str, row['shape'])))} {escape(str(row['dtype']))}{more}"
-
-
-def _arrow(before: str | None, after: str | None, now: Row | None) -> str:
-    if now is None:
-        return f'<span class="gone">{before}</span>'
-    if before is None:
-        return f"<b>{after}</b>"
-    return before if before == after else f'<span class="quiet">{before} →</span> <b>{after}</b>'
 
 
 def skipped(plans: Sequence[Row]) -> str:
