@@ -52,7 +52,7 @@ def job_schema() -> Schema:
 def _goal() -> Schema:
     """Limits, and options of a search."""
     found = _table(Budget)
-    limit = {"anyOf": [{"type": "number", "exclusiveMinimum": 0, "maximum": 1}, {"type": "string"}]}
+    limit = {"anyOf": [{"type": "number"}, {"type": "string"}]}
     properties = {**found["properties"], **dict.fromkeys(FIGURES, limit),
                   "minimize": {"enum": [*FIGURES, "score_drop"]}, "minutes": {"type": "number"},
                   "trials": {"type": "integer"}, "families": {"type": "array", "items": {"enum": list(AXES)}}}

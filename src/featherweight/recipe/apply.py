@@ -12,9 +12,9 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from featherweight import deploy, measure
+from featherweight import deploy
 from featherweight.deploy.profile import KernelTime
-from featherweight.errors import FileError, PlanError, RecipeError
+from featherweight.errors import FileError, RecipeError
 from featherweight.measure import Measurement
 from featherweight.measure.layers import Profile, profiled
 from featherweight.network import Network, load
@@ -23,7 +23,7 @@ from featherweight.network.file.digest import digest
 from featherweight.processes import Processes
 from featherweight.recipe.ends import final, scores_on_test
 from featherweight.recipe.files import State, seal, unsealed
-from featherweight.recipe.flags import flags_of, slower, unbounded
+from featherweight.recipe.flags import check_growth, flags_of, slower, unbounded
 from featherweight.recipe.gauge import Gauge
 from featherweight.recipe.mark import EARLY, first_batches, job_mark, split_mark
 from featherweight.recipe.recipe import Recipe, aimed, planners
@@ -292,11 +292,3 @@ class _Work:
     def _tell(self, what: str, done: float, facts: Mapping[str, float]) -> None:
         if self.processes.first:
             self.progress(what, done, 1.0 if what == "latencies" else len(self.recipe.steps), facts)
-
-
-def check_growth(index: int, step: Rewrite, plan: Plan, before: Network, after: Network) -> None:
-    """Raises PlanError if ``after`` has more parameters than ``before`` and the plan did not say so."""
-    old, new = measure.params(before), measure.params(after)
-    if new > old and "params" not in plan.grows:
-        raise PlanError(f"step {index} ({kind_of(step)}) grew the network from {old} to {new} parameters without "
-                        "saying so in its plan's grows; this is a fault of the step")

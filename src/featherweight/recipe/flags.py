@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from featherweight import measure
+from featherweight.errors import PlanError
 from featherweight.measure import Latency, Measurement
+from featherweight.network import Network
 from featherweight.recipe.recipe import rewrites
 from featherweight.recipe.result import Decision
 from featherweight.report import units
-from featherweight.steps import Step
+from featherweight.steps import Plan, Rewrite, Step
 from featherweight.steps.kinds import kind_of
 
 #: without paired ratios, a median and a lower quartile this much larger are called slower (disturbances move the upper
@@ -55,3 +58,11 @@ def slower(name: str, other: str, old: Latency | None, after: Measurement) -> li
     scale, unit = units.unit("seconds", [old.median_s])
     return [f"{name} made it slower: {units.number(old.median_s, scale)} {unit} -> {units.number(new.median_s, scale)} "
             f"{unit} (medians in {new.runtime}, {new.threads} thread(s), batch {new.batch})"] if doubtless else []
+
+
+def check_growth(index: int, step: Rewrite, plan: Plan, before: Network, after: Network) -> None:
+    """Raises PlanError if ``after`` has more parameters than ``before`` and the plan did not say so."""
+    old, new = measure.params(before), measure.params(after)
+    if new > old and "params" not in plan.grows:
+        raise PlanError(f"step {index} ({kind_of(step)}) grew the network from {old} to {new} parameters without "
+                        "saying so in its plan's grows; this is a fault of the step")
