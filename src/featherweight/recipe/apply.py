@@ -7,6 +7,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -170,7 +171,8 @@ class _Work:
             flags=tuple(self._flags(trail, decisions, same, wrong)), notes=(*network.notes, *notes, *self._unsteady()),
             losses={str(i): found for i in range(1, len(self.recipe.steps) + 1)
                     if (found := curves(self.state.place(i)))},
-            layers_before=measure.layers(self.original), layers_after=measure.layers(network), preface=self.preface)
+            layers_before=measure.layers(self.original), layers_after=measure.layers(network), preface=self.preface,
+            date=f"{datetime.now(UTC):%Y-%m-%d %H:%M}")
 
     def _flags(self, trail: list[Measurement], decisions: list[list[Decision]], same: list[bool],
                wrong: list[int]) -> list[str]:

@@ -95,6 +95,7 @@ class Result:
     #: number of a training's step -> its loss and each of the loss's terms by name, the mean of every epoch
     losses: Mapping[str, Mapping[str, list[float]]] = dataclasses.field(default_factory=dict, compare=False)
     preface: str = ""  #: TOML tables of the job, ahead of the steps
+    date: str = dataclasses.field(default="", compare=False)  #: when it was measured, UTC: "2026-01-31 12:00"
 
     @property
     def recipe_toml(self) -> str:
@@ -109,7 +110,7 @@ class Result:
         """JSON-able values: what ``result.json`` holds and the report shows."""
         return {
             "format": 1, "featherweight": __version__, "machine": machine(), "versions": self._versions(),
-            "target": self.target, "recipe": [_described(step) for step in self.recipe.steps],
+            "target": self.target, "date": self.date, "recipe": [_described(step) for step in self.recipe.steps],
             "recipe_toml": self.recipe_toml,
             "trail": [m.to_dict() for m in self.trail],
             "final": None if self.final is None else {"before": self.final.before.to_dict(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Mapping, Sequence
 from html import escape
 from importlib import resources
@@ -15,9 +16,9 @@ Row = Mapping[str, Any]
 PAGE = Template("""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
-<title>featherweight: $headline</title><style>$style</style></head>
+<title>$title</title><style>$style</style></head>
 <body><main>
-<header><h1>$headline</h1>$verdict</header>
+<header>$model<h1>$headline</h1>$verdict</header>
 $flags$tiles$final$charts$trail$curves$losses$layers$skipped$notes$recipe$footer
 </main></body></html>
 """)
@@ -36,8 +37,10 @@ def render(result: Row) -> str:
     """
     measured: list[Row] = list(result.get("trail") or [])
     first, last = _ends(measured, result)
+    name = ", ".join(filter(None, (_model(result), str(result.get("date") or ""))))
     return PAGE.substitute(
         style=resources.files(__package__).joinpath("style.css").read_text(encoding="utf-8"),
+        title=escape(_title(first, last, result)), model=f"<p class=quiet>{escape(name)}</p>" if name else "",
         headline=escape(_headline(first, last)), verdict=_verdict(first, last, result), flags=_flags(result),
         tiles=_tiles(first, last) if measured else "", final=_final(result.get("final")),
         charts=_charts(measured), curves=_curves(result.get("plans") or []),
@@ -66,6 +69,23 @@ def _headline(first: Row, last: Row) -> str:
     speed = tables.speed(first, last)
     known = [t for t in (size, speed) if t and t not in ("unchanged", units.SAME)]
     return ", ".join(known) if known else "nothing became smaller or faster"
+
+
+def _model(result: Row) -> str:
+    """What the job's file calls the model: a file, a name, a function; "" where there was none."""
+    try:
+        model = tomllib.loads(str(result.get("recipe_toml") or "")).get("model")
+    except (ValueError, RecursionError):
+        return ""
+    known = model if isinstance(model, dict) else {}
+    return next((str(known[key]) for key in ("name", "file", "factory") if known.get(key)), "")
+
+
+def _title(first: Row, last: Row, result: Row) -> str:
+    """For a tab among others: the model, what came of it, the score, the day."""
+    score = f"{last.get('score_name')} {units.score(last['score'])}" if last.get("score") is not None else ""
+    parts = (_model(result) or "featherweight", _headline(first, last), score, str(result.get("date") or "")[:10])
+    return " · ".join(filter(None, parts))
 
 
 def _verdict(first: Row, last: Row, result: Row) -> str:

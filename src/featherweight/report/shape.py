@@ -134,6 +134,7 @@ class ResultShape(Described):
     format: int
     featherweight: Text = None
     target: Text = None
+    date: Text = None
     machine: dict[str, Any] | None = None
     versions: dict[str, str] | None = None
     recipe_toml: Text = None
