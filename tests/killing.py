@@ -61,7 +61,7 @@ def without_times(values: Any) -> Any:
     """What ``result.json`` holds, but seconds and what is said of them."""
     if isinstance(values, dict):
         return {k: without_times(v) for k, v in values.items()
-                if k not in ("latency", "beside", "ratios", "seconds", "recipe_toml")}
+                if k not in ("latency", "beside", "ratios", "seconds", "date", "recipe_toml")}
     if isinstance(values, list):
         return [without_times(v) for v in values if not (isinstance(v, str) and ("slower" in v or "latencies" in v))]
     return values

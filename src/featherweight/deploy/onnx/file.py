@@ -27,7 +27,7 @@ from featherweight.deploy.onnx import dynamic, recurrent
 from featherweight.deploy.onnx.decomposed import decompose_where_needed
 from featherweight.deploy.onnx.passes import Passes, suit
 from featherweight.deploy.onnx.ready import cut_off, four_axes, slices_of_batch
-from featherweight.deploy.onnx.tables import kept_tables, parameters_once, rules_where_they_apply
+from featherweight.deploy.onnx.tables import kept_tables, no_stack_traces, parameters_once, rules_where_they_apply
 from featherweight.errors import ExportError
 from featherweight.files import written_whole
 from featherweight.network import Input, Network, trees
@@ -118,8 +118,8 @@ def to_onnx(network: Network, passes: Passes, store: Callable[[Any], None]) -> t
     tensors = tuple(v for i, v in enumerate(leaves) if i not in network.signature.constants)
     shapes = tuple({axis: Dim.DYNAMIC for axis, size in enumerate(i.shape) if size is None} for i in inputs)
     try:
-        with (_quiet(), parameters_once(), kept_tables(), rules_where_they_apply(), by_shape(), torch.no_grad(),
-              forgotten() as programs):
+        with (_quiet(), parameters_once(), kept_tables(), rules_where_they_apply(), no_stack_traces(), by_shape(),
+              torch.no_grad(), forgotten() as programs):
             program = torch.export.export(flat, tensors, dynamic_shapes=(shapes,), strict=False)
             outputs = told[-1]
             programs.append(program)

@@ -70,8 +70,9 @@ def computed_beforehand(network: Network) -> None:
 
 def four_axes(network: Network) -> None:
     """Gives attention on [n, length, width] an axis of one head: ONNX has it on four axes only."""
-    values = network.values()
-    for node in network.calls(aten.scaled_dot_product_attention.default):
+    attention = network.calls(aten.scaled_dot_product_attention.default)
+    values = network.values() if attention else {}
+    for node in attention:
         if values[node.name].dim() != 3:
             continue
         for index, argument in enumerate(node.args[:4]):
@@ -89,8 +90,9 @@ def four_axes(network: Network) -> None:
 
 def slices_of_batch(network: Network) -> None:
     """Chunks along a free axis (RAFT takes its two images so) become slices: the exporter takes known lengths only."""
-    two, three = network.values(2), network.values(3)
-    for node in network.calls(aten.chunk.default):
+    chunks = network.calls(aten.chunk.default)
+    two, three = (network.values(batch) if chunks else {} for batch in (2, 3))
+    for node in chunks:
         given, count, dim = node.args[0], int(schema_argument(node, "chunks")), int(schema_argument(node, "dim"))
         if two[str(given)].shape[dim] == three[str(given)].shape[dim]:
             continue

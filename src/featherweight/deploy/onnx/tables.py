@@ -51,6 +51,14 @@ def parameters_once() -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def no_stack_traces() -> Iterator[None]:
+    """torch looks up the Python lines that each call was traced from, which no file keeps; for a while it does not,
+    where it can be told so."""
+    with _replaced(torch.fx.config, "do_not_emit_stack_traces", lambda given: True):
+        yield
+
+
+@contextlib.contextmanager
 def rules_where_they_apply() -> Iterator[None]:
     """For a while, onnxscript tries each of its rules for rewriting at nodes of the operator alone that the rule begins
     with; and the rule that makes a split of two slices, for which it compares any node with all others, at slices of
@@ -123,4 +131,4 @@ def _replaced(owner: Any, name: str, make: Callable[[Any], Any]) -> Iterator[Non
         setattr(owner, name, old)
 
 
-__all__ = ["kept_tables", "parameters_once", "rules_where_they_apply"]
+__all__ = ["kept_tables", "no_stack_traces", "parameters_once", "rules_where_they_apply"]
