@@ -17,7 +17,6 @@ from featherweight.deploy.target import register
 from featherweight.errors import ExportError, InputError
 from featherweight.network import Network, Signature, fold_batch_norm
 
-
 #: operators that ONNX Runtime 1.32 has no kernel of float64 for
 NO_DOUBLES = {"Conv", "ConvTranspose", "InstanceNormalization", "Erf", "Gelu", "HardSigmoid", "Elu", "Softplus", "LSTM",
               "GRU", "RNN", "AveragePool", "GlobalAveragePool", "Resize", "PRelu", "LeakyRelu"}
