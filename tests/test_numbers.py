@@ -271,7 +271,7 @@ def test_data_that_are_not_finite_are_refused(options: str, number: float) -> No
 
 def test_a_weight_that_is_not_finite_is_named() -> None:
     data = fw.Task(calibration=[(torch.randn(4, 3, 8, 8), None)])
-    with pytest.raises(TaskError, match="'d.weight' holds numbers that are not finite"):
+    with pytest.raises(TaskError, match=r"'d\.weight' holds numbers that are not finite"):
         fw.quantize.Quantize().plan(folded(d=float("nan")), data)
     plan = fw.quantize.Quantize(activations=None).plan(folded(d=float("nan")), data)
     assert Skipped("d.weight", "its weight is empty or not finite") in plan.skipped

@@ -234,8 +234,8 @@ class Quantize(Rewrite):
         """What is said of halves whose calls read rounded activations."""
         if self.weights not in HALVES or not placed.points:
             return []
-        return [Skipped("", f"weights={self.weights!r} are read back to float, and activations are rounded all the same "
-                            f"(activations={self.activations!r}); for halves alone write "
+        return [Skipped("", f"weights={self.weights!r} are read back to float, and activations are rounded all the "
+                            f"same (activations={self.activations!r}); for halves alone write "
                             f"Quantize(weights={self.weights!r}, activations=None)")]
 
     def _left_float(self, found: list[LayerForm], placed: Placement) -> list[Skipped]:
