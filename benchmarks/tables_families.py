@@ -52,7 +52,7 @@ def dense(rows: Rows) -> list[str]:
     return ["## Low rank: dense layers", "", "`benchmarks/low_rank.py dense`; the processor's "
             "milliseconds, or lower quartiles of those on the wall where these were not kept.",
             *table(["", "params (k)", "ms", "times faster"], lines),
-            *(["`benchmarks/low_rank.py scratch`: ResNet-20 from fresh weights on 10,000 images.",
+            *(["`benchmarks/low_rank.py scratch`: ResNet-20 from fresh weights on 5,000 images.",
                *table(["", "epochs", "s an epoch", "processor s", "validation %", "test %"], scratch)]
               if scratch else [])]
 
