@@ -52,7 +52,7 @@ def dense(rows: Rows) -> list[str]:
     return ["## Low rank: dense layers", "", "`benchmarks/low_rank.py dense`; the processor's "
             "milliseconds, or lower quartiles of those on the wall where these were not kept.",
             *table(["", "params (k)", "ms", "times faster"], lines),
-            *(["`benchmarks/low_rank.py scratch`: ResNet-20 from fresh weights on 10,000 images.",
+            *(["`benchmarks/low_rank.py scratch`: ResNet-20 from fresh weights on 5,000 images.",
                *table(["", "epochs", "s an epoch", "processor s", "validation %", "test %"], scratch)]
               if scratch else [])]
 
@@ -87,14 +87,12 @@ def beyond(rows: Rows) -> list[str]:
 def costs(rows: Rows) -> list[str]:
     lines = [[name, f"{row['time_ratio']:.2f}", f"{row['memory_ratio']:.2f}"] for name, row in rows.items()
              if "time_ratio" in row]
-    cache = rows.get("cache")
-    said = [] if cache is None else [
-        f"A cache of the teacher's outputs: {cache['hit_rate']:.0%} of the samples were there over {cache['epochs']} "
-        f"epochs, {cache['file_bytes'] / 1e3:.0f} kB for {cache['images']} images mirrored half of the time; an epoch "
-        f"takes {cache['seconds_an_epoch']['cached']:.1f} s of the processor, without "
-        f"{cache['seconds_an_epoch']['asked anew']:.1f} s.", ""]
+    said = [f"A cache of the teacher's outputs, images {name.removeprefix('cache, ')}: {row['hit_rate']:.0%} of the "
+            f"samples were there over {row['epochs']} epochs, {row['file_bytes'] / 1e3:.0f} kB for {row['images']} "
+            f"images; an epoch takes {row['seconds_an_epoch']['cached']:.1f} s of the processor, without "
+            f"{row['seconds_an_epoch']['asked anew']:.1f} s." for name, row in rows.items() if "hit_rate" in row]
     return ["## Distillation: time and memory", "", "`benchmarks/distillation.py costs`: ResNet-8 taught by ResNet-56, "
-            "as ratios to plain training.", *table(["", "time", "peak memory"], lines), *said]
+            "as ratios to plain training.", *table(["", "time", "peak memory"], lines), *said, ""]
 
 
 def compressed(rows: Rows) -> list[str]:
