@@ -57,10 +57,15 @@ def of(page: Path, language: str) -> list[Block]:
 
 
 @pytest.mark.filterwarnings("ignore")  # of packages that a page uses
-@pytest.mark.parametrize("name", [n for n, p in PAGES.items() if of(p, "python") and n != "README.md"])
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n == "README.md" else n
+                                  for n, p in PAGES.items() if of(p, "python")])
 def test_python_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {**given(), "network": given()["network"].copy(), "__name__": "page"}
+    if name == "README.md":  # what its reader has
+        loader = list(names["task"].batches("train"))
+        names |= {"train_loader": loader, "validation_loader": loader, "example_inputs": names["images"][:2],
+                  "optimizer": None}
     with patch.dict(REGISTERED), patch.dict(PLANS), patch.dict(fw.deploy.TARGETS):
         for block in of(PAGES[name], "python"):
             code = compile("\n" * (block.line - 1) + block.text, name, "exec", dont_inherit=True)
