@@ -32,6 +32,8 @@ import figures  # noqa: E402
 #: pages whose text is made by a command, or has no code
 PAGES = {str(p.relative_to(ROOT)): p for p in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
          if p.name not in ("results.md", "architecture.md")}
+#: pages that take long: whole jobs, or loops that test_integrations runs too
+SLOW = ("README.md", "docs/howto/own-loop.md")
 FENCE = re.compile(r"^( *)```(\w*)\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
 LANGUAGES = {"python", "toml", "sh", ""}
 pytestmark = pytest.mark.xdist_group("examples")
@@ -57,7 +59,7 @@ def of(page: Path, language: str) -> list[Block]:
 
 
 @pytest.mark.filterwarnings("ignore")  # of packages that a page uses
-@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n == "README.md" else n
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n
                                   for n, p in PAGES.items() if of(p, "python")])
 def test_python_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
