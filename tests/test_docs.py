@@ -32,6 +32,8 @@ import figures  # noqa: E402
 #: pages whose text is made by a command, or has no code
 PAGES = {str(p.relative_to(ROOT)): p for p in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
          if p.name not in ("results.md", "architecture.md")}
+#: pages that take long: whole jobs, or loops that test_integrations runs too
+SLOW = ("README.md", "docs/howto/own-loop.md")
 FENCE = re.compile(r"^( *)```(\w*)\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
 LANGUAGES = {"python", "toml", "sh", ""}
 pytestmark = pytest.mark.xdist_group("examples")
@@ -57,10 +59,15 @@ def of(page: Path, language: str) -> list[Block]:
 
 
 @pytest.mark.filterwarnings("ignore")  # of packages that a page uses
-@pytest.mark.parametrize("name", [n for n, p in PAGES.items() if of(p, "python") and n != "README.md"])
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n
+                                  for n, p in PAGES.items() if of(p, "python")])
 def test_python_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {**given(), "network": given()["network"].copy(), "__name__": "page"}
+    if name == "README.md":  # what its reader has
+        loader = list(names["task"].batches("train"))
+        names |= {"train_loader": loader, "validation_loader": loader, "example_inputs": names["images"][:2],
+                  "optimizer": None}
     with patch.dict(REGISTERED), patch.dict(PLANS), patch.dict(fw.deploy.TARGETS):
         for block in of(PAGES[name], "python"):
             code = compile("\n" * (block.line - 1) + block.text, name, "exec", dont_inherit=True)

@@ -30,6 +30,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "keyword_spotting": {"EPOCHS": 1, "BATCHES": 2, "BATCH": 8}, "time_series": {"COUNT": 200, "EPOCHS": 1},
     "tabular": {"EPOCHS": 1}, "segmentation": {"EPOCHS": 1, "BATCHES": 2, "BATCH": 4, "WIDTH": 2},
     "super_resolution": {"EPOCHS": 1, "PATCHES": 60}}
+QUICK = ("keyword_spotting", "tabular", "super_resolution")
 NEEDS = {"image_classifier": "sklearn", "tabular": "sklearn", "super_resolution": "sklearn",
          "text_classifier": "transformers"}
 pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.xdist_group("gallery")]
@@ -92,7 +93,8 @@ def copied(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.M
         sys.modules.pop(own.stem, None)
 
 
-@pytest.mark.parametrize("copied", SMALL, indirect=True)
+@pytest.mark.parametrize("copied", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow)
+                                    for name in SMALL], indirect=True)
 def test_it_runs_with_little_data(copied: tuple[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     name, folder = copied
     module = importlib.import_module("model" if (folder / "model.py").exists() else next(folder.glob("*.py")).stem)

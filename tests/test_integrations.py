@@ -57,8 +57,8 @@ def fit(module: Any, callback: Any, folder: Path, epochs: int = 2, **more: Any) 
     return trainer, module
 
 
-@pytest.mark.parametrize("name", ["all", "penalty on channels"])
-@pytest.mark.parametrize("scheduled", [False, True])
+@pytest.mark.parametrize(("name", "scheduled"), [
+    ("all", True), *(pytest.param(n, False, marks=pytest.mark.slow) for n in ("all", "penalty on channels"))])
 def test_lightning_ends_where_train_does(name: str, scheduled: bool, tmp_path: Path) -> None:
     net = student()
     callback = fw.integrations.lightning.Callback(net, task(PROBLEMS["residual"]), BESIDE[name])
@@ -70,6 +70,7 @@ def test_lightning_ends_where_train_does(name: str, scheduled: bool, tmp_path: P
     assert "training_step" not in vars(module)
 
 
+@pytest.mark.slow
 def test_a_lightning_training_that_was_stopped_goes_on(tmp_path: Path) -> None:
     lightning = pytest.importorskip("pytorch_lightning")
     for stopped in (True, False):
@@ -123,7 +124,7 @@ def hugging(net: fw.Network, callback: Any, folder: Path, **more: Any) -> Any:
     return Trainer(callback.model, arguments, callbacks=[callback], compute_loss_func=callback.loss)
 
 
-@pytest.mark.parametrize("name", ["all", "penalty on channels"])
+@pytest.mark.parametrize("name", ["all", pytest.param("penalty on channels", marks=pytest.mark.slow)])
 def test_the_trainer_ends_where_train_does(name: str, tmp_path: Path) -> None:
     pytest.importorskip("transformers")
     net = student()
@@ -134,6 +135,7 @@ def test_the_trainer_ends_where_train_does(name: str, tmp_path: Path) -> None:
     assert not net._taps
 
 
+@pytest.mark.slow
 def test_a_trainer_that_was_stopped_goes_on(tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
 
@@ -157,6 +159,7 @@ def test_a_trainer_that_was_stopped_goes_on(tmp_path: Path) -> None:
 
 
 # ---- Accelerate
+@pytest.mark.slow
 def test_in_accelerate() -> None:
     accelerate = pytest.importorskip("accelerate")
     net = student()

@@ -29,11 +29,6 @@ seed = 3
 kind = "prune.Channels"
 macs = 0.6
 score = "random"
-[[steps]]
-kind = "recover.Train"
-epochs = 1
-[[steps]]
-kind = "quantize.Quantize"
 """
 MODEL = """
 import torch
@@ -45,7 +40,7 @@ def model():
 """
 
 
-@pytest.mark.parametrize("elsewhere", [False, True])
+@pytest.mark.parametrize("elsewhere", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_the_recipe_gives_the_same_bytes(elsewhere: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """From the folder of the job, and from another one."""
     job, here = tmp_path / "job", tmp_path / "here"

@@ -22,9 +22,18 @@ class KernelTime:
     calls: tuple[str, ...]
 
 
+#: in the names of a runtime's operators that hold weights or do MACs
+WORKING = ("Conv", "Gemm", "MatMul", "Gather", "GRU", "LSTM", "RNN", "Attention", "Normalization", "Einsum")
+
+
+def works(operator: str) -> bool:
+    """Whether a runtime's operator holds weights or does MACs."""
+    return any(word in operator for word in WORKING)
+
+
 #: (file, signature, args, kwargs, threads, seconds) -> its kernels
 Profiler = Callable[[Path, Signature, tuple[Any, ...], Mapping[str, Any], int, float], tuple[KernelTime, ...]]
 #: target -> how its files are profiled; of a target without an entry, no kernel is known
 PROFILERS: dict[str, Profiler] = {}
 
-__all__ = ["PROFILERS", "KernelTime", "Profiler"]
+__all__ = ["PROFILERS", "KernelTime", "Profiler", "works"]

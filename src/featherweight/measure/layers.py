@@ -10,14 +10,14 @@ from typing import Any
 from torch import Tensor
 from torch.fx import Node
 
-from featherweight.deploy.profile import KernelTime
+from featherweight.deploy.profile import KernelTime, works
 from featherweight.measure.macs import macs
 from featherweight.measure.weights import Weight, weights
 from featherweight.network import Network
 from featherweight.network.edit import constant_nodes
 
-#: in the names of a runtime's operators that hold weights or do MACs
-WORKING = ("Conv", "Gemm", "MatMul", "Gather", "GRU", "LSTM", "RNN", "Attention", "Normalization", "Einsum")
+#: a runtime's operator whose kernels the exporter names otherwise than the call -> in the name of the call's operator
+KINDS = {"ConvTranspose": "conv_transpose", "LSTM": "lstm", "GRU": "gru", "RNN": "rnn"}
 
 
 @dataclass(frozen=True)
@@ -114,13 +114,15 @@ class Profile:
 
 def profiled(network: Network, kernels: Sequence[KernelTime]) -> Profile:
     """Every kernel's time, given to the layer that it stands for: one of the kernel's calls that holds weights or does
-    MACs, if its operator is one that does."""
+    MACs, if its operator is one that does; of kernels in KINDS the next layer of that kind."""
     rows = {row.node: row for row in layers(network)}
     seconds: dict[str, float] = {}
     between = 0.0
     for kernel in kernels:
-        works = any(word in kernel.operator for word in WORKING)
-        call = next((name for name in kernel.calls if name in rows), None) if works else None
+        call = next((name for name in kernel.calls if name in rows), None) if works(kernel.operator) else None
+        kind = next((own for name, own in KINDS.items() if name in kernel.operator), None)
+        if call is None and kind is not None:
+            call = next((name for name, row in rows.items() if kind in row.operator and name not in seconds), None)
         if call is None:
             between += kernel.seconds
         else:

@@ -16,7 +16,7 @@ from statistics import mean
 from typing import Any
 
 from featherweight.deploy.nest import feed
-from featherweight.deploy.profile import KernelTime
+from featherweight.deploy.profile import KernelTime, works
 from featherweight.network import Signature
 
 #: how far a fused kernel may reach back from the node that it is named after
@@ -63,7 +63,8 @@ def kernels(events: list[dict[str, Any]], calls: Mapping[str, tuple[str, ...]]) 
 
 
 def calls_of(path: Path) -> dict[str, tuple[str, ...]]:
-    """Name of each node and value of a file -> values made by it and, from there back, by what it reads first."""
+    """Name of each node and value of a file -> values made by it and, from there back to the first operator that holds
+    weights or does MACs, by what is read: what may have been fused into one kernel."""
     import onnx
 
     graph = onnx.load(str(path), load_external_data=False).graph
@@ -74,6 +75,8 @@ def calls_of(path: Path) -> dict[str, tuple[str, ...]]:
         at: Any = node
         while at is not None and len(chain) < REACH:
             chain += [*at.output, at.name.removeprefix("node_")]  # outputs of the file have names of their own
+            if works(at.op_type):
+                break
             at = next((maker[i] for i in at.input if i in maker and maker[i].op_type != "DequantizeLinear"), next(
                 (maker[i] for i in at.input if i in maker), None))
         for name in (node.name, *node.output):
