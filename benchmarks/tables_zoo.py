@@ -91,8 +91,8 @@ def frozen_reasons(frozen: list[list[str]]) -> str:
 #: what was found where a file is further from PyTorch than allowed
 EXPLAINED = {"timm_xcit_nano_12_p16_224": ". Roundings that fall to the other side, no wrong operator (seen with one "
              "block): 0.02 % of the first convolution's values differ by one step, 1 % of the fourth's, 12 % of the "
-             "last block's by up to two. Quantized, it moves by 3 % in PyTorch where its input moves by a millionth; the "
-             "float files agree to 3e-07"}
+             "last block's by up to two. Quantized, it moves by 3 % in PyTorch where its input moves by a millionth; "
+             "the float files agree to 3e-07"}
 
 
 def wrong(result: Row) -> str:
