@@ -224,3 +224,30 @@ def test_cells_give_what_the_modules_give(name: str) -> None:
     one, two = (dict(zip(n, g, strict=True)) for n, g in zip(names, grown, strict=True))
     for key, gradient in one.items():
         torch.testing.assert_close(two[key], gradient, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("turned", [False, True])
+def test_grouped_products_of_another_package_are_captured_as_products(turned: bool, tmp_path: Any) -> None:
+    """Rows in groups, of which one is empty; what lies behind the last group gives zero."""
+    pytest.importorskip("transformers.integrations.moe")
+
+    class Experts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.matrices = nn.Parameter(torch.randn(3, 6, 8) if turned else torch.randn(3, 8, 6))
+
+        def forward(self, x: Tensor, ends: Tensor) -> Tensor:
+            weight = self.matrices.transpose(-2, -1) if turned else self.matrices
+            return torch.ops.transformers.grouped_mm_fallback(x, weight, offs=ends)
+
+    torch.manual_seed(0)
+    model, x, ends = Experts().eval(), torch.randn(7, 8), torch.tensor([2, 2, 6], dtype=torch.int32)
+    network = fw.capture(model, (x, ends), dynamic={}, parts=False)
+    torch.testing.assert_close(network(x, ends), model(x, ends))
+    other = torch.tensor([0, 5, 7], dtype=torch.int32)
+    torch.testing.assert_close(network(x, other), model(x, other))
+    stored = Quantize(activations=None).plan(network, fw.Task()).apply(network)
+    assert stored.tensor("matrices").dtype == torch.int8
+    stored.save(tmp_path / "n.fw")
+    assert torch.equal(fw.load(tmp_path / "n.fw")(x, ends), stored(x, ends))

@@ -204,7 +204,7 @@ class Weights(Rewrite):
         shapes = {n: as_matrix(mine[0], network.tensor(n)).flatten(0, 1).shape for n, mine in found.items()}
         left = [*selected.skipped, *(s for n, shape in shapes.items() for s in self._ends(n, tuple(shape), pattern))]
         if not found and not left:
-            left.append(Skipped("", "the network has no layer with a matrix of weights"))
+            left.append(Skipped("", "the network has no convolution and no linear layer"))
         return found, tuple(left)
 
     def _ends(self, name: str, shape: tuple[int, ...], pattern: Pattern) -> list[Skipped]:
