@@ -47,7 +47,7 @@ fix: $(READY) ## let ruff mend what it can
 
 $(DOCS_VENV)/.ready: mkdocs.yml
 	test -x $(DOCS_VENV)/bin/python || $(PYTHON) -m venv $(DOCS_VENV)
-	$(DOCS_VENV)/bin/python -m pip install --quiet --disable-pip-version-check 'mkdocs-material>=9.6,<10' 'mkdocstrings[python]>=1,<2'
+	$(DOCS_VENV)/bin/python -m pip install --quiet --disable-pip-version-check 'mkdocs-material>=9.6,<10' 'mkdocstrings[python]>=1,<2' ruff
 	touch $@
 
 docs: $(DOCS_VENV)/.ready ## the documentation as a site: site/index.html (a warning is an error)

@@ -23,7 +23,8 @@ import featherweight as fw
 from featherweight.cli.app import app
 from featherweight.steps.kinds import REGISTERED
 from featherweight.steps.plan import PLANS
-from test_examples import given
+from public_api import modules, names_of
+from test_examples import WITHOUT, given
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -148,3 +149,19 @@ def test_figures_are_drawn_from_the_rows() -> None:
             boxes = [float(y) for y in re.findall(r'<rect class="(?:bar|ours)" x="[\d.]+" y="([\d.]+)"', text)]
             assert len(boxes) > 1
             assert all(b - a >= 17 for a, b in itertools.pairwise(boxes)), "a bar lies on a bar"
+
+
+def test_every_public_function_and_class_is_in_the_reference() -> None:
+    """A name that is a module too (``task.images``) is named by its place, since it would stand for the module."""
+    pages = "\n".join(p.read_text() for p in (ROOT / "docs/reference").glob("*.md"))
+    whole = set(re.findall(r"^::: ([\w.]+)$", pages, re.MULTILINE))
+    missing = []
+    for module in modules():
+        package = Path(module.__file__ or "").parent if hasattr(module, "__path__") else None
+        for name in names_of(module):
+            value = getattr(module, name)
+            hidden = package is not None and ((package / f"{name}.py").exists() or (package / name).is_dir())
+            full = f"{module.__name__}.{name}"
+            if callable(value) and hidden and module.__name__ in whole and full not in WITHOUT:
+                missing += [full] if f"{value.__module__}.{name}" not in whole else []
+    assert missing == []

@@ -20,6 +20,8 @@ from featherweight.balance.combine.trials import Trial, Trials, Watch
 DROP = "score_drop"
 #: how much better a combination must promise to be than the best known, as a share, to be tried
 GAIN = 0.02
+#: share of the trials, or of the time, that families alone may take
+ALONE = 0.5
 #: drops of so many times what is allowed end the curve of a family
 FAR = 4.0
 
@@ -85,7 +87,12 @@ class Seeker:
 
     @property
     def _over(self) -> bool:
-        return self.watch.over or len(self.known) >= self.most
+        return self._spent >= 1
+
+    @property
+    def _spent(self) -> float:
+        """The share of the trials, or of the time, that is spent."""
+        return max(self.watch.spent, len(self.known) / self.most)
 
     @property
     def best(self) -> Picks:
@@ -107,7 +114,7 @@ class Seeker:
         left = {axis: list(range(1, len(offers) + 1, 2)) for axis, offers in enumerate(self.space.offers)}
         while any(left.values()):
             for axis, amounts in left.items():
-                if self._over or 2 * len(self.known) > self.most:  # the rest is for combinations
+                if self._spent > ALONE:
                     return
                 if amounts:
                     trial = self._try(self.space.alone(axis, amounts.pop(0)))

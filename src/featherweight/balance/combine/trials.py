@@ -143,14 +143,14 @@ def name_of(steps: Sequence[Step]) -> str:
 
 
 class Watch:
-    """How much of the time that a search may take is left."""
+    """How much of the time that a search may take is spent: 0..1 and beyond; 0 where there is no limit."""
 
     def __init__(self, minutes: float | None) -> None:
-        self.ends = None if minutes is None else time.monotonic() + 60 * minutes
+        self.began, self.seconds = time.monotonic(), float("inf") if minutes is None else 60 * minutes
 
     @property
-    def over(self) -> bool:
-        return self.ends is not None and time.monotonic() > self.ends
+    def spent(self) -> float:
+        return (time.monotonic() - self.began) / self.seconds
 
 
 __all__ = ["COUNTED", "Trial", "Trials", "Watch", "name_of"]
