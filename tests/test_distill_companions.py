@@ -657,3 +657,18 @@ def test_a_student_keeps_the_largest_channels_and_every_other_block() -> None:
     fresh = fw.distill.Student(weights="fresh").plan(net, fw.Task())
     assert digest(fresh.apply(net)) == digest(fresh.apply(net))
     assert torch.equal(fresh.apply(net).tensor("stem.1.weight"), torch.ones(4))
+
+
+@pytest.mark.parametrize("loss", ["attention", "cwd", "review", "fgd", "mgd", "hidden", "relations"])
+def test_losses_over_places_leave_activations_without_places_alone(loss):
+    torch.manual_seed(0)
+    flat = fw.capture(nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4)), torch.zeros(2, 8))
+    with pytest.raises(RecipeError, match=r"write Features\('hint'\)"):
+        Features(loss, taps="layers").start(flat, fw.Task(), fw.steps.Context(original=flat))
+    net = fw.capture(nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(512, 4)).eval(),
+                     torch.zeros(2, 3, 8, 8))
+    data = [(torch.randn(4, 3, 8, 8), torch.zeros(4, dtype=torch.long))]
+    task = fw.Task(train=lambda: data, loss=nn.functional.cross_entropy)
+    notes = Train(epochs=1, lr=0.01, beside=(Features(loss, taps="layers"),)).fit(
+        net, task, fw.steps.Context(original=net)).notes
+    assert any("leaves out 2: it has no places" in note for note in notes)

@@ -19,7 +19,7 @@ from featherweight.errors import RecipeError
 from featherweight.network import Network
 from featherweight.network.devices import device_of
 from featherweight.seeds import seed_from
-from featherweight.steps import Companion, Context
+from featherweight.steps import Companion, Context, Skipped
 from featherweight.steps.options import Numbers, check_known, check_numbers
 from featherweight.task import Inputs, Task
 
@@ -33,7 +33,8 @@ class FeatureLoss:
 
     width: both need equal widths, so a projector is put where they differ. scaled: both are divided by the teacher's
     root mean square, so that the loss is relative and ``weight`` means the same at every place. tokens: the mask is
-    one of tokens [n, t], whatever the activation's axes.
+    one of tokens [n, t], whatever the activation's axes. spread: channels are compared over places or tokens, which
+    activations [n, c] do not have.
     """
 
     loss: Callable[[Tensor, Tensor, Tensor | None], Tensor]
@@ -42,6 +43,7 @@ class FeatureLoss:
     generator: bool = False
     fused: bool = False
     tokens: bool = False
+    spread: bool = True
 
 
 def _zeroed(loss: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor, Tensor | None], Tensor]:
@@ -61,9 +63,9 @@ def _tokens(loss: Callable[..., Tensor]) -> Callable[[Tensor, Tensor, Tensor | N
 
 #: name -> loss; the sources stand in ``losses/feature.py`` and ``losses/tokens.py``
 LOSSES: dict[str, FeatureLoss] = {
-    "hint": FeatureLoss(_zeroed(feature.hint)),
+    "hint": FeatureLoss(_zeroed(feature.hint), spread=False),
     "attention": FeatureLoss(_zeroed(feature.attention), width=False, scaled=False),
-    "similarity": FeatureLoss(_zeroed(feature.similarity), width=False, scaled=False),
+    "similarity": FeatureLoss(_zeroed(feature.similarity), width=False, scaled=False, spread=False),
     "review": FeatureLoss(_zeroed(feature.pyramid), fused=True),
     "cwd": FeatureLoss(_zeroed(feature.channelwise), scaled=False),
     "fgd": FeatureLoss(feature.focal_global),
@@ -126,8 +128,20 @@ class Features:
         self.check()
         teacher = started(self.teacher, context.original, device_of(network), "Features")
         known = context.plans if self.teacher is None and LOSSES[self.loss].width else ()
-        matches = match(network, teacher.network, self.taps, known)
+        matches = self._comparable(match(network, teacher.network, self.taps, known))
         return _Hints(self, Tapping(network, teacher, matches), context.seed)
+
+    def _comparable(self, matches: Matches) -> Matches:
+        """The matches that have what the loss compares. Raises RecipeError where none has."""
+        if not LOSSES[self.loss].spread:
+            return matches
+        flat = [m for m in matches.found if not (m.student.resolution and m.teacher.resolution)]
+        found = tuple(m for m in matches.found if m not in flat)
+        if not found:
+            raise RecipeError(f"Features(loss={self.loss!r}) compares channels over places or tokens, and what matched "
+                              f"has none ({flat[0].student}); write Features('hint') or Features('similarity')")
+        reason = f"it has no places or tokens, over which {self.loss!r} compares channels"
+        return Matches(found, (*matches.skipped, *(Skipped(m.student.path or m.student.node, reason) for m in flat)))
 
 
 class Tapping:

@@ -11,7 +11,7 @@ from pathlib import Path
 from featherweight import deploy
 from featherweight.balance.combine.axes import AXES, Space, told
 from featherweight.balance.combine.job import POINTS, trials_of
-from featherweight.balance.combine.seek import DROP, Seeker, Wanted
+from featherweight.balance.combine.seek import ALONE, DROP, Seeker, Wanted
 from featherweight.balance.combine.trials import Trial, Watch
 from featherweight.measure.deployed import Deployed
 from featherweight.measure.layers import LayerFigures, profiled
@@ -69,7 +69,7 @@ def advise(network: Network, task: Task, target: str = "onnxruntime", out: str |
     given = {"score_drop": score_drop, "minutes": minutes, "threads": threads, "seed": seed, "seconds": seconds}
     for option, number in given.items():
         check_number("advise", option, number, NUMBERS[option])
-    watch = Watch(minutes)
+    watch = Watch(minutes / ALONE)
     with (nullcontext(str(out)) if out is not None else tempfile.TemporaryDirectory(prefix="featherweight-") as place,
           trials_of(network, task, target, Path(place) / "search", False, resume, threads=threads, seed=seed,
                     seconds=seconds) as trials):

@@ -75,7 +75,7 @@ class Seeker:
         """Tries families alone and then combinations, until nothing promises to be better, ``most`` were tried or the
         time is over."""
         self.alone()
-        while not self._over:
+        while self._spent < 1:
             picks = self.promising()
             if picks is None:
                 return
@@ -84,10 +84,6 @@ class Seeker:
     @property
     def _nothing(self) -> Picks:
         return (0,) * len(self.space.names)
-
-    @property
-    def _over(self) -> bool:
-        return self._spent >= 1
 
     @property
     def _spent(self) -> float:
@@ -175,4 +171,4 @@ def front(trials: Sequence[Trial], figure: str) -> tuple[Trial, ...]:
     return tuple(found)
 
 
-__all__ = ["DROP", "Seeker", "Wanted", "front"]
+__all__ = ["ALONE", "DROP", "Seeker", "Wanted", "front"]
