@@ -155,6 +155,7 @@ class Network(nn.Module):
 
     def remove_tensor(self, name: str) -> None:
         """Removes one name of a tensor; containers left empty go with it."""
+        self._ties.gone(name, self.tensor(name))
         remove(self, name)
         self.patterns.pop(name, None)
 

@@ -140,14 +140,14 @@ def _table(network: Network, nodes: list[Node], stored: Stored, scale: Tensor) -
 
 def _replaced(network: Network, name: str, numbers: Tensor) -> list[Node]:
     """Puts ``numbers`` in the place of tensor ``name`` under all its names; the nodes that read it."""
-    names = network.tied_names(name)
+    names, reads = network.tied_names(name), network.reads_of(name)
     patterns = {n: network.patterns[n] for n in names if n in network.patterns}
     for known in names:
         network.remove_tensor(known)
     for known in names:
         network.add_tensor(known, numbers, buffer=True)
     network.patterns.update(patterns)
-    return network.reads_of(name)
+    return reads
 
 
 def _read_as_stored(network: Network, nodes: list[Node]) -> None:

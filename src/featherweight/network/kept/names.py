@@ -109,6 +109,14 @@ class Ties:
         if id(tensor) in self._names:
             self._names = {}
 
+    def gone(self, name: str, tensor: Tensor) -> None:
+        """A tensor has one name less; its place in memory may soon be another's."""
+        names = self._names.get(id(tensor), [])
+        if name in names:
+            names.remove(name)
+        if not names:
+            self._names.pop(id(tensor), None)
+
     def _holds(self, root: nn.Module, name: str, tensor: Tensor) -> bool:
         names = self._names.get(id(tensor), [])
         try:
