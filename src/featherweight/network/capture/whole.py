@@ -66,6 +66,7 @@ def capture_whole(model: nn.Module, calls: list[Arguments], expected: Any, toler
                 raise
             failure = failure if attempt.wide else failure or error
             if hopeless(error):
+                failure = failure or error
                 break
             continue
         if failure is not None and not attempt.dynamic:
