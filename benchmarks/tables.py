@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from page import Rows, ms, table, unique
 from rows import Row, newest
+from tables_families import SECTIONS
 from tables_zoo import every_step, pruned_zoo, zoo
 
 HERE = Path(__file__).parent
@@ -199,7 +200,7 @@ def main() -> None:
                 "zoo_capture": zoo, "beside_torch_pruning": beside, "depth": depth, "sparse_weights": sparse,
                 "post_training": post_training, "low_bit_training": low_bits, "ladder": wrecked,
                 "distillation": taught, "low_rank": low_rank, "zoo": pruned_zoo, "zoo_steps": every_step}
-    for name, make in sections.items():
+    for name, make in (*sections.items(), *SECTIONS.items()):
         file = RESULTS / f"{name}.json"
         if file.exists():
             lines += make(json.loads(file.read_text()) if make is families else newest(file))

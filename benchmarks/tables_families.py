@@ -1,7 +1,5 @@
 """Tables of low rank, filters, distillation beyond classification, sharing and the archive, for ``tables.py``.
 
-    python benchmarks/tables_families.py        prints them
-
 ``SECTIONS``: result file -> what makes its lines of Markdown.
 """
 
@@ -10,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-from rows import RESULTS, Row, newest
-from tables import table
+from page import table
+from rows import Row
 
 Rows = dict[str, Row]
 
@@ -108,13 +106,3 @@ def compressed(rows: Rows) -> list[str]:
 SECTIONS: dict[str, Callable[[Rows], list[str]]] = {
     "low_rank_speed": low_rank_speed, "low_rank": dense, "filters": filters, "distillation_beyond": beyond,
     "distillation_costs": costs, "deep_compression": compressed}
-
-
-def main() -> None:
-    for name, make in SECTIONS.items():
-        if (RESULTS / f"{name}.json").exists():
-            print("\n".join(make(newest(RESULTS / f"{name}.json"))))
-
-
-if __name__ == "__main__":
-    main()
