@@ -28,6 +28,8 @@ FAMILIES: dict[str, Callable[[], Rewrite]] = {
     "weights": lambda: fw.prune.Weights(sparsity=0.5),
     "transferred": lambda: fw.share.Transferred("flips", share=0.25),
     "codebook": lambda: fw.share.Codebook(bits=3, min_size=64),
+    "hashed": lambda: fw.share.Hashed(share=0.25, min_size=64),
+    "blocks": lambda: fw.share.BlockCodebook(size=4, bits=3, min_size=64),
     "quantized": lambda: fw.quantize.Quantize(ends=None),
     "quantized weights": lambda: fw.quantize.Quantize("int4", None, ends=None),
 }
