@@ -122,19 +122,6 @@ def test_the_verdict_says_the_ratios_and_the_test_split():
     assert "top1 is 89.50 (before: 90.25, −0.75 points)" in text
 
 
-def test_a_page_names_its_model_score_and_day():
-    named = result(date="2026-01-31 12:00", recipe_toml='[model]\nfactory = "nets:<small>"\n' + result()["recipe_toml"])
-    html = render(named)
-    title = re.search("<title>(.*)</title>", html)
-    assert title is not None
-    assert title[1].replace("\u00a0", " ") == \
-        "nets:&lt;small&gt; · 8.00 × smaller, 4.00 × faster · top1 91.00 · 2026-01-31"
-    assert "<header><p class=quiet>nets:&lt;small&gt;, 2026-01-31 12:00</p><h1>" in html
-    for text in ("no [toml", "model = 3", "[model]\nfactory = 3", "a = " + 10_000 * "["):
-        assert "<title>" in render(result(recipe_toml=text))
-    assert "<title>featherweight · nothing became smaller or faster</title>" in render({})
-
-
 def test_the_ends_are_compared_in_the_same_rounds_where_they_were_timed_so():
     timed = result()
     timed["final"]["after"]["beside"] = {"original": {**timed["trail"][0]["latency"], "median_s": 3e-3}}
