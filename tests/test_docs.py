@@ -34,7 +34,7 @@ import figures  # noqa: E402
 PAGES = {str(p.relative_to(ROOT)): p for p in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
          if p.name not in ("results.md", "architecture.md")}
 #: pages that take long: whole jobs, or loops that test_integrations runs too
-SLOW = ("README.md", "docs/howto/own-loop.md")
+SLOW = ("README.md", "docs/howto/own-loop.md", "docs/techniques/search.md")
 FENCE = re.compile(r"^( *)```(\w*)\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
 LANGUAGES = {"python", "toml", "sh", ""}
 pytestmark = pytest.mark.xdist_group("examples")

@@ -293,5 +293,8 @@ class Network(nn.Module):
     def __repr__(self) -> str:
         return about(self._graph, self._signature, self.tensors(), self.notes)
 
+    def extra_repr(self) -> str:
+        return ", ".join(f"{i.name}: {shape_text(i)}" for i in self._signature.inputs)
+
 
 __all__ = ["FreeAxis", "Input", "Network", "Part", "Signature", "shape_text"]
