@@ -17,6 +17,8 @@ from torch import Tensor
 LOWEST, HIGHEST = -(1 << 15), (1 << 15) - 1  #: of signed 16 bits
 #: how far rounding to nearest moves a weight, in steps of its scale
 ROUNDED = 0.5
+#: weights that are looked at together, which bounds the memory
+AT_ONCE = 1 << 24
 
 
 def pairs(numbers: Tensor) -> list[Tensor]:
@@ -37,9 +39,14 @@ def factors(steps: Tensor, largest: Tensor) -> Tensor:
     have one sign: u1 |w1| + u2 |w2|. One product alone fits: 255 * 128. For weights and activations of 8 bits, 2 is
     always enough.
     """
+    rows = max(1, AT_ONCE // max(1, steps[0].numel())) if len(steps) else 1
+    return torch.cat([_factors(part.float(), largest.float()) for part in steps.split(rows)])
+
+
+def _factors(steps: Tensor, largest: Tensor) -> Tensor:
     found = torch.ones(len(steps), dtype=torch.float64)
-    reach = largest.float().expand(1, *steps.shape[1:])
-    for weights, tops in zip(pairs(steps.float()), pairs(reach), strict=True):
+    reach = largest.expand(1, *steps.shape[1:])
+    for weights, tops in zip(pairs(steps), pairs(reach), strict=True):
         products = weights * tops
         sums = torch.where(weights[..., 0] * weights[..., 1] > 0, (products[..., 0] + products[..., 1]).abs(), 0)
         found = torch.maximum(found, (sums / (HIGHEST - ROUNDED * (tops[..., 0] + tops[..., 1]))).amax(1))
