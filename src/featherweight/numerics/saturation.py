@@ -40,7 +40,7 @@ def factors(steps: Tensor, largest: Tensor) -> Tensor:
     always enough.
     """
     rows = max(1, AT_ONCE // max(1, steps[0].numel())) if len(steps) else 1
-    return torch.cat([_factors(part.float(), largest.float()) for part in steps.split(rows)])
+    return torch.cat([_factors(part.float(), largest.float()) for part in torch.split(steps, rows)])
 
 
 def _factors(steps: Tensor, largest: Tensor) -> Tensor:
