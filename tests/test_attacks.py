@@ -21,7 +21,7 @@ import torch
 import torch.utils._pytree as pytree
 from rich.console import Console
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn.utils import prune
 from typer.testing import CliRunner
@@ -207,6 +207,17 @@ def test_an_archive_gives_out_in_proportion_to_what_it_is(tmp_path: Path) -> Non
         fw.codec.unpack(more, tmp_path / "out.fw")
     assert time.process_time() - began < 0.3, "nothing was decoded beyond the header"
     assert not (tmp_path / "out.fw").exists()
+
+
+def test_a_thousand_small_coded_blocks_take_a_moment(tmp_path: Path) -> None:
+    g = torch.Generator().manual_seed(0)
+    given = {f"t{i}": (torch.randn(64, 64, generator=g) * 2).round().to(torch.int8) for i in range(1000)}
+    save_file(given, tmp_path / "many.safetensors")
+    assert fw.codec.pack(tmp_path / "many.safetensors", tmp_path / "many.fwz") < 0.5 * 1000 * 64 * 64, "they are coded"
+    began = time.process_time()
+    fw.codec.unpack(tmp_path / "many.fwz", tmp_path / "again.safetensors")
+    assert time.process_time() - began < 3  # it was 22 s
+    assert (tmp_path / "again.safetensors").read_bytes() == (tmp_path / "many.safetensors").read_bytes()
 
 
 @pytest.mark.parametrize("bits", [0, -1, 8, 2.5, 1e400, None, "1", [1], True])
