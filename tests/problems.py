@@ -7,8 +7,9 @@ A model of the table is seeded, in evaluation mode, and has non-trivial biases a
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -518,6 +519,19 @@ PROBLEMS: dict[str, Problem] = {p.name: p for p in [
     Problem("spread", Spread, images),
     Problem("recurrent", Recurrent, tokens),
 ]}
+
+
+def agrees_in_runtimes(network: fw.Network, x: Tensor, folder: Path,
+                       names: Collection[str] = ("onnxruntime", "openvino")) -> None:
+    """The network's files give what it gives."""
+    wanted = network(x).detach()
+    for name in names:
+        runtime = fw.deploy.target(name)
+        file = folder / f"network{runtime.suffix}"
+        runtime.export(network, file)
+        runner = runtime.load(file, 1, like=network.signature)
+        torch.testing.assert_close(runner(x), wanted, rtol=1e-3, atol=1e-4)
+        runner.close()
 
 
 @functools.cache

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 import featherweight as fw
-from featherweight import deploy
 from featherweight.errors import PlanError, RecipeError
 from featherweight.factorize import Structured
 from featherweight.factorize.structured import FORMS, nearest
 from featherweight.numerics.factors import structured as matrices
 from featherweight.task import Task
+from problems import agrees_in_runtimes
 
 torch.set_num_threads(1)
 
@@ -179,14 +179,7 @@ def test_the_graph_computes_with_the_matrix_and_both_runtimes_take_it(network: f
         assert layer.error == pytest.approx(float(lost), rel=1e-3)
     torch.testing.assert_close(small(images(5)), slow(images(5)), rtol=1e-4, atol=1e-5)
     assert fw.measure.params(small) < fw.measure.params(network)
-    wanted = small(images(1)).detach()
-    for name in ("onnxruntime", "openvino"):
-        runtime = deploy.target(name)
-        file = tmp_path / f"network{runtime.suffix}"
-        runtime.export(small, file)
-        runner = runtime.load(file, 1, like=small.signature)
-        torch.testing.assert_close(runner(images(1)), wanted, rtol=1e-3, atol=1e-4)
-        runner.close()
+    agrees_in_runtimes(small, images(1), tmp_path)
 
 
 @pytest.mark.parametrize("form", FORMS)

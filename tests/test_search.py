@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from torch import nn
 from typer.testing import CliRunner
 
 import featherweight as fw
@@ -58,6 +60,11 @@ def test_wrong_options_of_a_search(given: dict[str, Any], said: str, tmp_path: P
     with pytest.raises(fw.errors.FeatherweightError, match=said):
         fw.search(NETWORK, TASK, fw.Budget(macs=0.5), out=tmp_path / "out", **given)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_limit_of_what_cannot_be_measured_is_refused() -> None:
+    with pytest.raises(RecipeError, match="memory='20 MB', which cannot be measured here"):
+        fw.Budget(memory="20 MB").limits({"latency": 0.004})
 
 
 # ---- the surrogate
@@ -210,6 +217,22 @@ def test_a_family_that_fails_is_told_and_left_out(tmp_path: Path, monkeypatch: p
     assert [trial.what for trial in failed] == ["depth (nothing)"]
     assert "4:2" in failed[0].failed
     assert "integers" in found.chosen.what
+
+
+def test_trials_take_up_operators_that_the_network_has(tmp_path: Path) -> None:
+    class Steep(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(8, 8)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.diff(self.layer(x), dim=1)
+
+    network = fw.capture(Steep().eval(), torch.randn(2, 8))
+    data = [(torch.randn(4, 8), None)]
+    found = fw.search(network, fw.Task(calibration=data), fw.Budget(file_bytes=0.9), out=tmp_path,
+                      families=("integers",), trials=2, seconds=0.01)
+    assert [trial.what for trial in found.trials if not trial.failed] == ["nothing", "integers (int8)"]
 
 
 @pytest.mark.slow

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 import featherweight as fw
-from featherweight import deploy
 from featherweight.errors import PlanError, RecipeError
 from featherweight.numerics.sharing.blocks import block_codes
 from featherweight.numerics.sharing.hashing import drawn, hashed, of_hashed, places, prime_below
 from featherweight.share import BlockCodebook, Hashed
 from featherweight.task import Task
+from problems import agrees_in_runtimes
 
 torch.set_num_threads(1)
 STEPS = {"hashed": Hashed(share=1 / 8, min_size=500), "blocks": BlockCodebook(size=4, bits=4, min_size=500)}
@@ -128,14 +128,7 @@ def test_the_graph_makes_the_weights_and_both_runtimes_take_it(network: fw.Netwo
         lost = (slow.tensor(one.weight) - weight).detach().square().sum() / weight.square().sum()
         assert one.error == pytest.approx(float(lost), rel=1e-3)
     torch.testing.assert_close(small(images(5)), slow(images(5)), rtol=1e-4, atol=1e-5)
-    wanted = small(images(1)).detach()
-    for name_of in ("onnxruntime", "openvino"):
-        runtime = deploy.target(name_of)
-        file = tmp_path / f"network{runtime.suffix}"
-        runtime.export(small, file)
-        runner = runtime.load(file, 1, like=small.signature)
-        torch.testing.assert_close(runner(images(1)), wanted, rtol=1e-3, atol=1e-4)
-        runner.close()
+    agrees_in_runtimes(small, images(1), tmp_path)
 
 
 @pytest.mark.parametrize("name", STEPS)

@@ -17,8 +17,7 @@ from featherweight.deploy.profile import KernelTime
 from featherweight.errors import FileError, RecipeError
 from featherweight.measure import Measurement
 from featherweight.measure.layers import Profile, profiled
-from featherweight.network import Network, load
-from featherweight.network.file.allowed import beyond, target_name
+from featherweight.network import Network
 from featherweight.network.file.digest import digest
 from featherweight.processes import Processes
 from featherweight.recipe.ends import final, scores_on_test
@@ -31,7 +30,7 @@ from featherweight.recipe.result import Decision, Result
 from featherweight.recipe.terms import FILE as TERMS
 from featherweight.recipe.terms import Terms, by_epoch, curves, note_time, time_of
 from featherweight.recipe.trial import check_finite, check_place, not_finite, tried
-from featherweight.recipe.types import named_types
+from featherweight.recipe.types import reloaded
 from featherweight.recipe.writing import OVER
 from featherweight.seeds import generators_kept, seed_all, seed_from
 from featherweight.steps import Context, Fit, Plan, Rewrite, Step
@@ -219,10 +218,9 @@ class _Work:
         stored, changed = unsealed(notes, list[dict[str, Any]])
         if changed:
             raise FileError(f"{folder / changed[0]} is not the file that was written; {OVER}")
-        operators = beyond(target_name(n.target) for n in self.original.calls())
-        network = load(file, types=named_types(self.original), operators=operators)  # type: ignore[assignment]
         plans = self._plans(index, step)
-        return network, [Decision.from_dict(d, p) for d, p in zip(stored, plans.values(), strict=True)]
+        decided = [Decision.from_dict(d, p) for d, p in zip(stored, plans.values(), strict=True)]
+        return reloaded(file, self.original), decided
 
     def _rewrite(self, index: int, step: Rewrite, before: Network) -> tuple[Network, dict[int, Plan]]:
         """Decides (or takes up what was decided before a kill), then does. In the first process only."""

@@ -1,12 +1,20 @@
-"""The classes of a network's outputs, which a file names and the job has."""
+"""What a file only names and the job has: the classes of a network's outputs, operators beyond the written table."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
-from featherweight.network import Network, trees
+from featherweight.network import Network, load, trees
+from featherweight.network.file.allowed import beyond, target_name
+
+
+def reloaded(file: Path, original: Network) -> Network:
+    """A network that a step made of ``original`` and left in a file."""
+    operators = beyond(target_name(n.target) for n in original.calls())
+    return load(file, types=named_types(original), operators=operators)  # type: ignore[return-value]
 
 
 def named_types(network: Network) -> dict[str, type]:

@@ -103,10 +103,9 @@ class BlockCodebook(Rewrite):
         selected, measure = select(network, self.ignore), IMPORTANCES[self.importance]
         calls = {layer.weight: list(layer.calls) for layer in selected.layers if not self._refusal(network, layer)}
         importances = measure(network, task, calls) if measure and calls else {}
-        found, skipped, tensors = planned(
-            network, selected.layers, lambda layer: self._fitted(network, layer, importances.get(layer.weight)),
+        return planned(
+            network, selected, lambda layer: self._fitted(network, layer, importances.get(layer.weight)),
             lambda layer: self._refusal(network, layer), lambda blocked, own: BlockCodebookPlan(blocked, tensors=own))
-        return BlockCodebookPlan(tuple(found), skipped=(*selected.skipped, *skipped), tensors=tensors)
 
     def _fitted(self, network: Network, layer: Layer, importance: Tensor | None) -> tuple[BlockedWeight,
                                                                                          dict[str, Tensor]]:

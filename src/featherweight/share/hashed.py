@@ -94,11 +94,8 @@ class Hashed(Rewrite):
     def plan(self, network: Network, task: Task) -> HashedPlan:
         """Reads no data."""
         self.check()
-        selected = select(network, self.ignore)
-        found, skipped, tensors = planned(
-            network, selected.layers, lambda layer: self._fitted(network, layer),
-            lambda layer: self._refusal(network, layer), lambda hashed, own: HashedPlan(hashed, tensors=own))
-        return HashedPlan(tuple(found), skipped=(*selected.skipped, *skipped), tensors=tensors)
+        return planned(network, select(network, self.ignore), lambda layer: self._fitted(network, layer),
+                       lambda layer: self._refusal(network, layer), lambda hashed, own: HashedPlan(hashed, tensors=own))
 
     def _fitted(self, network: Network, layer: Layer) -> tuple[HashedWeight, dict[str, Tensor]]:
         weight = network.tensor(layer.weight).detach()

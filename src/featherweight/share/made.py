@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, TypeVar
 
 from torch import Tensor, nn
 from torch.fx import Node
@@ -13,8 +13,10 @@ from featherweight.errors import PlanError, did_you_mean
 from featherweight.judge.costs import alone, growth
 from featherweight.network import Network
 from featherweight.network.edit import clear_dead, insert_call, read_tensors, readers_of, tensor_node
-from featherweight.network.layers import Layer, not_finite
+from featherweight.network.layers import Layer, Selection, not_finite
 from featherweight.steps import Plan, Skipped
+
+P = TypeVar("P", bound=Plan)
 
 
 class Item(Protocol):
@@ -94,13 +96,12 @@ def applied(network: Network, items: Sequence[Item], tensors: Mapping[str, Tenso
     return changed
 
 
-def planned(network: Network, layers: Sequence[Layer], fit: Callable[[Layer], tuple[Item, dict[str, Tensor]]],
-            refusal: Callable[[Layer], str], plan: Callable[[tuple[Any, ...], dict[str, Tensor]], Plan],
-            ) -> tuple[list[Any], list[Skipped], dict[str, Tensor]]:
-    """The items and tensors of the layers that become smaller, and why the others stay."""
+def planned(network: Network, selected: Selection, fit: Callable[[Layer], tuple[Item, dict[str, Tensor]]],
+            refusal: Callable[[Layer], str], plan: Callable[[tuple[Any, ...], dict[str, Tensor]], P]) -> P:
+    """The plan of the layers that become smaller, which says why the others stay."""
     found: list[Any] = []
-    skipped, tensors = list[Skipped](), dict[str, Tensor]()
-    for layer in layers:
+    skipped, tensors = list(selected.skipped), dict[str, Tensor]()
+    for layer in selected.layers:
         reason = refusal(layer)
         if not reason:
             one, own = fit(layer)
@@ -112,7 +113,7 @@ def planned(network: Network, layers: Sequence[Layer], fit: Callable[[Layer], tu
         else:
             found.append(one)
             tensors |= own
-    return found, skipped, tensors
+    return replace(plan(tuple(found), tensors), skipped=tuple(skipped))
 
 
 __all__ = ["Item", "Made", "applied", "planned", "stays"]

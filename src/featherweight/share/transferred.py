@@ -108,11 +108,9 @@ class Transferred(Rewrite):
     def plan(self, network: Network, task: Task) -> TransferredPlan:
         """Reads no data."""
         self.check()
-        selected = select(network, self.ignore)
-        found, skipped, tensors = planned(
-            network, selected.layers, lambda layer: self._fitted(network, layer),
+        return planned(
+            network, select(network, self.ignore), lambda layer: self._fitted(network, layer),
             lambda layer: self._refusal(network, layer), lambda orbits, own: TransferredPlan(orbits, tensors=own))
-        return TransferredPlan(tuple(found), skipped=(*selected.skipped, *skipped), tensors=tensors)
 
     def _fitted(self, network: Network, layer: Layer) -> tuple[Orbit, dict[str, Tensor]]:
         weight = network.tensor(layer.weight).detach()

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 from featherweight import deploy
 from featherweight.balance.combine.axes import AXES, Space, told
-from featherweight.balance.combine.job import POINTS, trials_of
+from featherweight.balance.combine.job import folder_of, trials_of
 from featherweight.balance.combine.seek import ALONE, DROP, Seeker, Wanted
 from featherweight.balance.combine.trials import Trial, Watch
 from featherweight.measure.deployed import Deployed
@@ -70,17 +68,16 @@ def advise(network: Network, task: Task, target: str = "onnxruntime", out: str |
     for option, number in given.items():
         check_number("advise", option, number, NUMBERS[option])
     watch = Watch(minutes / ALONE)
-    with (nullcontext(str(out)) if out is not None else tempfile.TemporaryDirectory(prefix="featherweight-") as place,
-          trials_of(network, task, target, Path(place) / "search", False, resume, threads=threads, seed=seed,
+    with (folder_of(out) as folder,
+          trials_of(network, task, target, folder / "search", False, resume, threads=threads, seed=seed,
                     seconds=seconds) as trials):
-        points = POINTS * max(abs(trials.start().score or 1.0), 1e-9)
         space = Space.of(network, {"latency", "file_bytes", "archive_bytes"}, tuple(AXES))
 
         def tell(what: str, done: int) -> None:
             if progress is not None:
                 progress(f"trial {done + 1}: {what}", done, sum(map(len, space.offers)), {})
 
-        seeker = Seeker(trials, space, Wanted({DROP: score_drop}, "latency", points), watch, 1 << 30, tell)
+        seeker = Seeker(trials, space, Wanted({DROP: score_drop}, "latency", trials.points), watch, 1 << 30, tell)
         seeker.alone()
         picks, expected = seeker.expected()
         original = Deployed(network, task, deploy.target(target), trials.folder / "original", threads)

@@ -61,8 +61,13 @@ class Budget:
                               "fw.Budget(score_drop=1.0)")
 
     def limits(self, original: Mapping[str, float]) -> dict[str, float]:
-        """The limited figures as shares of what the ``original`` costs."""
-        given = {name: _read(name, getattr(self, name)) for name in FIGURES if getattr(self, name) is not None}
+        """The limited figures as shares of what the ``original`` costs. Raises RecipeError for one that it was not
+        measured in, as memory is on Linux alone."""
+        for name in self.limited:
+            if name not in original:
+                raise RecipeError(f"a Budget was given {name}={getattr(self, name)!r}, which cannot be measured here; "
+                                  f"leave it out: there are {', '.join(original)}")
+        given = {name: _read(name, getattr(self, name)) for name in self.limited}
         return {name: number if share else number / original[name] for name, (number, share) in given.items()}
 
     @property

@@ -32,8 +32,6 @@ from featherweight.task import Task
 
 NUMBERS = {"trials": Numbers(60, least=1, whole=True), "minutes": Numbers(30, above=0, none="no limit"),
            "threads": Numbers(1, least=1, whole=True), "seed": SEED, "seconds": Numbers(1.0, least=0)}
-#: of an original's score, what counts as a small loss
-POINTS = 0.01
 #: combinations that are made as they would ship, at most
 SHIPPED = 4
 #: what training is taken to leave of a drop before one was seen, and what it leaves at least
@@ -73,8 +71,8 @@ def search(network: Network, task: Task, budget: Budget, target: str = "onnxrunt
     if Processes().several:
         raise RecipeError("search was called in several processes; call it in one, and its recipe with compress under "
                           "accelerate launch")
-    with nullcontext(str(out)) if out is not None else tempfile.TemporaryDirectory(prefix="featherweight-") as folder:
-        return _Search(network, task, budget, wanted, target, Path(folder), recover, tuple(families), progress, resume,
+    with folder_of(out) as folder:
+        return _Search(network, task, budget, wanted, target, folder, recover, tuple(families), progress, resume,
                        preface, given).run()
 
 
@@ -119,22 +117,22 @@ class _Search:
         return name in (*self.budget.limited, self.minimize)
 
     def _found(self, trials: Trials) -> Found:
-        start = trials.start()
         limits = self.budget.limits(trials.costs())
         if self.budget.score_drop is not None:
             limits[DROP] = self.budget.score_drop
-        wanted = Wanted(limits, self.minimize, POINTS * max(abs(start.score or 1.0), 1e-9))
+        wanted = Wanted(limits, self.minimize, trials.points)
         figures = {*self.budget.limited, self.minimize} - {DROP}
         space = Space.of(self.original, figures or FIGURES, self.families)
         seeker = Seeker(trials, space, wanted, Watch(self.options["minutes"]), self.options["trials"], self._tell)
         shipped = self._shipped(seeker)
         picks = min(shipped, key=lambda picks: wanted.rank(shipped[picks]))
-        result, known = self._job(space, picks, self.task), tuple({**seeker.known, **shipped}.values())
+        result, known = self._job(space, picks, self.task), {**seeker.known, **shipped}
+        every = tuple(known.values())
         found = Found(result, shipped[picks], self.minimize, _missed(wanted, shipped[picks]),
-                      front(known, self._cost()), _alone(seeker, wanted), known)
+                      front(every, self._cost()), _alone(space, known, wanted), every)
         result = dataclasses.replace(result, search=found.to_dict())
         result.save(self.out, self._place(space, picks) / f"model{deploy.target(self.target).suffix}")
-        write_json(self.out / "search.json", found.to_dict())
+        write_json(self.out / "search.json", result.search)
         return dataclasses.replace(found, result=result)
 
     def _shipped(self, seeker: Seeker) -> dict[Picks, Trial]:
@@ -184,6 +182,13 @@ class _Search:
 
 
 @contextmanager
+def folder_of(out: str | Path | None) -> Iterator[Path]:
+    """The folder ``out``, or one that is gone at the end."""
+    with nullcontext(str(out)) if out is not None else tempfile.TemporaryDirectory(prefix="featherweight-") as place:
+        yield Path(place)
+
+
+@contextmanager
 def trials_of(network: Network, task: Task, target: str, folder: Path, memory: bool, resume: bool, *, threads: int,
               seed: int, seconds: float) -> Iterator[Trials]:
     """The trials in a folder, which is this process's alone meanwhile. Raises RecipeError where it holds those of
@@ -209,15 +214,15 @@ def _missed(wanted: Wanted, shipped: Trial) -> dict[str, str]:
     return found
 
 
-def _alone(seeker: Seeker, wanted: Wanted) -> dict[str, Trial]:
+def _alone(space: Space, known: Mapping[Picks, Trial], wanted: Wanted) -> dict[str, Trial]:
     """Family -> the best of its trials by itself."""
     found: dict[str, Trial] = {}
-    for picks, trial in seeker.known.items():
+    for picks, trial in known.items():
         taken = [i for i, pick in enumerate(picks) if pick]
         if len(taken) == 1:
-            name = seeker.space.names[taken[0]]
+            name = space.names[taken[0]]
             found[name] = min(found.get(name, trial), trial, key=wanted.rank)
     return found
 
 
-__all__ = ["POINTS", "search", "trials_of"]
+__all__ = ["folder_of", "search", "trials_of"]

@@ -14,10 +14,10 @@ from pathlib import Path
 from featherweight import deploy, measure
 from featherweight.errors import FeatherweightError
 from featherweight.measure import Measurement
-from featherweight.network import Network, load
+from featherweight.network import Network
 from featherweight.recipe.files import seal, unsealed
 from featherweight.recipe.recipe import aimed
-from featherweight.recipe.types import named_types
+from featherweight.recipe.types import reloaded
 from featherweight.seeds import generators_kept, seed_all, seed_from
 from featherweight.steps import Rewrite, Step
 from featherweight.steps.fingerprint import canonical
@@ -25,6 +25,8 @@ from featherweight.task import Task
 
 #: the figures of a trial, as ``Budget`` names them -> how a Measurement has them
 COUNTED = {"file_bytes": "file_bytes", "archive_bytes": "archive_bytes", "macs": "macs", "memory": "memory_bytes"}
+#: of an original's score, what counts as a small loss
+POINTS = 0.01
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,11 @@ class Trials:
         seal(file, made.to_dict(), [self._file(place)])
         return made
 
+    @property
+    def points(self) -> float:
+        """What of the score counts as a small loss."""
+        return POINTS * max(abs(self.start().score or 1.0), 1e-9)
+
     def taken(self, what: str, steps: Sequence[Rewrite]) -> Trial:
         """A combination's trial, made or as it stands."""
         file = self.folder / f"{name_of(steps)}.json"
@@ -124,7 +131,7 @@ class Trials:
                     plan = aimed(step, self.target).plan(network, self.task)  # type: ignore[union-attr]
                 file.parent.mkdir(exist_ok=True)
                 plan.apply(network).save(file)
-            network = load(file, types=named_types(self.original))  # type: ignore[assignment]
+            network = reloaded(file, self.original)
         return network
 
     def _file(self, place: Path) -> Path:
