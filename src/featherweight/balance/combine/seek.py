@@ -15,6 +15,7 @@ import numpy.typing as npt
 from featherweight.balance.combine.axes import Picks, Space, told
 from featherweight.balance.combine.surrogate import fit
 from featherweight.balance.combine.trials import Trial, Trials, Watch
+from featherweight.recover import Train
 
 #: the figure that is not a share
 DROP = "score_drop"
@@ -30,14 +31,18 @@ FAR = 4.0
 class Wanted:
     """limits: figure -> share of the original's that may remain, and "score_drop" -> points. minimize: the figure that
     is to be least. points: how many of the score count as much as a tenth of a share, where combinations are compared
-    that keep no limit."""
+    that keep no limit. left: what the whole training is taken to leave of a drop after the short one of trials."""
 
     limits: Mapping[str, float]
     minimize: str
     points: float
+    left: float = 1.0
 
     def figure(self, trial: Trial, name: str) -> float:
-        return trial.drop if name == DROP else trial.shares.get(name, 1.0)
+        """What a trial costs, or the points that it would lose as it ships."""
+        if name != DROP:
+            return trial.shares.get(name, 1.0)
+        return trial.drop * (self.left if trial.probe else 1.0)
 
     def met(self, trial: Trial) -> bool:
         """Whether a trial keeps within all limits."""
@@ -61,7 +66,7 @@ class Wanted:
 
 @dataclass
 class Seeker:
-    """One search. tell: called with what is tried, and how many were."""
+    """One search. tell: called with what is tried, and how many were. probe: the short training of trials."""
 
     trials: Trials
     space: Space
@@ -69,6 +74,7 @@ class Seeker:
     watch: Watch
     most: int
     tell: Callable[[str, int], None]
+    probe: Train | None = None
     known: dict[Picks, Trial] = field(default_factory=dict)
 
     def run(self) -> None:
@@ -99,7 +105,7 @@ class Seeker:
         if picks not in self.known:
             what = told(self.space.chosen(picks))
             self.tell(what, len(self.known))
-            self.known[picks] = self.trials.taken(what, self.space.steps(picks))
+            self.known[picks] = self.trials.taken(what, self.space.steps(picks, self.probe))
         return self.known[picks]
 
     def alone(self) -> None:
@@ -114,7 +120,7 @@ class Seeker:
                     return
                 if amounts:
                     trial = self._try(self.space.alone(axis, amounts.pop(0)))
-                    if trial.failed or trial.drop > FAR * max(allowed, self.wanted.points):
+                    if trial.failed or self.wanted.figure(trial, DROP) > FAR * max(allowed, self.wanted.points):
                         amounts.clear()
 
     # ---- what to try next

@@ -16,10 +16,10 @@ from featherweight.errors import FeatherweightError
 from featherweight.measure import Measurement
 from featherweight.network import Network
 from featherweight.recipe.files import seal, unsealed
-from featherweight.recipe.recipe import aimed
+from featherweight.recipe.recipe import aimed, plans_made
 from featherweight.recipe.types import reloaded
 from featherweight.seeds import generators_kept, seed_all, seed_from
-from featherweight.steps import Rewrite, Step
+from featherweight.steps import Context, Fit, Rewrite, Step
 from featherweight.steps.fingerprint import canonical
 from featherweight.task import Task
 
@@ -32,8 +32,8 @@ POINTS = 0.01
 @dataclass(frozen=True)
 class Trial:
     """One combination, measured. what: in words. shares: figure -> what it costs of what the original costs. drop:
-    points of the score that are lost. trained: whether it was trained after the cut. failed: why there is nothing to
-    measure, else "".
+    points of the score that are lost. trained: whether it was trained after the cut; probe: whether that was the short
+    training of trials. failed: why there is nothing to measure, else "".
 
     Example:
         >>> found = fw.search(network, task, fw.Budget(macs=0.9), families=("channels",), trials=2, seconds=0.01)
@@ -46,6 +46,7 @@ class Trial:
     drop: float
     trained: bool = False
     failed: str = ""
+    probe: bool = False
 
     def to_dict(self) -> dict[str, object]:
         """JSON-able values."""
@@ -88,8 +89,8 @@ class Trials:
         """What of the score counts as a small loss."""
         return POINTS * max(abs(self.start().score or 1.0), 1e-9)
 
-    def taken(self, what: str, steps: Sequence[Rewrite]) -> Trial:
-        """A combination's trial, made or as it stands."""
+    def taken(self, what: str, steps: Sequence[Step]) -> Trial:
+        """A combination's trial, made or as it stands; a training among ``steps`` is a probe."""
         file = self.folder / f"{name_of(steps)}.json"
         if file.exists():
             known: Trial = unsealed(file, Trial)[0]
@@ -97,6 +98,7 @@ class Trials:
         try:
             made = self.of(what, self._measured(self.made(steps), what, self.folder / "now",
                                                 {"original": self._file(self.folder / "original")}))
+            made = dataclasses.replace(made, probe=any(isinstance(step, Fit) for step in steps))
         except FeatherweightError as error:
             made = Trial(what, {}, 0.0, failed=f"{type(error).__name__}: {error}")
         seal(file, made.to_dict(), [])
@@ -123,16 +125,29 @@ class Trials:
         """The original after ``steps``, as a job would make it; all but the last are taken up where they stand."""
         network = self.original
         for index, step in enumerate(steps, 1):
-            assert isinstance(step, Rewrite)
-            file = self.folder / "networks" / f"{name_of(steps[:index])}.fw"
+            places = [(self.folder / "networks" / name_of(steps[:i]), steps[i - 1]) for i in range(1, index + 1)]
+            file = places[-1][0] / "network.fw"
             if not file.exists():
-                with generators_kept():
-                    seed_all(seed_from(self.seed, "plan", index))
-                    plan = aimed(step, self.target).plan(network, self.task)  # type: ignore[union-attr]
-                file.parent.mkdir(exist_ok=True)
-                plan.apply(network).save(file)
+                file.parent.mkdir(parents=True, exist_ok=True)
+                do = self._fitted if isinstance(step, Fit) else self._rewritten
+                do(places, network, step).save(file)  # type: ignore[arg-type]
             network = reloaded(file, self.original)
         return network
+
+    def _rewritten(self, places: Sequence[tuple[Path, Step]], network: Network, step: Rewrite) -> Network:
+        with generators_kept():
+            seed_all(seed_from(self.seed, "plan", len(places)))
+            plan = aimed(step, self.target).plan(network, self.task)  # type: ignore[union-attr]
+        plan.save(places[-1][0] / "plan.safetensors")
+        return plan.apply(network)
+
+    def _fitted(self, places: Sequence[tuple[Path, Step]], network: Network, step: Fit) -> Network:
+        folder = places[-1][0]
+        context = Context(original=self.original, workdir=folder, seed=seed_from(self.seed, "fit", len(places)),
+                          plans=plans_made(places[:-1]))
+        made = aimed(step, self.target).fit(network, self.task, context)  # type: ignore[union-attr]
+        (folder / "checkpoint.safetensors").unlink(missing_ok=True)
+        return made
 
     def _file(self, place: Path) -> Path:
         return place / f"model{deploy.target(self.target).suffix}"
