@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from featherweight.axes.blocks import droppable
+from featherweight.balance.mixed import Mixed
 from featherweight.factorize import LowRank
 from featherweight.network import Network
 from featherweight.prune import Channels, Layers, Weights
@@ -34,6 +35,8 @@ SHARES = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2)
 #: blocks that are dropped at most, as a share of all, and in how many amounts
 DROPPED, AMOUNTS = 0.5, 6
 SPARSITIES = (0.4, 0.55, 0.7, 0.8, 0.9)
+#: shares of the bytes that layers of 8 and of 4 bits keep, between those of either alone
+MIXED = (0.22, 0.19, 0.16)
 #: prices of a bit of the archive
 RATES = (0.002, 0.005, 0.01, 0.02, 0.05)
 EVERYWHERE = frozenset({"latency", "file_bytes", "archive_bytes", "macs", "memory"})
@@ -85,7 +88,9 @@ def _weights(network: Network, counted: str) -> list[Amount]:
 
 
 def _integers(network: Network, counted: str) -> list[Amount]:
-    return [Amount("int8", 1.0, Quantize())]
+    mixed = [Amount(f"int8 and int4, {share:.0%} bytes", -math.log2(2 * share),
+                    Mixed(bytes=share, kinds=("int8", "int4"))) for share in MIXED]
+    return [Amount("int8", 1.0, Quantize()), *(mixed if counted == "bytes" else ())]
 
 
 def _codebooks(network: Network, counted: str) -> list[Amount]:
