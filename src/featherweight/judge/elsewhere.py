@@ -26,8 +26,8 @@ from featherweight.files import checksum, written_whole
 from featherweight.judge import time_them
 from featherweight.judge.figures import Figures, cache_folder
 from featherweight.judge.layer_times import SECONDS, TimedLayer, Timer, Times, exported, time_all
+from featherweight.judge.time_them import MANIFEST, RESULT, SCRIPT
 
-MANIFEST, SCRIPT, RESULT = "manifest.json", "time_them.py", "times.json"
 FORMAT = 1
 #: seconds that a network is timed for
 NETWORK_S = 1.0

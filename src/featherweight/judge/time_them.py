@@ -25,6 +25,7 @@ import numpy as np
 Call = Callable[[], Any]
 #: (the file that the others are timed beside, "" for none; the files)
 Part = tuple[str, list[str]]
+MANIFEST, SCRIPT, RESULT = "manifest.json", "time_them.py", "times.json"
 #: files that are loaded at a time, least rounds, untimed calls before the first round
 TOGETHER, ROUNDS, WARM = 8, 11, 3
 #: a call this long (seconds) needs no untimed call before it to warm the caches
@@ -131,8 +132,8 @@ def figures(first: str, taken: Mapping[str, Sequence[float]]) -> dict[str, float
 def main() -> None:
     """Times what is not timed yet, part by part; what is done is kept at once."""
     folder = Path(__file__).resolve().parent
-    manifest = json.loads((folder / "manifest.json").read_text())
-    place, path = device(manifest["package"], manifest["threads"]), folder / "times.json"
+    manifest = json.loads((folder / MANIFEST).read_text())
+    place, path = device(manifest["package"], manifest["threads"]), folder / RESULT
     times = json.loads(path.read_text()) if path.exists() else {}
     parts = parts_of(manifest["files"], {name[len(place):] for name in times if name.startswith(place)})
     for done, (first, names) in enumerate(parts):

@@ -107,7 +107,7 @@ def _sent(ray: Any, kit: Kit) -> Any:
         return ray.put(kit)
     except Exception as error:  # whatever the pickling of the user's own objects raises
         raise RecipeError(f"the task cannot be sent to workers: {error}; let its splits be functions, or lists of "
-                          "tensors, rather than open files or generators") from error
+                          "tensors, rather than open files, generators or cached functions") from error
 
 
 def _made_ready(kit: Sequence[Any], what: str, steps: tuple[Rewrite, ...]) -> None:
