@@ -129,9 +129,8 @@ def figures(first: str, taken: Mapping[str, Sequence[float]]) -> dict[str, float
     return found
 
 
-def main() -> None:
+def main(folder: Path) -> None:
     """Times what is not timed yet, part by part; what is done is kept at once."""
-    folder = Path(__file__).resolve().parent
     manifest = json.loads((folder / MANIFEST).read_text())
     place, path = device(manifest["package"], manifest["threads"]), folder / RESULT
     times = json.loads(path.read_text()) if path.exists() else {}
@@ -149,4 +148,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(Path(__file__).resolve().parent)

@@ -130,7 +130,7 @@ class _Search:
         with trials_of(self.original, self.task, self.target, self.out / "search", self._figures("memory"), self.resume,
                        device, **{name: self.options[name] for name in ("threads", "seed", "seconds")}) as trials, \
                 crew_of(workers, trials) if workers else nullcontext() as crew:
-            ahead = max(EACH * (workers or 0), CARRIED if device is not None else 1)
+            ahead = min(max(EACH * (workers or 0), CARRIED if device is not None else 1), self.options["trials"])
             return self._found(dataclasses.replace(trials, crew=crew, ahead=ahead))
 
     def _figures(self, name: str) -> bool:
@@ -223,7 +223,7 @@ def trials_of(network: Network, task: Task, target: str, folder: Path, memory: b
     begun = {split: first_batches(task, split, seed) for split in EARLY if task.has(split)}
     known, state = tried(network, task, begun, []), State(folder)
     mark = job_mark(network, task, (), target, begun, seed=seed, threads=threads, seconds=seconds, memory=memory,
-                    **({} if device is None else {"times": str(device.folder)}))
+                    times=None if device is None else str(device.folder))
     with state.held():
         state.claim(mark, resume,
                     lambda split: split_mark(first_batches(task, split, seed)) if split in EARLY else None)
