@@ -24,6 +24,8 @@ DROP = "score_drop"
 GAIN = 0.02
 #: share of the trials, or of the time, that families alone may take
 ALONE = 0.5
+#: trials that are made without getting nearer to limits that are missed, before they are given up
+PATIENCE = 12
 #: drops of so many times what is allowed end the curve of a family
 FAR = 4.0
 
@@ -137,7 +139,8 @@ class Seeker:
         yield from (ahead[int(i)] for i in order)
 
     def promising(self) -> Picks | None:
-        """The untried combination that promises most; None where none promises to be better than the best known."""
+        """The untried combination that promises most; None where none promises to be better than the best known, whose
+        limits are kept, or were long not got nearer to."""
         ahead = [picks for picks in self._reachable() if picks not in self.known]
         if not ahead:
             return None
@@ -147,11 +150,16 @@ class Seeker:
         best = self.known[self.best]
         _, missed, least = self.wanted.rank(best)
         first = int(order[0])
-        if beyond[first] < missed - GAIN:
+        if beyond[first] < missed - GAIN or (missed and self._idle < PATIENCE):
             return ahead[first]
         gained = least - float(figures[self.wanted.minimize][first])
         enough = self.wanted.points / 10 if self.wanted.minimize == DROP else GAIN * least
         return ahead[first] if beyond[first] <= missed and gained > enough else None
+
+    @property
+    def _idle(self) -> int:
+        """How many trials were made since the best."""
+        return len(self.known) - 1 - list(self.known).index(self.best)
 
     def expected(self) -> tuple[Picks, dict[str, float]]:
         """The combination that promises most of all, tried or not, and what it promises."""

@@ -47,9 +47,9 @@ class Tuned:
     runs: all of them, those too that were pruned on their way.
 
     Example:
-        >>> tuned = fw.tune(network, task, [fw.recover.Train()], {"1.lr": (0.001, 0.1)}, trials=2, seconds=0.01)
-        >>> tuned.result.recipe.steps[0].lr == tuned.options["1.lr"], len(tuned.runs)
-        (True, 2)
+        >>> tuned = fw.Tuned(result, {"1.macs": 0.5}, ())                   # as fw.tune gives it
+        >>> tuned.result.recipe.steps[0].macs == tuned.options["1.macs"]
+        True
     """
 
     result: Result
@@ -80,9 +80,11 @@ def tune(network: Network, task: Task, recipe: Recipe | Iterable[Step], over: Ma
     Example:
         >>> steps = [fw.prune.Channels(macs=0.5), fw.recover.Train(distill=fw.distill.Logits())]
         >>> over = {"2.lr": (0.001, 0.1), "2.epochs": (1, 3), "2.distill.weight": (0.1, 0.9)}
-        >>> tuned = fw.tune(network, task, steps, over, trials=3, seconds=0.01)
-        >>> tuned.result.recipe.steps[1].distill.weight == tuned.options["2.distill.weight"]
-        True
+        >>> def tuned():                                                    # with Optuna
+        ...     return fw.tune(network, task, steps, over, trials=20, out="tuned")
+        >>> fw.tune(network, task, steps, {"2.rate": (0.001, 0.1)})
+        Traceback (most recent call last):
+        featherweight.errors.RecipeError: tune was given the option '2.rate'; Train has no 'rate': ...
     """
     steps = recipe.steps if isinstance(recipe, Recipe) else tuple(recipe)
     given = {"trials": trials, "minutes": minutes, "threads": threads, "seed": seed, "seconds": seconds}
