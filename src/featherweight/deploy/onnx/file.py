@@ -26,6 +26,7 @@ from torch.export import Dim
 from featherweight.deploy.onnx import dynamic, recurrent
 from featherweight.deploy.onnx.decomposed import decompose_where_needed
 from featherweight.deploy.onnx.passes import Passes, suit
+from featherweight.deploy.onnx.projected import unprojected
 from featherweight.deploy.onnx.ready import cut_off, four_axes, slices_of_batch
 from featherweight.deploy.onnx.tables import kept_tables, no_stack_traces, parameters_once, rules_where_they_apply
 from featherweight.errors import ExportError
@@ -107,7 +108,7 @@ def output_names(spec: trees.Spec, taken: set[str]) -> list[str]:
 def to_onnx(network: Network, passes: Passes, store: Callable[[Any], None]) -> tuple[Any, list[dict[str, Any]]]:
     """The network as an ``onnx_ir`` model, rewritten by ``passes``, its weights by ``store``; and how the leaves of its
     outputs are found in it. Changes ``network``."""
-    for ready in (four_axes, slices_of_batch, cut_off):
+    for ready in (four_axes, slices_of_batch, cut_off, unprojected):
         ready(network)
     _check_pools(network)
     told: list[list[dict[str, Any]]] = []

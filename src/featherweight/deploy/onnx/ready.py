@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from functools import partial
 from typing import Any
 
 import torch
@@ -54,18 +55,19 @@ def computed_beforehand(network: Network) -> None:
     """Linear calls and convolutions of stored tensors alone are computed, and what they give is stored: for a runtime
     that fails at those whose weight is read back from integers (OpenVINO 2026.4; tables of relative positions)."""
     constant, before = constant_nodes(network), read_tensors(network)
-
-    def value(node: Node) -> Any:
-        if node.op == "get_attr":
-            return network.tensor(str(node.target)).detach()
-        args, kwargs = (resolve(given, value) for given in (node.args, list(node.kwargs.values())))
-        return node.target(*args, **dict(zip(node.kwargs, kwargs, strict=True)))  # type: ignore[operator]
-
     for node in [n for n in network.calls(*WEIGHTED) if n in constant]:
-        with torch.no_grad():
-            network.add_tensor(f"{node.name}_computed", value(node), buffer=True)
+        network.add_tensor(f"{node.name}_computed", stored_value(network, node), buffer=True)
         node.replace_all_uses_with(tensor_node(network, f"{node.name}_computed", node))
     clear_dead(network, before)
+
+
+@torch.no_grad()
+def stored_value(network: Network, node: Node) -> Any:
+    """What a node gives that is computed of stored tensors alone."""
+    if node.op == "get_attr":
+        return network.tensor(str(node.target)).detach()
+    args, kwargs = (resolve(given, partial(stored_value, network)) for given in (node.args, list(node.kwargs.values())))
+    return node.target(*args, **dict(zip(node.kwargs, kwargs, strict=True)))  # type: ignore[operator]
 
 
 def four_axes(network: Network) -> None:
@@ -108,4 +110,4 @@ def slices_of_batch(network: Network) -> None:
     network.changed()
 
 
-__all__ = ["computed_beforehand", "cut_off", "four_axes", "slices_of_batch", "unrounded"]
+__all__ = ["computed_beforehand", "cut_off", "four_axes", "slices_of_batch", "stored_value", "unrounded"]

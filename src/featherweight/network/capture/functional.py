@@ -21,6 +21,7 @@ from featherweight.network.operators import (
     is_free,
     is_random,
     mutates,
+    schema_argument,
     written_by,
 )
 
@@ -86,8 +87,7 @@ def _functional(graph: Graph, node: Node, order: dict[Node, int], memory: Memory
         node.replace_all_uses_with(value, delete_user_cb=lambda user: user is not value)
     instead = {written: value}
     for below, above in pairwise(chain):
-        instead[above] = made.call(SCATTER[below.target], (above, instead[below], *below.args[1:]), below.kwargs,
-                                   above.meta.get("val"))
+        instead[above] = _put_back(made, below, above, instead[below])
     for view in again:
         _remake(view, instead, made)
     for old, new in instead.items():
@@ -125,6 +125,20 @@ class _Maker:
         self.order[self.place] = self.order[self.origin]
         self.nodes.append(self.place)
         return self.place
+
+
+def _put_back(made: _Maker, view: Node, base: Node, changed: Node) -> Node:
+    """``base`` with ``changed`` where ``view`` shows it. Of complex numbers, whose slices torch puts back without a
+    gradient, as pairs of real ones."""
+    value = base.meta.get("val")
+    if not (isinstance(value, Tensor) and value.is_complex() and view.target is not aten.diagonal.default):
+        return made.call(SCATTER[view.target], (base, changed, *view.args[1:]), view.kwargs, value)
+    dim, rest = int(schema_argument(view, "dim")) % value.dim(), view.args[2:]
+    pairs = [made.call(aten.view_as_real.default, (whole,), {}, torch.view_as_real(whole.meta["val"]))
+             for whole in (base, changed)]
+    kwargs = {name: given for name, given in view.kwargs.items() if name != "dim"}
+    put = made.call(SCATTER[view.target], (*pairs, dim, *rest), kwargs, pairs[0].meta["val"])
+    return made.call(aten.view_as_complex.default, (put,), {}, value)
 
 
 def _comes_from(node: Node, chain: list[Node]) -> bool:

@@ -1,4 +1,4 @@
-"""Buffers of one integer (a stride, a padding) read as numbers while a model is traced, so that Python decides by them."""
+"""Buffers of one integer (a stride, a padding) read as numbers while a model is traced: Python may decide by them."""
 
 from __future__ import annotations
 
