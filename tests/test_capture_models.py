@@ -102,6 +102,37 @@ def test_captured_whole(name: str) -> None:
         torch.testing.assert_close(net(*given)[~padded], model(*given)[~padded], rtol=1e-4, atol=1e-5)
 
 
+class Rescaled(nn.Module):
+    """Halves a weight and drops a row of another when it evaluates first, as RWKV does it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.rescaled = nn.Linear(4, 4), nn.Linear(4, 4), False
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.rescaled:
+            with torch.no_grad():
+                self.a.weight.div_(2)
+                self.b.weight[1] = 0
+            self.rescaled = True
+        return self.b(self.a(x))
+
+
+def test_weights_that_the_model_writes_are_left_as_they_were_and_written_once() -> None:
+    torch.manual_seed(0)
+    model, x = Rescaled().eval(), torch.randn(3, 4)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    net = fw.capture(model, x, parts=False)
+    assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
+    assert not model.rescaled
+    assert not any("written into" in note for note in net.notes)
+    wanted = model(x)
+    for _ in range(2):
+        torch.testing.assert_close(net(x), wanted)
+    net(x).sum().backward()
+    assert torch.equal(net.tensor("a.weight"), before["a.weight"] / 2)
+
+
 class Padded(nn.Module):
     """Keeps a stride and a width in buffers, computes its padding of them and of the length, and decides by it."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import operator
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from itertools import pairwise
 from typing import Any
 
@@ -48,26 +48,28 @@ FILLED_BY: dict[Any, int] = {aten.new_full.default: 2, aten.full_like.default: 1
 SMALL = 64 << 10  #: bytes; a larger tensor that one call makes from nothing is not worth its place in a file
 
 
-def make_functional(graph: Graph) -> None:
+def make_functional(graph: Graph, parameters: Collection[str] = ()) -> None:
     """Replaces in-place calls by functional ones wherever all who can see the memory they write are known.
 
     ``y = op_(x)`` becomes ``y = op(x)``, and all later readers of ``x`` read ``y``. Where ``x`` is a slice or a
     selection of ``b``, later readers of ``b`` read ``scatter(b, y)``; other views that are read later are made again.
-    A call stays in place where it writes into a stored tensor, where something that may or may not be a view (a
-    reshape) is read later, or where the operator has no functional form. An input is never written into: the caller's
-    tensor stays as it was.
+    A call stays in place where it writes into a stored tensor that is none of ``parameters``, where something that may
+    or may not be a view (a reshape) is read later, or where the operator has no functional form. An input is never
+    written into: the caller's tensor stays as it was.
     """
     order = {node: i for i, node in enumerate(graph.nodes)}
     memory = Memory(graph)
     for node in list(graph.nodes):
         if node.op == "call_function" and mutates(node):
-            _functional(graph, node, order, memory)
+            _functional(graph, node, order, memory, parameters)
     _spare_inputs(graph, Memory(graph))
 
 
-def _functional(graph: Graph, node: Node, order: dict[Node, int], memory: Memory) -> None:
+def _functional(graph: Graph, node: Node, order: dict[Node, int], memory: Memory,
+                parameters: Collection[str]) -> None:
     target, written = functional_form(node.target), node.args[0] if node.args else None
-    if target is None or not isinstance(written, Node) or any(b.op == "get_attr" for b in memory.bases(written)):
+    if target is None or not isinstance(written, Node) or any(
+            b.op == "get_attr" and b.target not in parameters for b in memory.bases(written)):
         return
     chain = [written]  # what is written into, what that is a view of, and so on
     while chain[-1].op == "call_function" and chain[-1].target in SCATTER:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
+from torch.overrides import TorchFunctionMode
 
 from featherweight.errors import InputError
 from featherweight.network import trees
@@ -19,7 +20,7 @@ def run(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     that a graph has, not torch's fast path, which gives zeros at padded tokens."""
     leaves, spec = trees.flatten((args, kwargs))
     own_args, own_kwargs = trees.unflatten([v.clone() if isinstance(v, Tensor) else v for v in leaves], spec)
-    with torch.no_grad(), kept(model), slow_attention():
+    with torch.no_grad(), kept(model), _unwritten(model), slow_attention():
         return model(*own_args, **own_kwargs)
 
 
@@ -56,6 +57,37 @@ def _refilled(value: Any, copy: Any) -> Any:
         value.clear()
         value.update(copy)
     return value
+
+
+@contextmanager
+def _unwritten(model: nn.Module) -> Iterator[None]:
+    """Puts back the parameters that ``model`` writes into when it evaluates (RWKV rescales its weights)."""
+    watch = _Writes({p.untyped_storage().data_ptr(): p for p in model.parameters() if not is_lazy(p)})
+    try:
+        with watch:
+            yield
+    finally:
+        with torch.no_grad():
+            for parameter, value in watch.before.values():
+                parameter.copy_(value)
+
+
+class _Writes(TorchFunctionMode):
+    """Keeps, before an in-place call writes into a parameter (by its address), what that holds."""
+
+    def __init__(self, parameters: dict[int, nn.Parameter]) -> None:
+        super().__init__()
+        self.parameters = parameters
+        self.before: dict[int, tuple[nn.Parameter, Tensor]] = {}
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = getattr(function, "__name__", "")
+        writes = name.endswith("_") if not name.endswith("__") else name.startswith("__i") or name == "__setitem__"
+        if writes and args and isinstance(args[0], Tensor):
+            address = args[0].untyped_storage().data_ptr()
+            if address in self.parameters and address not in self.before:
+                self.before[address] = self.parameters[address], self.parameters[address].detach().clone()
+        return function(*args, **(kwargs or {}))
 
 
 @contextmanager
