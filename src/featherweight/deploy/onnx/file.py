@@ -34,8 +34,7 @@ from featherweight.files import written_whole
 from featherweight.network import Input, Network, trees
 from featherweight.network.operators import pools_by_size
 from featherweight.network.program import Program
-from featherweight.network.traced import forgotten
-from featherweight.network.tracing import by_shape
+from featherweight.network.traced import by_shape, forgotten
 
 METADATA = "featherweight"
 #: a protobuf message holds less than 2 GiB; what is larger gets its weights in a file beside it

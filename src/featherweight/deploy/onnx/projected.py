@@ -15,9 +15,8 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from featherweight.deploy.onnx.ready import stored_value
 from featherweight.network import Network
-from featherweight.network.edit import clear_dead, insert_call, read_tensors, tensor_node
+from featherweight.network.edit import clear_dead, insert_call, read_tensors, stored_value, tensor_node
 from featherweight.network.operators import schema_argument
 
 aten = torch.ops.aten
@@ -42,7 +41,8 @@ def _write_out(network: Network, node: Node, weights: Sequence[Sequence[Any]]) -
     def call(target: Any, *args: Any) -> Node:
         return insert_call(network, target, args, before=node)
 
-    given, (hidden, memory), _, biases, layers, _, _, both, first = node.args
+    arguments: Any = node.args
+    given, (hidden, memory), _, biases, layers, _, _, both, first = arguments
     directions = 1 + bool(both)
     ends: list[list[Node]] = [[], []]
     for layer in range(layers):
@@ -64,7 +64,7 @@ def _write_out(network: Network, node: Node, weights: Sequence[Sequence[Any]]) -
         ends[1].append(cells)
     whole = [given, *(call(aten.cat.default, end) if len(end) > 1 else end[0] for end in ends)]
     for reader in list(node.users):
-        reader.replace_all_uses_with(whole[reader.args[1]])  # type: ignore[index]
+        reader.replace_all_uses_with(whole[int(str(reader.args[1]))])
         network.graph.erase_node(reader)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import operator
-from functools import partial
 from typing import Any
 
 import torch
@@ -16,10 +15,10 @@ from featherweight.network.edit import (
     constant_nodes,
     insert_call,
     read_tensors,
+    stored_value,
     tensor_node,
 )
 from featherweight.network.operators import schema_argument
-from featherweight.network.program import resolve
 
 aten = torch.ops.aten
 decomposed = torch.ops.quantized_decomposed
@@ -59,15 +58,6 @@ def computed_beforehand(network: Network) -> None:
         network.add_tensor(f"{node.name}_computed", stored_value(network, node), buffer=True)
         node.replace_all_uses_with(tensor_node(network, f"{node.name}_computed", node))
     clear_dead(network, before)
-
-
-@torch.no_grad()
-def stored_value(network: Network, node: Node) -> Any:
-    """What a node gives that is computed of stored tensors alone."""
-    if node.op == "get_attr":
-        return network.tensor(str(node.target)).detach()
-    args, kwargs = (resolve(given, partial(stored_value, network)) for given in (node.args, list(node.kwargs.values())))
-    return node.target(*args, **dict(zip(node.kwargs, kwargs, strict=True)))  # type: ignore[operator]
 
 
 def four_axes(network: Network) -> None:
@@ -110,4 +100,4 @@ def slices_of_batch(network: Network) -> None:
     network.changed()
 
 
-__all__ = ["computed_beforehand", "cut_off", "four_axes", "slices_of_batch", "stored_value", "unrounded"]
+__all__ = ["computed_beforehand", "cut_off", "four_axes", "slices_of_batch", "unrounded"]

@@ -15,10 +15,9 @@ from featherweight.network.capture.cells import write_cells
 from featherweight.network.capture.computed import store_computed_weights
 from featherweight.network.capture.convert import convert, size_notes
 from featherweight.network.capture.export import Arguments, Attempt, attempts, export, hopeless
-from featherweight.network.capture.numbers import integers_as_numbers
 from featherweight.network.capture.products import write_linear
 from featherweight.network.capture.public import make_public
-from featherweight.network.capture.run import difference, run
+from featherweight.network.capture.run import difference, integers_as_numbers, run
 from featherweight.network.capture.sizes.admissible import Sizes, free_sizes
 from featherweight.network.capture.sizes.asked import Dynamic, leaf_names
 from featherweight.network.capture.sizes.constants import from_sizes
