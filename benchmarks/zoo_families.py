@@ -174,7 +174,8 @@ HUGGING: dict[str, tuple[str, str, dict[str, Any], Sequence[str], Sequence[str],
     "yolos": ("YolosForObjectDetection", "YolosConfig", {**SMALL, "image_size": [64, 64], "num_detection_tokens": 10},
               IMAGE, ("logits", "pred_boxes"), images, 64),
     "detr": ("DetrForObjectDetection", "DetrConfig", {
-        **DETECTION, "backbone_config": {**BACKBONE, "out_features": ["stage4"]}}, IMAGE, ("logits", "pred_boxes"), images, 64),
+        **DETECTION, "backbone_config": {**BACKBONE, "out_features": ["stage4"]}}, IMAGE,
+        ("logits", "pred_boxes"), images, 64),
     "deformable_detr": ("DeformableDetrForObjectDetection", "DeformableDetrConfig", {
         **DETECTION, "backbone_config": {**BACKBONE, "out_features": ["stage3", "stage4"]}, "num_feature_levels": 2,
         "disable_custom_kernels": True}, IMAGE, ("logits", "pred_boxes"), images, 64),
