@@ -50,12 +50,13 @@ def run(folder: Path) -> str:
 def said(folder: Path, line: str) -> list[str]:
     """The section of a README: before and after, or the line that was printed."""
     file = folder / "out/result.json"
-    about = ", ".join(f"{k} {v}" for k, v in machine().items() if k in ("processor", "instructions", "torch"))
+    held = json.loads(file.read_text()) if file.exists() else {}
+    known = {**machine(), **(held.get("versions") or {})}
+    about = ", ".join(f"{k} {known[k]}" for k in ("processor", "instructions", "torch"))
     took = folder / TOOK
     about += f"; the command, training of the original included: {took.read_text()}" if took.exists() else ""
-    if not file.exists():
+    if not held:
         return ["", line, "", f"{about}."]
-    held = json.loads(file.read_text())
     first, last = held["trail"][0], held["trail"][-1]
     rows = [[name, units.amount(kind, before), units.amount(kind, after), change]
             for name, kind, before, after, change in told.changes(first, last) if after is not None]
