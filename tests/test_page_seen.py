@@ -1,5 +1,5 @@
-"""The page in headless Chromium, where there is one: light, dark, 400 px, print; labels that lie on labels, text that is
-too small or cut off. The measuring script stands in the copy that is looked at; the page itself holds none."""
+"""The page in headless Chromium, where there is one: light, dark, 400 px, print; labels that lie on labels, text that
+is too small or cut off. The measuring script stands in the copy that is looked at; the page itself holds none."""
 
 from __future__ import annotations
 
@@ -33,7 +33,8 @@ window.onload = () => {
       least = Math.min(least, (turned ? a.width : a.height) / 1.2);
       if (a.left < whole.left - 1 || a.right > whole.right + 1) cut.push(name);
       for (const [other, b] of texts)
-        if (name < other && a.left < b.right - 1 && b.left < a.right - 1 && a.top < b.bottom - 2 && b.top < a.bottom - 2)
+        if (name < other && a.left < b.right - 1 && b.left < a.right - 1
+            && a.top < b.bottom - 2 && b.top < a.bottom - 2)
           on.push([name, other]);
     }
   }
@@ -62,10 +63,11 @@ def everything() -> tuple[dict[str, Any], list[dict[str, Any]]]:
     before = [{**layer(f"stage{i}.conv", [32, 16, 3, 3], 4608), "seconds": (9 - i) * 1e-6} for i in range(6)]
     after = [{**layer(f"stage{i}.conv", [16, 16, 3, 3], 2304, "int8"), "seconds": 2e-6} for i in range(6)]
     trial = {"what": "channels 0.5, int8", "drop": 0.4, "shares": {"latency": 0.3, "file_bytes": 0.2}}
+    front = [{**trial, "drop": drop, "shares": {"latency": s}} for s, drop in ((0.2, 3.0), (0.3, 0.4), (0.6, 0.1))]
     search = {"chosen": trial, "alone": {"channels": {**trial, "what": "channels 0.5"}}, "trials": [trial] * 9,
-              "missed": {"latency": "0.30 of the original's; asked for 0.25"}, "minimize": "latency",
-              "front": [{**trial, "drop": d, "shares": {"latency": s}} for s, d in ((0.2, 3.0), (0.3, 0.4), (0.6, 0.1))]}
-    losses = {"2": {"total": [2.0, 1.2, 0.9, 0.8], "task": [1.5, 0.9, 0.6, 0.5], "distill.Logits": [0.5, 0.3, 0.3, 0.3]}}
+              "missed": {"latency": "0.30 of the original's; asked for 0.25"}, "minimize": "latency", "front": front}
+    losses = {"2": {"total": [2.0, 1.2, 0.9, 0.8], "task": [1.5, 0.9, 0.6, 0.5],
+                    "distill.Logits": [0.5, 0.3, 0.3, 0.3]}}
     recipe = [CUT, TRAIN | {"distill": LOGITS}, {"kind": "factorize.LowRank"}, {"kind": "quantize.Quantize"},
               {"kind": "share.Codebook"}]
     held = result(model="torchvision:resnet18", trail=trail, plans=plans, layers={"before": before, "after": after},
