@@ -58,8 +58,8 @@ ARMS = {"lenet_300_100": Arm(0.968, (25, 30)), "lenet_300_100 smaller": Arm(0.98
 
 @dataclass(frozen=True)
 class Trained:
-    """How a trained ResNet is made small: epochs under masks that grow, epochs under codebooks of so many entries (None:
-    codebooks of 3 bits after the masks, without training, whose errors weights make up for)."""
+    """How a trained ResNet is made small: epochs under masks that grow, epochs under codebooks of so many entries.
+    entries None: codebooks of 3 bits after the masks, without training, whose errors weights make up for."""
 
     depth: int
     sparsity: float
