@@ -127,18 +127,22 @@ def distillation() -> Figure:
 def low_rank() -> Figure:
     found = rows("low_rank")
     kinds = {"auto, data": "auto, fit to data", "auto": "auto", "tucker2 by energy": "Tucker-2 by energy",
-             "svd by energy": "SVD by energy", "Channels at its MACs": "channels instead, same MACs"}
+             "svd by energy": "SVD by energy", "Channels at its MACs": "channels instead, same MACs",
+             "tensorly-torch, cp": "tensorly-torch, CP", "tensorly-torch, tucker": "tensorly-torch, Tucker"}
+
+    def line(name: str, row: Row) -> list[str]:
+        return [name, f"{row['top1']:.2f}", f"{row['params'] / 1e3:.0f}",
+                f"{row['macs'] / 1e6:.1f}" if "macs" in row else "not counted"]
+
     bars, lines = [], []
     for params in (0.83, 0.7):
         for kind, name in kinds.items():
             row = found[f"resnet20 params={params} {kind}"]
             bars.append(Bar(f"{params:.0%} of params, {name}", row["top1"], f"{row['top1']:.1f} %", "data" in kind))
-            lines.append([f"{params:.0%} of params, {name}", f"{row['top1']:.2f}", f"{row['params'] / 1e3:.0f}",
-                          f"{row['macs'] / 1e6:.1f}"])
+            lines.append(line(f"{params:.0%} of params, {name}", row))
     for name, row in found.items():
         if "epochs" in row:
-            lines.append([name.removeprefix("resnet20 "), f"{row['top1']:.2f}", f"{row['params'] / 1e3:.0f}",
-                          f"{row['macs'] / 1e6:.1f}"])
+            lines.append(line(name.removeprefix("resnet20 "), row))
     whole = found["resnet20"]["top1"]
     return Figure(f"ResNet-20 on CIFAR-10, no retraining: test top-1 ({whole:.1f} % before)", bars, 0.0,
                   table(["", "test top-1 %", "params (k)", "MACs (M)"], lines)[1:])
