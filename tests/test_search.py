@@ -211,7 +211,7 @@ def test_limits_that_nothing_keeps_are_told(tmp_path: Path) -> None:
 
 def test_a_family_that_fails_is_told_and_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     broken = Amount("nothing", 1.0, fw.prune.Weights(pattern="4:2"))
-    monkeypatch.setitem(AXES, "depth", Axis(lambda network: [broken], {"file_bytes"}))
+    monkeypatch.setitem(AXES, "depth", Axis(lambda network, counted: [broken], {"file_bytes"}))
     found = looked(tmp_path, families=("depth", "integers"))
     failed = [trial for trial in found.trials if trial.failed]
     assert [trial.what for trial in failed] == ["depth (nothing)"]

@@ -28,7 +28,7 @@ from featherweight.recipe.mark import EARLY, first_batches, job_mark, split_mark
 from featherweight.recipe.trial import check_finite, check_place, tried
 from featherweight.recipe.writing import write_json
 from featherweight.recover import Train
-from featherweight.steps import Stage, Step
+from featherweight.steps import Step
 from featherweight.steps.options import SEED, Numbers, check_known, check_number
 from featherweight.task import Task
 
@@ -39,8 +39,9 @@ NUMBERS = {"trials": Numbers(60, least=1, whole=True), "minutes": Numbers(30, ab
 CARRIED = 16
 #: combinations that are made as they would ship, at most
 SHIPPED = 4
-#: what training is taken to leave of a drop before one was seen, and what it leaves at least
-LEFT, LEAST_LEFT = 0.3, 0.02
+#: share of a training's epochs that a trial gets; what the whole training is taken to leave of a drop after that,
+#: before one was seen, and what it leaves at least
+PROBE, LEFT, LEAST_LEFT = 0.1, 0.4, 0.02
 
 
 def search(network: Network, task: Task, budget: Budget, target: str = "onnxruntime", out: str | Path | None = None,
@@ -53,8 +54,9 @@ def search(network: Network, task: Task, budget: Budget, target: str = "onnxrunt
     budget: the limits, which hold together. minimize: what is to be least within them, "latency", "file_bytes",
         "archive_bytes", "macs", "memory" or "score_drop"; None takes the score's drop where the budget does not limit
         it, else the latency.
-    recover: a training after the cut (and before integers); None is none. The drop after training is learned from the
-        combinations that are trained, four at most, and the limit of the drop is for the trained network.
+    recover: a training after the cut (and before integers), beside which weights are pruned; None is none. Every trial
+        with a cut gets a tenth of its epochs, one at least; what the whole training leaves of a drop after that is
+        learned from the combinations that are trained, four at most. The limit of the drop is for the trained network.
     families: names in ``balance.combine.axes.AXES``. trials: combinations that are tried at most; minutes: how long it
         may take, training and the last job not counted. What was found by then is the answer.
     times: the folder of another device (``balance.bench_table``), on which latencies are measured instead. The search
@@ -142,9 +144,10 @@ class _Search:
             limits[DROP] = self.budget.score_drop
         wanted = Wanted(limits, self.minimize, trials.points)
         figures = {*self.budget.limited, self.minimize} - {DROP}
-        space = Space.of(self.original, figures or FIGURES, self.families)
+        space = Space.of(self.original, figures or FIGURES, self.families,
+                         None if self.times is None else str(self.times))
         seeker = Seeker(trials, space, wanted, Watch(self.options["minutes"]), self.options["trials"], self._tell,
-                        expect=trials.expect)
+                        short(self.recover), expect=trials.expect)
         shipped = self._shipped(seeker)
         picks = min(shipped, key=lambda picks: wanted.rank(shipped[picks]))
         result, known = self._job(space, picks, self.task), {**seeker.known, **shipped}
@@ -161,22 +164,22 @@ class _Search:
         """The combinations that were made by ``compress``, as it measured them: until one keeps the budget as shipped,
         or ``SHIPPED`` were made. What each came to is known from then on. Where they are trained, what is left of a
         drop is learned from each, and the search goes on with what that allows."""
-        asked, left, made = seeker.wanted, LEFT if self.recover is not None else 1.0, {}
+        asked, made = seeker.wanted, {}
+        left = LEFT if self.recover is not None else 1.0
         for _ in range(SHIPPED):
-            limits = {name: limit / left if name == DROP else limit for name, limit in asked.limits.items()}
-            seeker.wanted = dataclasses.replace(asked, limits=limits)
+            seeker.wanted = dataclasses.replace(asked, left=left)
             seeker.run()
             picks = seeker.best
             if picks in made:
                 break
             cut, result = seeker.known[picks], self._job(seeker.space, picks, dataclasses.replace(self.task, test=None))
-            made[picks] = seeker.trials.of(cut.what, result.trail[-1], self._file(seeker.space, picks),
-                                           self.recover is not None) if len(result.trail) > 1 else cut
-            if self.recover is not None and cut.drop > asked.points / 10:
-                left = min(max(made[picks].drop / cut.drop, LEAST_LEFT), 1.0)
-            elif asked.met(made[picks]):
+            made[picks] = seeker.trials.of(cut.what, result.trail[-1], self._file(seeker.space, picks), cut.probe) \
+                if len(result.trail) > 1 else cut
+            if asked.met(made[picks]) and not cut.probe:
                 break
-            seeker.known[picks] = dataclasses.replace(made[picks], drop=made[picks].drop / left)
+            if cut.probe and cut.drop > asked.points / 10:
+                left = min(max(made[picks].drop / cut.drop, LEAST_LEFT), 1.0)
+            seeker.known[picks] = made[picks]
         return made
 
     def _cost(self) -> str:
@@ -196,14 +199,16 @@ class _Search:
         return self._place(space, picks) / f"model{deploy.target(self.target).suffix}"
 
     def _steps(self, space: Space, picks: Picks) -> tuple[Step, ...]:
-        steps: list[Step] = list(space.steps(picks))
-        if self.recover is not None:
-            steps.insert(sum(step.stage < Stage.PRECISION for step in space.steps(picks)), self.recover)
-        return tuple(steps)
+        return space.steps(picks, self.recover)
 
     def _tell(self, what: str, done: int) -> None:
         if self.progress is not None:
             self.progress(f"trial {done + 1}: {what}", done, self.options["trials"], {})
+
+
+def short(training: Train | None) -> Train | None:
+    """The training of trials: a tenth of the epochs, one at least."""
+    return training and dataclasses.replace(training, epochs=max(1, round(PROBE * training.epochs)))
 
 
 @contextmanager

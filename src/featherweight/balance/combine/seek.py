@@ -16,7 +16,8 @@ import numpy.typing as npt
 from featherweight.balance.combine.axes import Picks, Space, told
 from featherweight.balance.combine.surrogate import fit
 from featherweight.balance.combine.trials import Trial, Trials, Watch
-from featherweight.steps import Rewrite
+from featherweight.recover import Train
+from featherweight.steps import Step
 
 #: the figure that is not a share
 DROP = "score_drop"
@@ -34,14 +35,18 @@ FAR = 4.0
 class Wanted:
     """limits: figure -> share of the original's that may remain, and "score_drop" -> points. minimize: the figure that
     is to be least. points: how many of the score count as much as a tenth of a share, where combinations are compared
-    that keep no limit."""
+    that keep no limit. left: what the whole training is taken to leave of a drop after the short one of trials."""
 
     limits: Mapping[str, float]
     minimize: str
     points: float
+    left: float = 1.0
 
     def figure(self, trial: Trial, name: str) -> float:
-        return trial.drop if name == DROP else trial.shares.get(name, 1.0)
+        """What a trial costs, or the points that it would lose as it ships."""
+        if name != DROP:
+            return trial.shares.get(name, 1.0)
+        return trial.drop * (self.left if trial.probe else 1.0)
 
     def met(self, trial: Trial) -> bool:
         """Whether a trial keeps within all limits."""
@@ -65,8 +70,9 @@ class Wanted:
 
 @dataclass
 class Seeker:
-    """One search. tell: called with what is tried, and how many were. expect: called with what is tried next and what
-    is likely to be tried after it, which makes no difference to what is tried."""
+    """One search. tell: called with what is tried, and how many were. probe: the short training of trials. expect:
+    called with what is tried next and what is likely to be tried after it, which makes no difference to what is tried.
+    """
 
     trials: Trials
     space: Space
@@ -74,8 +80,9 @@ class Seeker:
     watch: Watch
     most: int
     tell: Callable[[str, int], None]
+    probe: Train | None = None
     known: dict[Picks, Trial] = field(default_factory=dict)
-    expect: Callable[[Iterable[tuple[str, Sequence[Rewrite]]]], None] = lambda many: None
+    expect: Callable[[Iterable[tuple[str, Sequence[Step]]]], None] = lambda many: None
 
     def run(self) -> None:
         """Tries families alone and then combinations, until nothing promises to be better, ``most`` were tried or the
@@ -106,8 +113,8 @@ class Seeker:
             what = told(self.space.chosen(picks))
             self.tell(what, len(self.known))
             new = itertools.chain([picks], (p for p in then if p not in self.known and p != picks))
-            self.expect((told(self.space.chosen(p)), self.space.steps(p)) for p in new)
-            self.known[picks] = self.trials.taken(what, self.space.steps(picks))
+            self.expect((told(self.space.chosen(p)), self.space.steps(p, self.probe)) for p in new)
+            self.known[picks] = self.trials.taken(what, self.space.steps(picks, self.probe))
         return self.known[picks]
 
     def alone(self) -> None:
@@ -122,7 +129,7 @@ class Seeker:
                     return
                 if amounts:
                     trial = self._try(self.space.alone(axis, amounts.pop(0)), self._alone(left))
-                    if trial.failed or trial.drop > FAR * max(allowed, self.wanted.points):
+                    if trial.failed or self.wanted.figure(trial, DROP) > FAR * max(allowed, self.wanted.points):
                         amounts.clear()
 
     def _alone(self, left: Mapping[int, Sequence[int]]) -> Iterator[Picks]:

@@ -25,10 +25,10 @@ from featherweight.measure import Measurement
 from featherweight.measure.deployed import Deployed
 from featherweight.network import Network
 from featherweight.recipe.files import seal, unsealed
-from featherweight.recipe.recipe import aimed
+from featherweight.recipe.recipe import aimed, plans_made
 from featherweight.recipe.types import reloaded
 from featherweight.seeds import generators_kept, seed_all, seed_from
-from featherweight.steps import Rewrite, Step
+from featherweight.steps import Context, Fit, Rewrite, Step
 from featherweight.steps.fingerprint import canonical
 from featherweight.task import Task
 
@@ -37,7 +37,7 @@ COUNTED = {"file_bytes": "file_bytes", "archive_bytes": "archive_bytes", "macs":
 #: says that a combination is ready, and holds what it came to
 READY = "ready.json"
 #: combinations, each in words and as steps
-Many = Sequence[tuple[str, Sequence[Rewrite]]]
+Many = Sequence[tuple[str, Sequence[Step]]]
 #: of an original's score, what counts as a small loss
 POINTS = 0.01
 
@@ -45,8 +45,8 @@ POINTS = 0.01
 @dataclass(frozen=True)
 class Trial:
     """One combination, measured. what: in words. shares: figure -> what it costs of what the original costs. drop:
-    points of the score that are lost. trained: whether it was trained after the cut. failed: why there is nothing to
-    measure, else "".
+    points of the score that are lost. trained: whether it was trained after the cut; probe: whether that was the short
+    training of trials. failed: why there is nothing to measure, else "".
 
     Example:
         >>> found = fw.search(network, task, fw.Budget(macs=0.9), families=("channels",), trials=2, seconds=0.01)
@@ -59,6 +59,7 @@ class Trial:
     drop: float
     trained: bool = False
     failed: str = ""
+    probe: bool = False
 
     def to_dict(self) -> dict[str, object]:
         """JSON-able values."""
@@ -116,8 +117,8 @@ class Trials:
         """What of the score counts as a small loss."""
         return POINTS * max(abs(self.start().score or 1.0), 1e-9)
 
-    def taken(self, what: str, steps: Sequence[Rewrite]) -> Trial:
-        """A combination's trial, made or as it stands."""
+    def taken(self, what: str, steps: Sequence[Step]) -> Trial:
+        """A combination's trial, made or as it stands; a training among ``steps`` is a probe."""
         file = self.folder / f"{name_of(steps)}.json"
         if file.exists():
             known: Trial = unsealed(file, Trial)[0]
@@ -127,6 +128,7 @@ class Trials:
             made = Trial(what, {}, 0.0, failed=ready.failed)
         else:
             made = self.of(what, self._timed(ready.measured, place), self._file(place))
+            made = dataclasses.replace(made, probe=any(isinstance(step, Fit) for step in steps))
         seal(file, made.to_dict(), [])
         shutil.rmtree(place, ignore_errors=True)
         return made
@@ -156,7 +158,7 @@ class Trials:
         return {name: float(number) for name, number in known.items() if number is not None}
 
     # ---- made ready
-    def expect(self, many: Iterable[tuple[str, Sequence[Rewrite]]]) -> None:
+    def expect(self, many: Iterable[tuple[str, Sequence[Step]]]) -> None:
         """Told, before the first of ``many`` is asked for, what is likely to be asked for after it."""
         likely = iter(many)
         first = next(likely)
@@ -166,10 +168,17 @@ class Trials:
         if self.crew is not None:
             self.crew(self, [one for one in batch if not (self.place(one[1]) / READY).exists()])
         if self.device is not None:
-            made = [self.place(steps) for what, steps in batch if self.ready(what, steps).measured is not None]
-            self._carried([self._file(place) for place in made])
+            made = [steps for what, steps in batch if self._is_ready(what, steps)]
+            self._carried([self._file(self.place(steps)) for steps in made])
 
-    def ready(self, what: str, steps: Sequence[Rewrite]) -> Ready:
+    def _is_ready(self, what: str, steps: Sequence[Step]) -> bool:
+        """Made ready, unless its layers wait for a device, or it failed."""
+        try:
+            return self.ready(what, steps).measured is not None
+        except Untimed:
+            return False
+
+    def ready(self, what: str, steps: Sequence[Step]) -> Ready:
         """A combination made ready, or as it stands."""
         place = self.place(steps)
         file = place / READY
@@ -189,11 +198,11 @@ class Trials:
         seal(file, dataclasses.asdict(found), runtime.files(self._file(place)) if found.measured is not None else [])
         return found
 
-    def place(self, steps: Sequence[Rewrite]) -> Path:
+    def place(self, steps: Sequence[Step]) -> Path:
         """The folder of a combination that is made ready."""
         return self.folder / "ahead" / name_of(steps)
 
-    def _known(self, steps: Sequence[Rewrite]) -> bool:
+    def _known(self, steps: Sequence[Step]) -> bool:
         return (self.folder / f"{name_of(steps)}.json").exists()
 
     def _carried(self, files: Sequence[Path]) -> None:
@@ -206,18 +215,34 @@ class Trials:
 
     def made(self, steps: Sequence[Step]) -> Network:
         """The original after ``steps``, as a job would make it; all but the last are taken up where they stand."""
+        from filelock import FileLock
+
         network = self.original
         for index, step in enumerate(steps, 1):
-            assert isinstance(step, Rewrite)
-            file = self.folder / "networks" / f"{name_of(steps[:index])}.fw"
-            if not file.exists():
-                with generators_kept():
-                    seed_all(seed_from(self.seed, "plan", index))
-                    plan = aimed(step, self.target).plan(network, self.task)  # type: ignore[union-attr]
-                file.parent.mkdir(exist_ok=True)
-                plan.apply(network).save(file)
+            places = [(self.folder / "networks" / name_of(steps[:i]), steps[i - 1]) for i in range(1, index + 1)]
+            file = places[-1][0] / "network.fw"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(file.with_suffix(".lock")):  # several workers may want one beginning
+                if not file.exists():
+                    do = self._fitted if isinstance(step, Fit) else self._rewritten
+                    do(places, network, step).save(file)  # type: ignore[arg-type]
             network = reloaded(file, self.original)
         return network
+
+    def _rewritten(self, places: Sequence[tuple[Path, Step]], network: Network, step: Rewrite) -> Network:
+        with generators_kept():
+            seed_all(seed_from(self.seed, "plan", len(places)))
+            plan = aimed(step, self.target).plan(network, self.task)  # type: ignore[union-attr]
+        plan.save(places[-1][0] / "plan.safetensors")
+        return plan.apply(network)
+
+    def _fitted(self, places: Sequence[tuple[Path, Step]], network: Network, step: Fit) -> Network:
+        folder = places[-1][0]
+        context = Context(original=self.original, workdir=folder, seed=seed_from(self.seed, "fit", len(places)),
+                          plans=plans_made(places[:-1]))
+        made = aimed(step, self.target).fit(network, self.task, context)  # type: ignore[union-attr]
+        (folder / "checkpoint.safetensors").unlink(missing_ok=True)
+        return made
 
     def _file(self, place: Path) -> Path:
         return place / f"model{deploy.target(self.target).suffix}"
