@@ -30,7 +30,7 @@ TASK = fw.Task(**{split: list(problems.task(SMALL).batches(split)) for split in 
 
 
 def looked(out: Path, task: fw.Task = TASK, **options: Any) -> fw.Found:
-    given = {"families": ("channels", "integers"), "trials": 5, "seconds": 0.0, "minimize": "file_bytes", **options}
+    given = {"families": ("channels", "integers"), "trials": 4, "seconds": 0.0, "minimize": "file_bytes", **options}
     return fw.search(NETWORK, task, fw.Budget(file_bytes=0.9, score_drop=100.0), out=out, **given)
 
 
