@@ -79,7 +79,7 @@ class Trials:
     """What all trials have in common. folder: where each leaves one file. seconds: timed for each of two files.
 
     device: where latencies come from, None for this machine. crew: makes many combinations ready at once; None makes
-    each when it is asked for. ahead: so many that are likely to be asked for are made ready together.
+    each when it is asked for. ahead: so many that may be asked for are made ready together.
     """
 
     original: Network
@@ -158,13 +158,15 @@ class Trials:
         return {name: float(number) for name, number in known.items() if number is not None}
 
     # ---- made ready
-    def expect(self, many: Iterable[tuple[str, Sequence[Step]]]) -> None:
-        """Told, before the first of ``many`` is asked for, what is likely to be asked for after it."""
+    def expect(self, many: Iterable[tuple[str, Sequence[Step]]], sure: bool) -> None:
+        """Told, before the first of ``many`` is asked for, what may be asked for after it. What is not ``sure`` is made
+        ready for a device, as a way there is long; a crew that all wait for would mostly work for nothing."""
         likely = iter(many)
         first = next(likely)
         if (self.crew is None and self.device is None) or self._known(first[1]):
             return
-        batch = [first, *(one for one in itertools.islice(likely, self.ahead - 1) if not self._known(one[1]))]
+        more = self.ahead - 1 if sure or self.device is not None else 0
+        batch = [first, *(one for one in itertools.islice(likely, more) if not self._known(one[1]))]
         if self.crew is not None:
             self.crew(self, [one for one in batch if not (self.place(one[1]) / READY).exists()])
         if self.device is not None:
