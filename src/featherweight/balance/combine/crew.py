@@ -27,7 +27,7 @@ from featherweight.steps import Step
 from featherweight.task import Task
 
 #: combinations that are made ready together, for each worker
-EACH = 2
+EACH = 4
 #: how often a worker that was lost is replaced, before this process does the work itself
 AGAIN = 2
 
