@@ -73,7 +73,7 @@ def test_workers_in_any_order_and_lost_ones_change_no_answer(
     found = looked(tmp_path / "out", workers=2)
     assert told(found) == told(alone[1])
     assert same_files(tmp_path / "out", alone[0])
-    assert max(asked) == crew.EACH * 2
+    assert max(asked) == min(crew.EACH * 2, 4), "all that is nearly sure, the first time"
 
 
 def test_kills_between_all_trials_end_with_the_same(alone: tuple[Path, fw.Found], tmp_path: Path) -> None:

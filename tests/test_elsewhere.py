@@ -23,7 +23,7 @@ from featherweight.cli.app import app
 from featherweight.errors import FileError, RecipeError, Untimed
 from featherweight.files import checksum
 from featherweight.judge import time_them
-from featherweight.judge.elsewhere import Elsewhere
+from featherweight.judge.elsewhere import Elsewhere, Unmeasured, given, known_here, times_of
 from featherweight.judge.figures import place
 from featherweight.judge.layer_times import TimedLayer
 from featherweight.judge.widths import LatencyTable, timed_layers
@@ -137,6 +137,33 @@ def test_plans_for_a_device_are_those_of_a_table_measured_here(bench: Path, tmp_
     assert here.cost(everything(axes)) * 0.55 >= sum(
         seconds(layer) for layer in timed_layers(plan.apply(NETWORK))[0].values())
     fw.factorize.LowRank(latency=0.9, form="auto", how="error", times=str(bench)).plan(NETWORK, fw.Task())
+
+
+def test_a_worker_asks_for_what_it_may_not_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plans made of given times alone, by and by, are those of a process that times when it needs to."""
+    alone = [True]
+
+    def timer(layers: Sequence[TimedLayer], target: str, threads: int) -> list[float]:
+        assert alone[0], "nothing is timed beside others"
+        return [seconds(layer) for layer in layers]
+
+    def ready(step: Any) -> Any:
+        while True:
+            alone[0] = False
+            try:
+                with given(known_here("onnxruntime")):
+                    return step.plan(NETWORK, fw.Task())
+            except Unmeasured as wanted:
+                alone[0] = True
+                times_of("onnxruntime").times(list(wanted.layers.values()))
+
+    monkeypatch.setattr("featherweight.judge.elsewhere.time_all", timer)
+    for step in (fw.prune.Channels(latency=0.55), fw.factorize.LowRank(latency=0.9, form="auto", how="error")):
+        monkeypatch.setenv("FEATHERWEIGHT_CACHE", str(tmp_path / "worker"))
+        asked = ready(step)
+        alone[0] = True
+        monkeypatch.setenv("FEATHERWEIGHT_CACHE", str(tmp_path / "here"))
+        assert asked == step.plan(NETWORK, fw.Task())
 
 
 def test_what_a_step_misses_is_added_and_said(bench: Path, tmp_path: Path) -> None:
