@@ -115,11 +115,11 @@ class Elsewhere:
 
     # ---- what is to be timed
     def add_layers(self, layers: Mapping[str, TimedLayer]) -> None:
-        """Layers by their keys."""
-        runtime, entries = target_named(self.target), {}
+        """Layers by their keys; those that are there already are left alone."""
+        runtime, entries, there = target_named(self.target), {}, self._manifest()["files"]
         place = self.folder / "layers"
         place.mkdir(exist_ok=True)
-        for key, layer in layers.items():
+        for key, layer in ((key, layer) for key, layer in layers.items() if key not in there):
             file = place / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}{runtime.suffix}"
             network = exported(layer, runtime, file)
             item = network.signature.inputs[0]
