@@ -10,7 +10,7 @@ BUILD_VENV := .venv-build
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo docs figures matrix matrix-one packages test test-all fuzz check fix api zoo bench-bits bench-cifar bench-import bench-runtimes clean
+.PHONY: help setup demo docs figures matrix matrix-one packages packages-run test test-all fuzz check fix api zoo bench-bits bench-cifar bench-import bench-runtimes clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | expand -t 16
@@ -83,26 +83,30 @@ bench-cifar: $(READY) ## the trained CIFAR-10 ResNets (CHECKPOINTS=folder with t
 bench-import: $(READY) ## what importing costs beside torch
 	$(BIN)/python benchmarks/import_time.py
 
-packages: ## build wheel and sdist, install each in a clean environment, and run the command there
+packages: ## build wheel and sdist, install both in a clean environment, and run the command there
 	test -x $(BUILD_VENV)/bin/python || $(PYTHON) -m venv $(BUILD_VENV)
 	$(BUILD_VENV)/bin/python -m pip install --quiet build
-	rm -rf dist && $(BUILD_VENV)/bin/python -m build --outdir dist .
-	for file in dist/*.whl dist/*.tar.gz; do \
-	    rm -rf $(BUILD_VENV)-clean && $(PYTHON) -m venv $(BUILD_VENV)-clean && \
-	    $(BUILD_VENV)-clean/bin/python -m pip install --quiet $$file && \
-	    (cd $(BUILD_VENV)-clean && bin/featherweight --version && bin/featherweight examples && rm -rf tabular && \
-	     bin/featherweight examples tabular && test -f tabular/job.toml && bin/featherweight schema > /dev/null) || exit 1; \
-	done
+	rm -rf dist $(BUILD_VENV)-clean && $(BUILD_VENV)/bin/python -m build --outdir dist .
+	$(PYTHON) -m venv $(BUILD_VENV)-clean && $(BUILD_VENV)-clean/bin/python -m pip install --quiet dist/*.whl
+	$(MAKE) packages-run
+	$(BUILD_VENV)-clean/bin/python -m pip install --quiet --force-reinstall --no-deps dist/*.tar.gz
+	$(MAKE) packages-run
+
+# what is installed in the clean environment: the command, an example copied out of it, a job file that it knows
+packages-run:
+	cd $(BUILD_VENV)-clean && rm -rf tabular && bin/featherweight --version && bin/featherweight examples && \
+	    bin/featherweight examples tabular && test -f tabular/job.toml && bin/featherweight schema > /dev/null
 
 # one Python and one torch: the quick tests in an environment of their own (TORCH="==2.11.*"; nothing: the newest)
 TORCH ?=
+TESTS ?= -n 2 --dist loadgroup tests
 matrix-one:
 	rm -rf .venv-matrix && $(PYTHON) -m venv .venv-matrix
 	.venv-matrix/bin/python -m pip install --quiet "torch$(TORCH)" -e '.[dev]'
-	OMP_NUM_THREADS=1 .venv-matrix/bin/python -m pytest -n 2 --dist loadgroup -m "not slow" tests
+	OMP_NUM_THREADS=1 .venv-matrix/bin/python -m pytest -m "not slow" $(TESTS)
 
 PYTHONS ?= python3.11 python3.12 python3.13
-matrix: ## the quick tests on every Python that is here (PYTHONS=...), with the oldest and the newest torch
+matrix: ## the quick tests on every Python that is here (PYTHONS=..., TESTS=files), with the oldest and the newest torch
 	for python in $(PYTHONS); do \
 	    if ! command -v $$python > /dev/null; then echo "$$python is not here: left out"; continue; fi; \
 	    for torch in "==2.11.*" ""; do $(MAKE) matrix-one PYTHON=$$python TORCH="$$torch" || exit 1; done; \

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -28,24 +29,34 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 PLACE = re.compile(r"\n## Measured here\n.*", re.DOTALL)
 
 
+TOOK = "took.txt"  #: in a folder that was run: how long that took, in words
+
+
 def run(folder: Path) -> str:
-    """Runs the example in ``folder``; what it printed last."""
+    """Runs the example in ``folder`` and notes how long it took; what it printed last."""
+    began, before = time.monotonic(), os.times()
     words = command_of(folder).split()
     main = [sys.executable] if words[0] == "python" else [sys.executable, "-c",
                                                           "from featherweight.cli import main; main()"]
     done = subprocess.run([*main, *words[1:]], cwd=folder, capture_output=True, text=True, check=False)
     if done.returncode not in (0, 1):  # 1: a step is flagged
         raise SystemExit(f"{folder.name}: {done.stderr[-2000:]}")
+    after = os.times()
+    spent = after.children_user + after.children_system - before.children_user - before.children_system
+    (folder / TOOK).write_text(f"{time.monotonic() - began:.0f} s, {spent:.0f} s of processor time")
     return done.stdout.strip().splitlines()[-1]
 
 
 def said(folder: Path, line: str) -> list[str]:
     """The section of a README: before and after, or the line that was printed."""
     file = folder / "out/result.json"
-    about = ", ".join(f"{k} {v}" for k, v in machine().items() if k in ("processor", "instructions", "torch"))
-    if not file.exists():
+    held = json.loads(file.read_text()) if file.exists() else {}
+    known = {**machine(), **(held.get("versions") or {})}
+    about = ", ".join(f"{k} {known[k]}" for k in ("processor", "instructions", "torch"))
+    took = folder / TOOK
+    about += f"; the command, training of the original included: {took.read_text()}" if took.exists() else ""
+    if not held:
         return ["", line, "", f"{about}."]
-    held = json.loads(file.read_text())
     first, last = held["trail"][0], held["trail"][-1]
     rows = [[name, units.amount(kind, before), units.amount(kind, after), change]
             for name, kind, before, after, change in told.changes(first, last) if after is not None]

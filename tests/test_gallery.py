@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import itertools
 import os
 import runpy
 import subprocess
@@ -29,10 +30,11 @@ SMALL: dict[str, dict[str, Any]] = {
     "image_classifier": {"COUNT": 120, "EPOCHS": 1, "WIDTH": 8}, "text_classifier": {"COUNT": 24, "EPOCHS": 1},
     "keyword_spotting": {"EPOCHS": 1, "BATCHES": 2, "BATCH": 8}, "time_series": {"COUNT": 200, "EPOCHS": 1},
     "tabular": {"EPOCHS": 1}, "segmentation": {"EPOCHS": 1, "BATCHES": 2, "BATCH": 4, "WIDTH": 2},
-    "super_resolution": {"EPOCHS": 1, "PATCHES": 60}}
-QUICK = ("keyword_spotting", "tabular", "super_resolution")
+    "super_resolution": {"EPOCHS": 1, "PATCHES": 60}, "detector": {"EPOCHS": 2, "WIDTH": 2, "WIDE": 64, "HIGH": 64},
+    "torchvision_classifier": {"COUNT": 10, "EPOCHS": 1}}
+QUICK = ("keyword_spotting", "tabular", "super_resolution", "detector")
 NEEDS = {"image_classifier": "sklearn", "tabular": "sklearn", "super_resolution": "sklearn",
-         "text_classifier": "transformers"}
+         "text_classifier": "transformers", "detector": "PIL", "torchvision_classifier": "torchvision"}
 pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.xdist_group("gallery")]
 
 
@@ -101,6 +103,9 @@ def test_it_runs_with_little_data(copied: tuple[str, Path], monkeypatch: pytest.
     for key, value in SMALL[name].items():
         assert hasattr(module, key)
         monkeypatch.setattr(module, key, value)
+    if name == "detector":
+        monkeypatch.setattr(module.voc, "COUNT", {"train": 8, "val": 4, "test": 4})
+        monkeypatch.delenv("VOC", raising=False)
     monkeypatch.setattr(fw, "compress", done)
     monkeypatch.setattr(fw.measure, "measure", judged)
     scores: list[float] = []
@@ -115,6 +120,34 @@ def test_it_runs_with_little_data(copied: tuple[str, Path], monkeypatch: pytest.
         few = [fw.recover.Train(epochs=1, lr=0.01) if isinstance(s, fw.recover.Train) else s for s in job.recipe.steps]
         scores = [row.score for row in done(network, task, few).trail]
     assert all(torch.isfinite(torch.tensor(score)) for score in scores)
+
+
+@pytest.mark.parametrize("copied", ["detector"], indirect=True)
+def test_the_detector_reads_back_what_it_is_trained_for(copied: tuple[str, Path]) -> None:
+    """Maps that say at every place what its box is give the boxes of a drawn set in VOC's form again, each once."""
+    voc, model = importlib.import_module("voc"), importlib.import_module("model")
+    voc.COUNT = {"train": 4, "val": 1, "test": 1}
+    images, targets = voc.read(voc.folder(), "train", 256, 192)
+    assert images.shape == (4, 3, 192, 256)
+    for image, target in zip(images, targets, strict=True):
+        grid = torch.zeros(1, 4, 24, 32)
+        labels, away = model.assigned(target, grid)
+        for y, x in itertools.product(range(24), range(32)):          # in the words of the rule
+            px, py, own = x * 8 + 4, y * 8 + 4, []
+            for (a, b, c, d), kind in zip(target["boxes"].tolist(), target["labels"].tolist(), strict=True):
+                if a < px < c and b < py < d and max(abs((a + c) / 2 - px), abs((b + d) / 2 - py)) < 12:
+                    own.append(((c - a) * (d - b), kind, [(px - a) / 8, (py - b) / 8, (c - px) / 8, (d - py) / 8]))
+            if own:
+                _, kind, sides = min(own)
+                assert (int(labels[y, x]), away[:, y, x].tolist()) == (kind, pytest.approx(sides))
+            else:
+                assert labels[y, x] == -1
+        classes = 12 * torch.eye(4)[torch.where(labels < 0, 3, labels)].permute(2, 0, 1)[None]
+        maps = {"classes": classes, "sides": away.clamp(min=1e-3).log()[None]}
+        assert float(model.loss(maps, [target])) < 1e-3
+        found = model.boxes(maps)
+        assert len(found[0]["boxes"]) <= len(target["boxes"]), "each once; not those that others cover"
+        assert fw.scores.mean_ap(lambda x, f=found: f, [(image[None], [target])], ious=(0.5,)) > 60
 
 
 @pytest.mark.slow

@@ -1,7 +1,9 @@
-"""ONNX Runtime's own profile, kernel by kernel, given to the calls of the network that the kernels stand for."""
+"""The runtimes' own profiles, kernel by kernel, given to the calls of the network that the kernels stand for."""
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -55,14 +57,16 @@ class Mixed(nn.Module):
         return self.head(found[:, -1])
 
 
+@pytest.mark.parametrize("target", ["onnxruntime", "openvino"])
 @pytest.mark.parametrize("quantized", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_every_layer_gets_its_time(quantized: bool, tmp_path: Path) -> None:
+def test_every_layer_gets_its_time(quantized: bool, target: str, tmp_path: Path) -> None:
+    pytest.importorskip(target)
     images = torch.randn(8, 1, 16, 16)
     task = fw.Task.classification([(images, torch.arange(8) % 4)], [(images, torch.arange(8) % 4)])
     network: Any = fw.capture(Mixed().eval(), images[:2], dynamic={})
     if quantized:
-        network = fw.quantize.Quantize().plan(network, task).apply(network)
-    one = Deployed(network, task, fw.deploy.target("onnxruntime"), tmp_path)
+        network = fw.quantize.Quantize(target=target).plan(network, task).apply(network)
+    one = Deployed(network, task, fw.deploy.target(target), tmp_path)
     one.export()
     found = profiled(network, one.profiled("validation", 0.02))
     timed = {row.path: row.seconds for row in found.layers}
@@ -76,9 +80,20 @@ def test_a_target_without_a_profile_tells_none(tmp_path: Path) -> None:
     images = torch.randn(4, 4)
     network: Any = fw.capture(nn.Sequential(nn.Linear(4, 4)), images[:2])
     target: Any = SimpleNamespace(name="another", suffix=".another")
-    assert "openvino" not in PROFILERS, "its profile is not read yet"
+    assert set(PROFILERS) == set(fw.deploy.TARGETS), "every target of ours has a profile"
     task = fw.Task.classification([(images, torch.arange(4))], [(images, torch.arange(4))])
     assert Deployed(network, task, target, tmp_path).profiled("validation", 0.01) == ()
     assert profiled(network, ()).layers[0].seconds is None
     other = KernelTime("Add", "Add", 1e-6, ("linear",))
     assert profiled(network, [other]).between_s == 1e-6, "a sum does no layer's work"
+
+
+def test_kernels_go_to_the_layers_whose_weights_they_read() -> None:
+    """A runtime that renames operators: by weights, each layer once; and what JSON gives back is the same."""
+    network: Any = fw.capture(nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4)), torch.zeros(2, 4))
+    rows = [KernelTime("FullyConnected.2", "FullyConnected", 2e-6, ("another",), ("2.weight", "2.bias")),
+            KernelTime("FullyConnected.1", "FullyConnected", 1e-6, (), ("0.weight",)),
+            KernelTime("Reorder.1", "Reorder", 5e-7, (), ("0.weight",))]
+    found = profiled(network, [KernelTime.of(json.loads(json.dumps(dataclasses.asdict(row)))) for row in rows])
+    assert {row.path: row.seconds for row in found.layers} == {"0": 1e-6, "2": 2e-6}
+    assert found.between_s == 5e-7

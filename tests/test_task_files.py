@@ -244,7 +244,7 @@ def test_two_commands_lead_from_a_folder_of_images_to_a_deployed_file(tmp_path: 
     commented = "\n".join(line.removeprefix("# ") if line.startswith(("# [[", "# kind", "# macs", "# size", "# mirror"))
                           else line for line in text.splitlines())
     assert len(tomllib.loads(commented)["steps"]) == 3  # what stands in comments is TOML as well
-    Path("job.toml").write_text(text.replace("# size = 224", "size = 16"))
+    assert tomllib.loads(text)["data"] == {"images": "pets", "size": 16, "resize": 16}, "images of 20 x 16 stay small"
     done = run.invoke(app, ["compress", "job.toml", "--set", "compress.seconds=0.05", "--json"])
     assert done.exit_code in (0, 1), done.output
     assert Path("out/model.onnx").stat().st_size < 20_000

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from featherweight.errors import RecipeError
-from featherweight.task.images import classes
+from featherweight.task.images import classes, least_side
 from featherweight.task.named import PACKAGES, SOURCES, Source
 from featherweight.task.table import words
 
@@ -43,6 +43,7 @@ activations = "uint8"
 
 def text(model: str, weights: str | None, data: Source, target: str, out: str) -> str:
     """The job as TOML. Raises RecipeError where the data are not there."""
+    data = sized(data)
     rows = [f"# Run it: featherweight compress {out}", "", "[model]"]
     package = model.partition(":")[0]
     if model.endswith(".fw"):
@@ -63,6 +64,15 @@ def text(model: str, weights: str | None, data: Source, target: str, out: str) -
     rows += ["", "[compress]", f"target = {quoted(target)}    # the runtime that the file is for",
              'out = "out"    # the folder of the results: the file, report.html, result.json']
     return "\n".join(rows) + "\n" + STEPS
+
+
+def sized(data: Source) -> Source:
+    """Images that are smaller than what they would be made are taken at their own size."""
+    if data.kind != "images":
+        return data
+    usual, own = inspect.signature(data.reader).parameters["size"].default, least_side(data.path)
+    small = {"size": own, "resize": own} if own is not None and own < usual else {}
+    return Source(data.kind, data.path, {**small, **data.options})
 
 
 def kinds_of(data: Source) -> list[str]:

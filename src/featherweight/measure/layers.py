@@ -113,13 +113,17 @@ class Profile:
 
 
 def profiled(network: Network, kernels: Sequence[KernelTime]) -> Profile:
-    """Every kernel's time, given to the layer that it stands for: one of the kernel's calls that holds weights or does
-    MACs, if its operator is one that does; of kernels in KINDS the next layer of that kind."""
+    """Every kernel's time, given to the layer that it stands for, if its operator is one that holds weights or does
+    MACs: one of the kernel's calls, else the next layer whose weight it reads; of kernels in KINDS the next layer of
+    that kind."""
     rows = {row.node: row for row in layers(network)}
     seconds: dict[str, float] = {}
     between = 0.0
     for kernel in kernels:
-        call = next((name for name in kernel.calls if name in rows), None) if works(kernel.operator) else None
+        call = None
+        if works(kernel.operator):
+            reading = (n for n, row in rows.items() if row.weight in kernel.weights and n not in seconds)
+            call = next((name for name in kernel.calls if name in rows), next(reading, None))
         kind = next((own for name, own in KINDS.items() if name in kernel.operator), None)
         if call is None and kind is not None:
             call = next((name for name, row in rows.items() if kind in row.operator and name not in seconds), None)

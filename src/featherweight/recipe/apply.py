@@ -267,7 +267,7 @@ class _Work:
 
     def _profile(self, index: int, network: Network) -> Profile:
         kernels = self.processes.share(lambda: self.gauge.profiled(index, network))
-        return profiled(network, [KernelTime(**{**k, "calls": tuple(k["calls"])}) for k in kernels])
+        return profiled(network, [KernelTime.of(k) for k in kernels])
 
     def _on_test(self, network: Network) -> list[float | None] | None:
         if not self.task.has("test"):

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from html import escape
 
-WIDTH, HEIGHT = 460, 320
-LEFT, RIGHT, TOP, BOTTOM = 60, 14, 16, 46
+#: what a chart is drawn for: the width that a page of 400 px leaves it, so that its text is read there at its own size
+WIDTH, HEIGHT = 372, 290
+LEFT, RIGHT, TOP, BOTTOM = 54, 12, 16, 46
 #: width of a character of the labels, for keeping them apart
 CHARACTER = 6.4
 #: the cost of a label's place from which on it lies on something
@@ -89,7 +90,7 @@ def bars(names: Sequence[str], values: Sequence[float | None], label: str, title
     parts = [f'<text class="axis" x="0" y="14">{escape(label)}</text>']
     for i, (name, value) in enumerate(zip(names, values, strict=True)):
         y = 26 * i + 26
-        length = 0.0 if value is None else value / top * (WIDTH - 230)
+        length = 0.0 if value is None else value / top * (WIDTH - 240)
         kind = "bar last" if i == len(names) - 1 else "bar"
         parts.append(f'<text class="name" x="0" y="{y + 14}">{escape(_short(f"{i} {name}", 24))}</text>')
         parts.append(f'<rect class="{kind}" x="165" y="{y + 2}" width="{length:.1f}" height="16" rx="2"/>')

@@ -233,7 +233,7 @@ def _curve_chart(plan: Row, mine: Sequence[Row]) -> str:
     lines = [charts.Line(str(c["group"]), tuple(zip(c["shares"], c["changes"], strict=True))) for c in mine]
     title, kind = f"{plan.get('step')} {plan.get('kind')}", next((str(c.get("kind")) for c in mine), "")
     below, beside = LABELS.get(kind, (SILENCED, kind))
-    drawing = charts.curves(lines, below, beside, title)
+    drawing = charts.curves(lines, below, beside, title, origin=kind != SPECTRUM)
     return f"<figure><figcaption>{escape(title)}</figcaption>{drawing}</figure>" if drawing else ""
 
 

@@ -48,8 +48,10 @@ def _front(search: Row, figures: Sequence[str]) -> str:
     if figure is None or len(front) < 2:
         return ""
     points = tuple((float(trial["shares"][figure]), -float(trial["drop"])) for trial in front)
-    return charts.curves([charts.Line("front", points)], f"{FIGURES[figure]}, share of the original's", "score lost",
-                         "What the score costs", origin=False)
+    title = "What the score costs"
+    drawing = charts.curves([charts.Line("front", points)], f"{FIGURES[figure]}, share of the original's",
+                            "score, difference", title, origin=False)
+    return f"<figure><figcaption>{title}</figcaption>{drawing}</figure>"
 
 
 __all__ = ["roads"]

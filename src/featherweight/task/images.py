@@ -109,6 +109,18 @@ def classes(folder: str | Path) -> list[str]:
     return sorted(p.name for p in train.iterdir() if p.is_dir() and not p.name.startswith("."))
 
 
+def least_side(folder: str | Path) -> int | None:
+    """The shorter side in pixels of the smallest of the classes' first images; None where there are no images."""
+    root, names = Path(folder), classes(folder)
+    train = next((root / name for name in FOLDERS["train"] if (root / name).is_dir()), root)
+    firsts = {kind: path for path, kind in reversed(_listed(train, names))}
+    sides = []
+    for path in firsts.values():
+        with pillow().open(path) as image:
+            sides.append(min(image.size))
+    return min(sides, default=None)
+
+
 def _found(root: Path, validation: float, test: float, seed: int) -> dict[str, list[tuple[Path, int]]]:
     """Split -> its images, each with its class."""
     names = classes(root)

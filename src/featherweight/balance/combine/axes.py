@@ -52,12 +52,6 @@ class Amount:
     step: Rewrite
     beside: Rewrite | None = None
 
-    def timed(self, times: str | None) -> Amount:
-        """The step counts latency on the device of the folder ``times``, if it counts any."""
-        if times is None or getattr(self.step, "latency", None) is None:
-            return self
-        return dataclasses.replace(self, step=dataclasses.replace(self.step, times=times))  # type: ignore[type-var]
-
 
 @dataclass(frozen=True)
 class Axis:
@@ -129,11 +123,11 @@ class Space:
     def of(cls, network: Network, wanted: Collection[str], families: Collection[str],
            times: str | None = None) -> Space:
         """The ``families`` (names in ``AXES``) that may lower one of the figures ``wanted`` and offer something. times:
-        the folder of another device, for steps that count latency."""
+        the folder of another device, whose latencies steps count."""
         counted = next((unit for figure, unit in COUNTED.items() if figure in wanted), "macs")
-        found = {name: tuple(axis.offers(network, counted)) for name, axis in AXES.items()
-                 if name in families and set(axis.lowers) & set(wanted)}
-        found = {name: tuple(offer.timed(times) for offer in offers) for name, offers in found.items() if offers}
+        axes = {name: axis for name, axis in AXES.items() if name in families and set(axis.lowers) & set(wanted)}
+        offers = {name: axis.offers(network, counted) for name, axis in axes.items()}
+        found = {name: tuple(_on(offer, times) for offer in mine) for name, mine in offers.items() if mine}
         return cls(tuple(found), tuple(found.values()))
 
     def chosen(self, picks: Picks) -> dict[str, Amount]:
@@ -170,6 +164,13 @@ class Space:
         precise = [i for i, offers in enumerate(self.offers) if offers[0].step.stage == Stage.PRECISION]
         return [picks for picks in itertools.product(*(range(len(offers) + 1) for offers in self.offers))
                 if sum(picks[i] > 0 for i in precise) < 2]
+
+
+def _on(offer: Amount, times: str | None) -> Amount:
+    step = offer.step
+    if times is None or not isinstance(step, (Channels, LowRank)) or step.latency is None:
+        return offer
+    return dataclasses.replace(offer, step=dataclasses.replace(step, times=times))
 
 
 def told(chosen: Mapping[str, Amount]) -> str:

@@ -144,8 +144,8 @@ class _Search:
             limits[DROP] = self.budget.score_drop
         wanted = Wanted(limits, self.minimize, trials.points)
         figures = {*self.budget.limited, self.minimize} - {DROP}
-        space = Space.of(self.original, figures or FIGURES, self.families,
-                         None if self.times is None else str(self.times))
+        times = None if self.times is None else str(self.times)
+        space = Space.of(self.original, figures or FIGURES, self.families, times)
         seeker = Seeker(trials, space, wanted, Watch(self.options["minutes"]), self.options["trials"], self._tell,
                         short(self.recover), expect=trials.expect)
         shipped = self._shipped(seeker)

@@ -127,8 +127,8 @@ class Trials:
         if ready.measured is None:
             made = Trial(what, {}, 0.0, failed=ready.failed)
         else:
-            made = self.of(what, self._timed(ready.measured, place), self._file(place))
-            made = dataclasses.replace(made, probe=any(isinstance(step, Fit) for step in steps))
+            made = dataclasses.replace(self.of(what, self._timed(ready.measured, place), self._file(place)),
+                                       probe=any(isinstance(step, Fit) for step in steps))
         seal(file, made.to_dict(), [])
         shutil.rmtree(place, ignore_errors=True)
         return made
