@@ -28,9 +28,9 @@ from torch import nn
 
 import featherweight as fw
 from featherweight.balance.combine.axes import AXES, Picks, Space
-from featherweight.balance.combine.crew import EACH
 from featherweight.balance.combine.seek import DROP, Seeker, Wanted
 from featherweight.balance.combine.trials import Trial, Watch, name_of
+from featherweight.balance.combine.workers import EACH
 from featherweight.numerics.budget import choose_jointly
 
 SIZES = ((64, 2), (128, 2), (256, 2), (64, 4), (64, 8))

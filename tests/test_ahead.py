@@ -16,7 +16,7 @@ import torch
 
 import featherweight as fw
 import problems
-from featherweight.balance.combine import crew
+from featherweight.balance.combine import workers
 from featherweight.balance.combine.budget import FIGURES
 from featherweight.balance.combine.trials import READY, Many, Trials
 from featherweight.errors import RecipeError
@@ -60,20 +60,20 @@ def test_workers_in_any_order_and_lost_ones_change_no_answer(
         asked.append(len(many))
         assert not any((trials.place(steps) / READY).exists() for _, steps in many)
         for what, steps in reversed(many[1:]):
-            other = dataclasses.replace(trials, crew=None)
+            other = dataclasses.replace(trials, workers=None)
             assert other.ready(what, steps).measured is not None
         if len(many) > 1:
             (trials.place(many[1][1]) / "model.onnx").write_bytes(b"half")
 
     @contextmanager
-    def made(workers: int, trials: Trials) -> Iterator[Any]:
+    def made(count: int, trials: Trials) -> Iterator[Any]:
         yield backwards
 
-    monkeypatch.setattr("featherweight.balance.combine.job.crew_of", made)
+    monkeypatch.setattr("featherweight.balance.combine.job.workers_of", made)
     found = looked(tmp_path / "out", workers=2)
     assert told(found) == told(alone[1])
     assert same_files(tmp_path / "out", alone[0])
-    assert max(asked) == min(crew.EACH * 2, 4), "all that is nearly sure, the first time"
+    assert max(asked) == min(workers.EACH * 2, 4), "all that is nearly sure, the first time"
 
 
 def test_kills_between_all_trials_end_with_the_same(alone: tuple[Path, fw.Found], tmp_path: Path) -> None:

@@ -78,7 +78,7 @@ class Ready:
 class Trials:
     """What all trials have in common. folder: where each leaves one file. seconds: timed for each of two files.
 
-    device: where latencies come from, None for this machine. crew: makes many combinations ready at once; None makes
+    device: where latencies come from, None for this machine. workers: make many combinations ready at once; None makes
     each when it is asked for. ahead: so many that may be asked for are made ready together.
     """
 
@@ -91,7 +91,7 @@ class Trials:
     seconds: float
     memory: bool
     device: Elsewhere | None = None
-    crew: Callable[[Trials, Many], None] | None = None
+    workers: Callable[[Trials, Many], None] | None = None
     ahead: int = 1
 
     @property
@@ -160,15 +160,15 @@ class Trials:
     # ---- made ready
     def expect(self, many: Iterable[tuple[str, Sequence[Step]]], sure: bool) -> None:
         """Told, before the first of ``many`` is asked for, what may be asked for after it. What is not ``sure`` is made
-        ready for a device, as a way there is long; a crew that all wait for would mostly work for nothing."""
+        ready for a device, as the way there is long, but not by workers: all would wait for what is mostly in vain."""
         likely = iter(many)
         first = next(likely)
-        if (self.crew is None and self.device is None) or self._known(first[1]):
+        if (self.workers is None and self.device is None) or self._known(first[1]):
             return
         more = self.ahead - 1 if sure or self.device is not None else 0
         batch = [first, *(one for one in itertools.islice(likely, more) if not self._known(one[1]))]
-        if self.crew is not None:
-            self.crew(self, [one for one in batch if not (self.place(one[1]) / READY).exists()])
+        if self.workers is not None:
+            self.workers(self, [one for one in batch if not (self.place(one[1]) / READY).exists()])
         if self.device is not None:
             made = [steps for what, steps in batch if self._is_ready(what, steps)]
             self._carried([self._file(self.place(steps)) for steps in made])

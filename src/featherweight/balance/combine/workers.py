@@ -64,7 +64,7 @@ class Kit:
 
 
 @dataclass(frozen=True)
-class Crew:
+class Workers:
     """Workers of Ray. kit: a reference to their ``Kit``."""
 
     ray: Any
@@ -97,20 +97,20 @@ class Crew:
 
 
 @contextmanager
-def crew_of(workers: int, trials: Trials) -> Iterator[Crew]:
+def workers_of(count: int, trials: Trials) -> Iterator[Workers]:
     """So many workers: of the cluster that ``ray.init`` was called for (or RAY_ADDRESS names), else on this machine.
     Raises RecipeError where Ray is not installed, or the task cannot be sent."""
     try:
         import ray
     except ImportError as error:
-        raise RecipeError(f"search was given workers={workers}, which needs Ray ({error}); write "
+        raise RecipeError(f"search was given workers={count}, which needs Ray ({error}); write "
                           "pip install 'featherweight[ray]', or leave workers out") from error
     own = not ray.is_initialized()
     if own:
-        local = {} if os.environ.get("RAY_ADDRESS") else {"num_cpus": workers, "include_dashboard": False}
+        local = {} if os.environ.get("RAY_ADDRESS") else {"num_cpus": count, "include_dashboard": False}
         ray.init(**local, log_to_driver=False, logging_level="error")
     try:
-        yield Crew(ray, _sent(ray, Kit.of(trials)))
+        yield Workers(ray, _sent(ray, Kit.of(trials)))
     finally:
         if own:
             ray.shutdown()
@@ -149,4 +149,4 @@ def _opened(reference: Any) -> Trials:
     return kit.trials()
 
 
-__all__ = ["AGAIN", "EACH", "Crew", "Kit", "crew_of"]
+__all__ = ["AGAIN", "EACH", "Kit", "Workers", "workers_of"]
