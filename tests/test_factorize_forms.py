@@ -246,6 +246,23 @@ def test_a_budget_is_met_and_closely(network: fw.Network, budget: str) -> None:
         assert 0.55 < size(small) / size(network) <= 0.7
 
 
+def test_with_a_budget_the_best_form_may_be_cp_for_kernels_that_are_not_too_large(
+        monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    layer = nn.Conv2d(16, 16, 3, padding=1, bias=False)
+    with torch.no_grad():
+        layer.weight.copy_(torch.einsum("or,ir,kr->oik", *(torch.randn(n, 16) for n in (16, 16, 9))).view(16, 16, 3, 3))
+    network = fw.capture(layer.eval(), torch.randn(2, 16, 8, 8))
+    step = LowRank(params=0.3, how="error", form="auto")
+    (best,) = step.plan(network, Task()).splits
+    monkeypatch.setattr("featherweight.factorize.choose.CP_MOST", 16 * 16 * 9 - 1)
+    (other,) = step.plan(network, Task()).splits
+    assert best.form == "cp"
+    assert best.error < 0.05
+    assert other.form != "cp"
+    assert other.error > 0.1
+
+
 def test_two_budgets_hold_together_and_one_out_of_reach_is_said(network: fw.Network) -> None:
     small = LowRank(params=0.8, macs=0.6, how="error", form="auto").plan(network, Task()).apply(network)
     assert fw.measure.params(small) <= 0.8 * fw.measure.params(network)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -26,11 +27,14 @@ from featherweight.task import Task
 
 #: what a ``LowRank`` step may ask a fraction of
 BUDGETS = ("macs", "params", "bytes", "latency")
-#: energies at which the ranks of the forms are offered; shares of the output channels for CP, which has no spectrum
+#: energies at which the ranks of the forms are offered
 LADDER = (0.3, 0.4, 0.5, 0.6, 0.7, 0.75, 0.8, 0.84, 0.88, 0.91, 0.94, 0.96, 0.975, 0.985, 0.993)
 #: every how many of them are offered where each must be timed
 TIMED = 3
-CP_SHARES = (0.5, 1.0, 1.5, 2.0)
+#: shares of the output channels that are the ranks offered of CP, which has no spectrum
+CP_SHARES = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0, 2.5)
+#: numbers of a kernel up to which "auto" offers CP as well: its fit takes as long as these times the rank
+CP_MOST = 150_000
 #: "error": the squared errors, summed as they are; else a name of ``judge.damage.MEASURES``
 ERROR = "error"
 
@@ -100,13 +104,14 @@ def _offers(goal: Goal, layer: Factorable, grams: tuple[Tensor, ...] | None,
             prices: Sequence[Price]) -> list[Offer]:
     """The forms of a layer that cost less of a budget, and let no count grow."""
     found: dict[tuple[str, Ranks], Offer] = {}
-    for form in layer.forms(goal.choice):
+    small = goal.choice == "auto" and len(layer.shape) > 2 and math.prod(layer.shape) <= CP_MOST
+    for form in (*layer.forms(goal.choice), *("cp",) * small):
         names = None if FORMS[form].most is not None else spectra(layer, form, grams)
         over = layer.growth(form, fixed(layer, form, 1), goal.data) - _bytes(layer, form, fixed(layer, form, 1))
         for ranks in _ladder(goal, layer, form, names):
             count = layer.cost(form, ranks, goal.data)
-            small = count.params < layer.whole.params and count.macs <= layer.whole.macs
-            if (form, ranks) in found or not small or _bytes(layer, form, ranks) + over >= 0:
+            fewer = count.params < layer.whole.params and count.macs <= layer.whole.macs
+            if (form, ranks) in found or not fewer or _bytes(layer, form, ranks) + over >= 0:
                 continue
             costs = tuple(price(layer, (form, ranks)) for price in prices)
             if all(cost >= price(layer, None) for cost, price in zip(costs, prices, strict=True)):
@@ -118,12 +123,13 @@ def _offers(goal: Goal, layer: Factorable, grams: tuple[Tensor, ...] | None,
 
 
 def _ladder(goal: Goal, layer: Factorable, form: str, values: Sequence[Tensor] | None) -> list[Ranks]:
+    step, apart = goal.round_to, TIMED if "latency" in goal.shares else 1
     if values is None:
-        return [fixed(layer, form, max(1, round(s * layer.shape[0]))) for s in CP_SHARES]
-    step = goal.round_to
+        return [fixed(layer, form, max(step, round(share * layer.shape[0] / step) * step)) for share in
+                CP_SHARES[1::apart]]
     return [FORMS[form].within(layer.shape, tuple(max(step, round(r / step) * step)
                                                   for r in by_rule(layer, form, by_energy(energy), values)))
-            for energy in LADDER[::TIMED if "latency" in goal.shares else 1]]
+            for energy in LADDER[::apart]]
 
 
 def _bytes(layer: Factorable, form: str, ranks: Ranks) -> int:

@@ -45,7 +45,8 @@ class LowRank(Rewrite):
         k x 1, 1 x k (Jaderberg et al. 2014). "tucker2": 1 x 1, k x k, 1 x 1 (Kim et al. 2016); a factor of full rank
         stays in the core. "cp": 1 x 1, one filter a channel, 1 x 1, its norm bounded (Phan et al. 2020). "tt", tensor
         train: 1 x 1, k x 1, 1 x k, 1 x 1. "grouped": "svd" of parts of the input channels (ALDS: Liebenwein et al.
-        2021). "auto": for each layer the best of "svd", "spatial", "tucker2" and "grouped". Compact filters:
+        2021). "auto": for each layer the best of "svd", "spatial", "tucker2" and "grouped", with a budget also of "cp"
+        for kernels of at most 150,000 numbers (its fit takes long). Compact filters:
         "separable", filters of each channel by itself, as many a channel as the rank, 1 x 1 (MobileNet's layer; the
         nearest in closed form: a singular value decomposition a channel); "squeeze", 1 x 1 to few channels, k x k
         (SqueezeNet). Linear layers and 1 x 1 convolutions have one form, "svd".
