@@ -16,7 +16,7 @@ import torch
 
 import featherweight as fw
 import problems
-from featherweight.balance.combine import crew
+from featherweight.balance.combine import workers
 from featherweight.balance.combine.budget import FIGURES
 from featherweight.balance.combine.trials import READY, Many, Trials
 from featherweight.errors import RecipeError
@@ -30,7 +30,7 @@ TASK = fw.Task(**{split: list(problems.task(SMALL).batches(split)) for split in 
 
 
 def looked(out: Path, task: fw.Task = TASK, **options: Any) -> fw.Found:
-    given = {"families": ("channels", "integers"), "trials": 5, "seconds": 0.0, "minimize": "file_bytes", **options}
+    given = {"families": ("channels", "integers"), "trials": 4, "seconds": 0.0, "minimize": "file_bytes", **options}
     return fw.search(NETWORK, task, fw.Budget(file_bytes=0.9, score_drop=100.0), out=out, **given)
 
 
@@ -60,20 +60,20 @@ def test_workers_in_any_order_and_lost_ones_change_no_answer(
         asked.append(len(many))
         assert not any((trials.place(steps) / READY).exists() for _, steps in many)
         for what, steps in reversed(many[1:]):
-            other = dataclasses.replace(trials, crew=None)
+            other = dataclasses.replace(trials, workers=None)
             assert other.ready(what, steps).measured is not None
         if len(many) > 1:
             (trials.place(many[1][1]) / "model.onnx").write_bytes(b"half")
 
     @contextmanager
-    def made(workers: int, trials: Trials) -> Iterator[Any]:
+    def made(count: int, trials: Trials) -> Iterator[Any]:
         yield backwards
 
-    monkeypatch.setattr("featherweight.balance.combine.job.crew_of", made)
+    monkeypatch.setattr("featherweight.balance.combine.job.workers_of", made)
     found = looked(tmp_path / "out", workers=2)
     assert told(found) == told(alone[1])
     assert same_files(tmp_path / "out", alone[0])
-    assert max(asked) == crew.EACH * 2
+    assert max(asked) == min(workers.EACH * 2, 4), "all that is nearly sure, the first time"
 
 
 def test_kills_between_all_trials_end_with_the_same(alone: tuple[Path, fw.Found], tmp_path: Path) -> None:
@@ -121,25 +121,27 @@ def test_two_workers_of_ray_one_of_them_killed(alone: tuple[Path, fw.Found], tmp
 @pytest.mark.slow
 def test_budgets_are_kept_or_said_to_be_missed_with_the_closest(tmp_path: Path) -> None:
     """Twenty random budgets that a combination is known to keep: the shipped file is inside all limits every time; and
-    of three that none keeps, the closest that was found is told."""
-    known = looked(tmp_path / "out", trials=16, families=("channels", "low rank", "integers"))
-    chance = np.random.default_rng(0)
+    of three that none keeps, the closest that was found is told. Each limits MACs, so that all steps count these."""
+
+    def sought(trials: int, **limits: Any) -> fw.Found:
+        return fw.search(NETWORK, TASK, fw.Budget(**limits), out=tmp_path / "out", trials=trials, seconds=0.0,
+                         families=("channels", "low rank", "integers"), minimize="file_bytes")
+
+    known, chance = sought(16, macs=0.9, score_drop=100.0), np.random.default_rng(0)
     able = [t for t in known.trials if t.what != "nothing" and not t.failed]
     counted = [name for name in FIGURES if name not in ("latency", "memory")]
     for _ in range(20):
         trial = able[chance.integers(len(able))]
-        limited = chance.choice(counted, chance.integers(1, len(counted) + 1), replace=False)
-        limits = {str(n): float(min(trial.shares[n] * chance.uniform(1.0, 1.1), 1.0)) for n in limited}
+        limited = {"macs", *chance.choice(counted, chance.integers(1, len(counted) + 1), replace=False)}
+        limits = {str(n): float(min(trial.shares[n] * chance.uniform(1.0, 1.1), 1.0)) for n in sorted(limited)}
         limits["score_drop"] = max(trial.drop, 0.0) + float(chance.uniform(0, 2))
-        found = fw.search(NETWORK, TASK, fw.Budget(**limits), out=tmp_path / "out", trials=40, seconds=0.0,
-                          families=("channels", "low rank", "integers"), minimize="file_bytes")
+        found = sought(40, **limits)
         first, last = found.result.trail[0], found.result.trail[-1]
         assert not found.missed, (trial.what, limits)
         assert first.score - last.score <= limits.pop("score_drop")  # type: ignore[operator]
         assert all(getattr(last, n) <= limit * getattr(first, n) for n, limit in limits.items())
     for name in counted:
-        found = fw.search(NETWORK, TASK, fw.Budget(**{name: 0.01}), out=tmp_path / "out", trials=12, seconds=0.0,
-                          families=("channels", "low rank", "integers"))
+        found = sought(12, **{name: 0.01})
         closest = min(t.shares[name] for t in found.trials if not t.failed)
         assert "0.01 asked; this is the closest that was found" in found.missed[name]
         assert found.chosen.shares[name] == closest

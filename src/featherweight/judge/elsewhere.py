@@ -11,7 +11,9 @@ import json
 import math
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -113,16 +115,21 @@ class Elsewhere:
 
     # ---- what is to be timed
     def add_layers(self, layers: Mapping[str, TimedLayer]) -> None:
-        """Layers by their keys."""
-        runtime, entries = target_named(self.target), {}
+        """Layers by their keys; those that are there already are left alone."""
+        runtime, entries, there = target_named(self.target), {}, self._manifest()["files"]
         place = self.folder / "layers"
         place.mkdir(exist_ok=True)
-        for key, layer in layers.items():
+        for key, layer in ((key, layer) for key, layer in layers.items() if key not in there):
             file = place / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}{runtime.suffix}"
             network = exported(layer, runtime, file)
             item = network.signature.inputs[0]
             entries[key] = {"file": self._name(file), "inputs": {item.name: ["float32", layer.input(1)]}}
         self._add(entries)
+
+    def asked(self, layers: Mapping[str, TimedLayer]) -> Untimed:
+        """Adds layers, and says what to do now."""
+        self.add_layers(layers)
+        return self.untimed()
 
     def add_networks(self, first: Path, files: Sequence[Path], inputs: Mapping[str, npt.NDArray[Any]]) -> None:
         """Deployed files, to be timed beside the first one; inputs: by name, what each is run on."""
@@ -170,34 +177,65 @@ class Elsewhere:
         return found
 
 
-class TimesElsewhere:
-    """What ``Times`` is for this machine: seconds of layers, as the device gave them. What is not known is guessed by
-    its multiply-accumulates and asked for, all at once, by ``settled``."""
+class Unmeasured(Untimed):
+    """Layers (by their keys) that the process which searches is to have timed, as this one may not time."""
 
-    def __init__(self, device: Elsewhere) -> None:
-        self.device = device
+    def __init__(self, layers: Mapping[str, TimedLayer]) -> None:
+        super().__init__(layers)
+        self.layers = layers
+
+
+#: seconds of layers by key, where none may be timed: in a worker beside others
+_GIVEN: ContextVar[Mapping[str, float] | None] = ContextVar("given", default=None)
+
+
+@contextmanager
+def given(known: Mapping[str, float]) -> Iterator[None]:
+    """Nothing is timed meanwhile: layers of this machine take what is ``known``, and what is not raises Unmeasured."""
+    token = _GIVEN.set(known)
+    try:
+        yield
+    finally:
+        _GIVEN.reset(token)
+
+
+class TimesElsewhere:
+    """What ``Times`` is for this machine: seconds of layers, as they are known. What is not is guessed by its
+    multiply-accumulates and asked for, all at once, by ``settled``. ask: what is raised for it."""
+
+    def __init__(self, known: Mapping[str, float], ask: Callable[[Mapping[str, TimedLayer]], Untimed]) -> None:
+        self.known, self.ask = known, ask
         self.asked: dict[str, TimedLayer] = {}
 
     def times(self, layers: Sequence[TimedLayer]) -> list[float]:
         """Seconds of each layer."""
-        known = self.device.known
-        self.asked |= {layer.key(): layer for layer in layers if layer.key() not in known}
-        return [known.get(layer.key(), GUESS * math.prod((*layer.weight, *layer.size))) for layer in layers]
+        self.asked |= {layer.key(): layer for layer in layers if layer.key() not in self.known}
+        return [self.known.get(layer.key(), GUESS * math.prod((*layer.weight, *layer.size))) for layer in layers]
 
     def settled(self) -> None:
-        """Raises Untimed where a time was guessed, after what is to be timed was added to the folder."""
+        """Raises Untimed where a time was guessed."""
         if self.asked:
-            self.device.add_layers(self.asked)
-            raise self.device.untimed()
+            raise self.ask(self.asked)
 
 
 def times_of(target: str, threads: int = 1, times: str | Path | None = None, path: Path | None = None,
              timer: Timer | None = None) -> Times | TimesElsewhere:
     """The table of layer latencies: of this machine, in the file ``path`` (None: latency.json in $FEATHERWEIGHT_CACHE,
     else in ~/.cache/featherweight); or of the device of the folder ``times``."""
+    held = _GIVEN.get()
     if times is not None:
-        return TimesElsewhere(Elsewhere(Path(times), target, threads))
+        device = Elsewhere(Path(times), target, threads)
+        return TimesElsewhere(device.known, device.asked if held is None else Unmeasured)
+    if held is not None:
+        return TimesElsewhere(held, Unmeasured)
     return Times(path or cache_folder() / "latency.json", target, threads, timer or time_all)
 
 
-__all__ = ["Elsewhere", "TimesElsewhere", "times_of"]
+def known_here(target: str, threads: int = 1) -> dict[str, float]:
+    """Seconds of this machine's layers by key, as far as they were measured."""
+    table = Times(cache_folder() / "latency.json", target, threads, time_all)
+    return {name.removeprefix(table.prefix): seconds for name, seconds in table.figures.known.items()
+            if name.startswith(table.prefix)}
+
+
+__all__ = ["Elsewhere", "TimesElsewhere", "Unmeasured", "given", "known_here", "times_of"]

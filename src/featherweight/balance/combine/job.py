@@ -13,10 +13,10 @@ from typing import Any
 from featherweight import deploy
 from featherweight.balance.combine.axes import AXES, Picks, Space
 from featherweight.balance.combine.budget import FIGURES, Budget
-from featherweight.balance.combine.crew import EACH, crew_of
 from featherweight.balance.combine.found import Found
 from featherweight.balance.combine.seek import DROP, Seeker, Wanted, front
 from featherweight.balance.combine.trials import Trial, Trials, Watch, name_of
+from featherweight.balance.combine.workers import EACH, workers_of
 from featherweight.errors import RecipeError
 from featherweight.judge.elsewhere import Elsewhere
 from featherweight.network import Network
@@ -125,15 +125,15 @@ class _Search:
 
     def run(self) -> Found:
         check_place(self.out, self.original, self.target, len(self.families))
-        workers, device = self.options["workers"], None
+        count, device = self.options["workers"], None
         if self.times is not None:
             device = Elsewhere(self.times, self.target, self.options["threads"])
             device.begin()
         with trials_of(self.original, self.task, self.target, self.out / "search", self._figures("memory"), self.resume,
                        device, **{name: self.options[name] for name in ("threads", "seed", "seconds")}) as trials, \
-                crew_of(workers, trials) if workers else nullcontext() as crew:
-            ahead = min(max(EACH * (workers or 0), CARRIED if device is not None else 1), self.options["trials"])
-            return self._found(dataclasses.replace(trials, crew=crew, ahead=ahead))
+                workers_of(count, trials) if count else nullcontext() as workers:
+            ahead = min(max(EACH * (count or 0), CARRIED if device is not None else 1), self.options["trials"])
+            return self._found(dataclasses.replace(trials, workers=workers, ahead=ahead))
 
     def _figures(self, name: str) -> bool:
         return name in (*self.budget.limited, self.minimize)

@@ -71,7 +71,8 @@ class Wanted:
 @dataclass
 class Seeker:
     """One search. tell: called with what is tried, and how many were. probe: the short training of trials. expect:
-    called with what is tried next and what is likely to be tried after it, which makes no difference to what is tried.
+    called with what is tried next and what may be tried after it, and whether that is nearly sure; it makes no
+    difference to what is tried.
     """
 
     trials: Trials
@@ -82,7 +83,7 @@ class Seeker:
     tell: Callable[[str, int], None]
     probe: Train | None = None
     known: dict[Picks, Trial] = field(default_factory=dict)
-    expect: Callable[[Iterable[tuple[str, Sequence[Step]]]], None] = lambda many: None
+    expect: Callable[[Iterable[tuple[str, Sequence[Step]]], bool], None] = lambda many, sure: None
 
     def run(self) -> None:
         """Tries families alone and then combinations, until nothing promises to be better, ``most`` were tried or the
@@ -92,7 +93,7 @@ class Seeker:
             picks = self.promising()
             if picks is None:
                 return
-            self._try(picks, self._likely())
+            self._try(picks, self._likely(), sure=False)
 
     @property
     def _nothing(self) -> Picks:
@@ -108,12 +109,12 @@ class Seeker:
         """The best of all that were tried."""
         return min(self.known, key=lambda picks: self.wanted.rank(self.known[picks]))
 
-    def _try(self, picks: Picks, then: Iterable[Picks] = ()) -> Trial:
+    def _try(self, picks: Picks, then: Iterable[Picks] = (), sure: bool = True) -> Trial:
         if picks not in self.known:
             what = told(self.space.chosen(picks))
             self.tell(what, len(self.known))
             new = itertools.chain([picks], (p for p in then if p not in self.known and p != picks))
-            self.expect((told(self.space.chosen(p)), self.space.steps(p, self.probe)) for p in new)
+            self.expect(((told(self.space.chosen(p)), self.space.steps(p, self.probe)) for p in new), sure)
             self.known[picks] = self.trials.taken(what, self.space.steps(picks, self.probe))
         return self.known[picks]
 

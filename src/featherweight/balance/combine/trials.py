@@ -78,8 +78,8 @@ class Ready:
 class Trials:
     """What all trials have in common. folder: where each leaves one file. seconds: timed for each of two files.
 
-    device: where latencies come from, None for this machine. crew: makes many combinations ready at once; None makes
-    each when it is asked for. ahead: so many that are likely to be asked for are made ready together.
+    device: where latencies come from, None for this machine. workers: make many combinations ready at once; None makes
+    each when it is asked for. ahead: so many that may be asked for are made ready together.
     """
 
     original: Network
@@ -91,7 +91,7 @@ class Trials:
     seconds: float
     memory: bool
     device: Elsewhere | None = None
-    crew: Callable[[Trials, Many], None] | None = None
+    workers: Callable[[Trials, Many], None] | None = None
     ahead: int = 1
 
     @property
@@ -158,18 +158,27 @@ class Trials:
         return {name: float(number) for name, number in known.items() if number is not None}
 
     # ---- made ready
-    def expect(self, many: Iterable[tuple[str, Sequence[Step]]]) -> None:
-        """Told, before the first of ``many`` is asked for, what is likely to be asked for after it."""
+    def expect(self, many: Iterable[tuple[str, Sequence[Step]]], sure: bool) -> None:
+        """Told, before the first of ``many`` is asked for, what may be asked for after it. What is not ``sure`` is made
+        ready for a device, as the way there is long, but not by workers: all would wait for what is mostly in vain."""
         likely = iter(many)
         first = next(likely)
-        if (self.crew is None and self.device is None) or self._known(first[1]):
+        if (self.workers is None and self.device is None) or self._known(first[1]):
             return
-        batch = [first, *(one for one in itertools.islice(likely, self.ahead - 1) if not self._known(one[1]))]
-        if self.crew is not None:
-            self.crew(self, [one for one in batch if not (self.place(one[1]) / READY).exists()])
+        more = self.ahead - 1 if sure or self.device is not None else 0
+        batch = [first, *(one for one in itertools.islice(likely, more) if not self._known(one[1]))]
+        if self.workers is not None:
+            self.workers(self, [one for one in batch if not (self.place(one[1]) / READY).exists()])
         if self.device is not None:
-            made = [self.place(steps) for what, steps in batch if self.ready(what, steps).measured is not None]
-            self._carried([self._file(place) for place in made])
+            made = [steps for what, steps in batch if self._is_ready(what, steps)]
+            self._carried([self._file(self.place(steps)) for steps in made])
+
+    def _is_ready(self, what: str, steps: Sequence[Step]) -> bool:
+        """Made ready, unless its layers wait for a device, or it failed."""
+        try:
+            return self.ready(what, steps).measured is not None
+        except Untimed:
+            return False
 
     def ready(self, what: str, steps: Sequence[Step]) -> Ready:
         """A combination made ready, or as it stands."""
@@ -208,14 +217,17 @@ class Trials:
 
     def made(self, steps: Sequence[Step]) -> Network:
         """The original after ``steps``, as a job would make it; all but the last are taken up where they stand."""
+        from filelock import FileLock
+
         network = self.original
         for index, step in enumerate(steps, 1):
             places = [(self.folder / "networks" / name_of(steps[:i]), steps[i - 1]) for i in range(1, index + 1)]
             file = places[-1][0] / "network.fw"
-            if not file.exists():
-                file.parent.mkdir(parents=True, exist_ok=True)
-                do = self._fitted if isinstance(step, Fit) else self._rewritten
-                do(places, network, step).save(file)  # type: ignore[arg-type]
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(file.with_suffix(".lock")):  # several workers may want one beginning
+                if not file.exists():
+                    do = self._fitted if isinstance(step, Fit) else self._rewritten
+                    do(places, network, step).save(file)  # type: ignore[arg-type]
             network = reloaded(file, self.original)
         return network
 
