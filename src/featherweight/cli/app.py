@@ -8,6 +8,7 @@ and 143 it was stopped (Ctrl-C, SIGTERM). Results go to stdout, progress and mes
 from __future__ import annotations
 
 import signal
+import sys
 import traceback
 from pathlib import Path
 from types import FrameType
@@ -27,7 +28,7 @@ from featherweight.cli.pages import report
 from featherweight.cli.progress import Listener
 from featherweight.cli.schema import job_schema
 from featherweight.cli.search import search
-from featherweight.errors import FeatherweightError, FileError
+from featherweight.errors import FeatherweightError, FileError, RecipeError
 from featherweight.files import written_whole
 
 CHECK_FAILED, WRONG_INPUT, UNFORESEEN = 1, 2, 3
@@ -142,6 +143,8 @@ def init(model: Annotated[str | None, typer.Option(
          images: Annotated[str | None, typer.Option(metavar="FOLDER", help="one folder of images a class")] = None,
          csv: Annotated[str | None, typer.Option(metavar="FILE", help="rows of numbers, or texts")] = None,
          npz: Annotated[str | None, typer.Option(metavar="FILE", help="arrays x and y")] = None,
+         task: Annotated[str | None, typer.Option(metavar="NAME", help="module:function of an fw.Task, for other data"
+                                                  )] = None,
          predict: Annotated[str | None, typer.Option("--target", metavar="COLUMN", help="what a csv is to say")] = None,
          text: Annotated[str | None, typer.Option(metavar="COLUMN", help="the texts of a csv")] = None,
          tokenizer: Annotated[str | None, typer.Option(metavar="NAME", help="name or folder, for texts")] = None,
@@ -149,12 +152,18 @@ def init(model: Annotated[str | None, typer.Option(
          out: Annotated[Path, typer.Option(metavar="JOB.toml", help="the file to write")] = Path("job.toml")) -> None:
     """Write a job file that runs: for a model that has a name and data in files, no Python is needed."""
     def ask(what: str) -> str:
-        return str(typer.prompt(what, err=True))
+        try:
+            return str(typer.prompt(what, err=True))
+        except typer.Abort as error:
+            if sys.stdin.isatty():
+                raise
+            raise RecipeError(f"there is nobody to ask for {what.partition(':')[0]!r}; write --model, and one of "
+                              "--images, --csv with --target, --npz, --task") from error
 
     if out.exists():
         raise FileError(f"{out} is there already; write --out another.toml, or remove it")
     deploy.target(runtime)
-    data = begin.source({"images": images, "csv": csv, "npz": npz},
+    data = begin.source({"images": images, "csv": csv, "npz": npz, "task": task},
                         {"target": predict, "text": text, "tokenizer": tokenizer}, ask)
     told = begin.text(model or ask("model: timm:NAME, torchvision:NAME, transformers:NAME, module:function or a .fw"),
                       weights, data, runtime, str(out))
