@@ -262,7 +262,8 @@ def test_init_takes_a_task_of_ones_own_and_says_what_nobody_answers(tmp_path: Pa
         made = run.invoke(app, ["init", *words], input=answers)
         assert made.exit_code == 0, made.output
         held = tomllib.loads(Path("job.toml").read_text())
-        assert (held["model"]["factory"], held["task"], "data" in held) == ("mine:make", {"factory": "mine:task"}, False)
+        assert (held["model"]["factory"], held["task"]) == ("mine:make", {"factory": "mine:task"})
+        assert "data" not in held
         assert fw.Job.from_toml(Path("job.toml")).recipe.steps
         Path("job.toml").unlink()
     silent = run.invoke(app, ["init", "--model", "mine:make"], input="")

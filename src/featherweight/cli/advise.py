@@ -13,17 +13,17 @@ from rich.table import Table
 from featherweight.balance import Advice
 from featherweight.balance import advise as advised
 from featherweight.cli import show
-from featherweight.cli.flags import AsJson
-from featherweight.cli.models import network_named, task_named
+from featherweight.cli.flags import AsJson, ModelName, TaskName
+from featherweight.cli.models import network_and_task
 from featherweight.cli.progress import Listener
+from featherweight.errors import RecipeError
 from featherweight.measure import LayerFigures
 from featherweight.report import units
 
 MOST = 12  #: layers that are shown, the costliest
 
 
-def advise(model: Annotated[str, typer.Argument(metavar="MODEL", help="a saved .fw file, or module:function")],
-           task: Annotated[str, typer.Option(metavar="MODULE:FUNCTION", help="function that returns a Task")],
+def advise(model: ModelName, task: TaskName = None,
            target: Annotated[str, typer.Option(help="runtime to deploy to")] = "onnxruntime",
            score_drop: Annotated[float, typer.Option(min=0, help="points of the score that may be lost")] = 1.0,
            minutes: Annotated[float, typer.Option(help="how long families are measured")] = 5.0,
@@ -31,8 +31,10 @@ def advise(model: Annotated[str, typer.Argument(metavar="MODEL", help="a saved .
            as_json: AsJson = False) -> None:
     """Say where time and bytes go, what each family saves at which drop of the score, and where to start; no training.
     """
-    data = task_named(task)
-    network = network_named(model, data)
+    if task is None and not model.endswith(".toml"):
+        raise RecipeError("advise reads data; write --task module:function, or name a job file: featherweight advise "
+                          "job.toml")
+    network, data = network_and_task(model, task)
     with Listener(show.err) as listener:
         found = advised(network, data, target, out, score_drop=score_drop, minutes=minutes, progress=listener)
     if as_json:

@@ -22,8 +22,8 @@ from featherweight.cli import gallery, show
 from featherweight.cli import init as begin
 from featherweight.cli.advise import advise
 from featherweight.cli.archives import pack, unpack
-from featherweight.cli.flags import AsJson, in_flags
-from featherweight.cli.models import job_of, network_named, task_named
+from featherweight.cli.flags import AsJson, ModelName, TaskName, in_flags
+from featherweight.cli.models import job_of, network_and_task
 from featherweight.cli.pages import report
 from featherweight.cli.progress import Listener
 from featherweight.cli.schema import job_schema
@@ -66,9 +66,6 @@ app = typer.Typer(cls=Commands, no_args_is_help=True, pretty_exceptions_enable=F
                   help="Makes a trained PyTorch network small and fast enough for its device, and proves that it still "
                        "works. Exit codes: 0 all is well, 1 a check failed, 2 wrong input, 3 an unforeseen error.")
 
-ModelName = Annotated[str, typer.Argument(metavar="MODEL", help="a saved .fw file, or module:function that returns a "
-                                          "module, (module, example inputs) or a Network")]
-TaskName = Annotated[str | None, typer.Option("--task", metavar="MODULE:FUNCTION", help="function that returns a Task")]
 Target = Annotated[str, typer.Option(help="runtime to deploy to")]
 Threads = Annotated[int, typer.Option(min=1, help="threads of the runtime")]
 
@@ -188,8 +185,7 @@ def measure_(model: ModelName, task: TaskName = None, target: Target = "onnxrunt
              as_json: AsJson = False) -> None:
     """Export a network, run the file, and say what it costs and how good it is."""
     deploy.target(target)
-    data = task_named(task)
-    network = network_named(model, data)
+    network, data = network_and_task(model, task)
     found = measure.measure(network, data, target, split, model, threads=threads, archive=True, memory=memory)
     if as_json:
         show.document(found.to_dict())
@@ -213,8 +209,7 @@ def inspect(model: ModelName, task: TaskName = None,
     from featherweight.cli import ranks as spectra
     from featherweight.cli.groups import grouped
 
-    data = task_named(task)
-    network = network_named(model, data)
+    network, data = network_and_task(model, task)
     rows, groups = measure.layers(network), grouped(network, data, score, curves)
     if as_json:
         show.document({
@@ -240,7 +235,7 @@ def export(model: ModelName, file: Annotated[Path, typer.Argument(help="file to 
            target: Target = "onnxruntime", as_json: AsJson = False) -> None:
     """Write a network as a runtime's file, run it, and compare it with PyTorch."""
     runtime = deploy.target(target)
-    network = network_named(model, task_named(None))
+    network, _ = network_and_task(model, None)
     written = runtime.export(network, file)
     runner = runtime.load(file, like=network.signature)
     agreement = deploy.verify(network, runner, *network.example_inputs(batch=2))
