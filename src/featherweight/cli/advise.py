@@ -43,7 +43,7 @@ def advise(model: ModelName, task: TaskName = None,
     show.out.print(_costly(found.layers, found.between_s))
     show.out.print(_alone(found))
     show.line(f"to start from: {found.what}; predicted: latency x {found.expected['latency']:.2f}, score "
-              f"{-found.expected['score_drop']:+.3g}")
+              f"{0 - found.expected['score_drop']:+.3g}")
     show.line(found.recipe.to_toml())
 
 
@@ -75,5 +75,5 @@ def _alone(found: Advice) -> Table:
     for trial in found.alone:
         shares = [trial.shares.get(name) for name in ("latency", "file_bytes", "archive_bytes", "macs")]
         show.row(table, trial.what + (f": {trial.failed}" if trial.failed else ""),
-                 *(units.NONE if share is None else f"x {share:.2f}" for share in shares), f"{-trial.drop:+.3g}")
+                 *(units.NONE if share is None else f"x {share:.2f}" for share in shares), f"{0 - trial.drop:+.3g}")
     return table
