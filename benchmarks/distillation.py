@@ -8,6 +8,7 @@ small, small-more: a fresh ResNet-8 on a subset of CIFAR-10 (2,560 training imag
     scores.
 pruned, pruned-3x: ResNet-20 at 2.1x and 3x fewer MACs after 8 epochs on the whole split, as in beside_torch_pruning.py,
     taught by the outputs and by the activations of what it was cut from: kept channels compared directly.
+pruned-56: ResNet-56 so at 2.1x after 20 epochs; zeros: ResNet-20 at 80 % zeros after 10, as in sparse_weights.py.
 costs: seconds and memory of each arm as a ratio to plain training; rows go into distillation_costs.json.
 
 Every row goes into benchmarks/results/distillation.json as soon as it is measured; one that is there is not run again.
@@ -86,11 +87,16 @@ SMALL: dict[str, tuple[Any, ...]] = {
     "mgd": (Features("mgd"),),
 }
 FIRST = 11  #: arms that `small` runs; `small-more` runs the others
-#: every stage's end, and before it the inner activations of its last block, where channels were cut
-BLOCKS = tuple(f"layer{stage}.2{inner}" for stage in (1, 2, 3) for inner in (".bn1", ""))
-PRUNED: dict[str, tuple[Any, ...]] = {
-    "logits and features": (Logits(temperature=4.0, weight=0.9), Features("hint", weight=0.2, taps=BLOCKS)),
-}
+
+
+def ends(depth: int, inner: tuple[str, ...] = (".bn1", "")) -> tuple[str, ...]:
+    """Every stage's end, and before it the inner activations of its last block, where channels are cut."""
+    return tuple(f"layer{stage}.{(depth - 2) // 6 - 1}{where}" for stage in (1, 2, 3) for where in inner)
+
+
+def by_parent(taps: tuple[str, ...]) -> tuple[Any, ...]:
+    """Taught by the outputs and the activations of what the student was cut from."""
+    return Logits(temperature=4.0, weight=0.9), Features("hint", weight=0.2, taps=taps)
 
 
 def subset(mirrored: bool = True) -> fw.Task:
@@ -147,18 +153,27 @@ class Bench:
             return BornAgain(train).fit(first, task, dataclasses.replace(context, original=None))
         return dataclasses.replace(train, beside=SMALL[arm]).fit(student, task, context)
 
-    def pruned(self, fewer: float) -> None:
-        task, base = cifar10.task(calibration_images=1024), self.original(20)
+    def pruned(self, depth: int, fewer: float, epochs: int, seeds: list[int]) -> None:
+        task, base = cifar10.task(calibration_images=1024), self.original(depth)
         step = fw.prune.Channels(macs=1 / fewer, score="reconstruction", allocation="sensitivity",
                                  compensate="least_squares", residual=False)
         plan = step.plan(base, task)
-        train = fw.recover.Train(epochs=8, lr=0.02, schedule="onecycle", autocast="bf16", channels_last=True)
+        train = fw.recover.Train(epochs=epochs, lr=0.02, schedule="onecycle", autocast="bf16", channels_last=True,
+                                 beside=by_parent(ends(depth)))
+        for seed in seeds:
+            self.add(f"resnet{depth} {fewer}x logits and features, seed {seed}",
+                     lambda folder, s=seed: train.fit(plan.apply(base), task, Context(
+                         original=base, workdir=folder, seed=s, plans=(plan,))),
+                     task, arm="logits and features", seed=seed, epochs=epochs, fewer=fewer)
+
+    def zeros(self) -> None:
+        task, base = cifar10.task(), self.original(20)
+        train = fw.recover.Train(epochs=10, lr=0.05, schedule="onecycle", autocast="bf16", channels_last=True,
+                                 weight_decay=1e-4, during=(fw.prune.Weights(0.8, end=0.5),),
+                                 beside=by_parent(ends(20, ("",))))
         for seed in self.seeds:
-            for arm, beside in PRUNED.items():
-                self.add(f"resnet20 {fewer}x {arm}, seed {seed}",
-                         lambda folder, b=beside, s=seed: dataclasses.replace(train, beside=b).fit(
-                             plan.apply(base), task, Context(original=base, workdir=folder, seed=s, plans=(plan,))),
-                         task, arm=arm, seed=seed, epochs=8, fewer=fewer)
+            self.add(f"resnet20 80 % zeros, logits and features, seed {seed}", lambda folder, s=seed: train.fit(
+                base, task, Context(original=base, workdir=folder, seed=s)), task, seed=seed, epochs=10)
 
     def costs(self, rounds: int = 3) -> None:
         """Processor seconds of 10 steps of each arm, in turn, as the median ratio to plain training in the same round;
@@ -245,8 +260,10 @@ def main() -> None:
     given = parser.parse_args()
     bench = Bench(given.checkpoints, given.seeds)
     parts: dict[str, Callable[[], None]] = {
-        "small": lambda: bench.small(list(SMALL)[:FIRST]), "pruned": lambda: bench.pruned(2.1),
-        "small-more": lambda: bench.small(list(SMALL)[FIRST:]), "pruned-3x": lambda: bench.pruned(3.0),
+        "small": lambda: bench.small(list(SMALL)[:FIRST]), "small-more": lambda: bench.small(list(SMALL)[FIRST:]),
+        "pruned": lambda: bench.pruned(20, 2.1, 8, given.seeds),
+        "pruned-3x": lambda: bench.pruned(20, 3.0, 8, given.seeds),
+        "pruned-56": lambda: bench.pruned(56, 2.1, 20, given.seeds[:1]), "zeros": bench.zeros,
         "costs": bench.costs, "cache": bench.cached}
     for part in given.parts or parts:
         parts[part]()

@@ -52,10 +52,13 @@ class Arm:
     train: dict[str, Any] = field(default_factory=dict)
 
 
+#: the ends of the float network's stages, beside its outputs
+FEATURES = fw.distill.Features("hint", weight=0.2, taps=tuple(f"layer{stage}.2" for stage in (1, 2, 3)))
 RESNET20: dict[str, Arm] = {
     "int4/uint4": Arm(91.5),
     "int3/uint3": Arm(91.0),
     "int2/uint2": Arm(89.0),
+    "int2/uint2 taught by activations": Arm(89.91, train={"beside": (FEATURES,)}),
     "binary/float": Arm(88.5),
     "binary/uint1 SGD": Arm(82.0),
     # validation after one epoch and three: 62.9 and 75.4; lr 0.003: 57.2 and 71.0; SGD: 48.2

@@ -8,6 +8,9 @@ at-once: no retraining, 17 % and 30 % fewer parameters, 1,024 training images to
 trained: 60 % fewer parameters and 55 % fewer MACs, 15 epochs taught by the original's outputs; and by the ends of its
     blocks as well.
 
+tensorly-torch: its factorized convolutions of the same weights, CP and Tucker, at as many parameters; needs that
+    package.
+
 scratch: a fresh ResNet-20 on 5,000 images, dense for 6 epochs, beside one that is factorized at 45 % of its MACs after
     an epoch of warm-up and trained on under Frobenius decay: as many epochs, and as many as fit into the processor time
     of the dense training.
@@ -24,6 +27,7 @@ a training that was stopped goes on from its checkpoint in out/low_rank.
 from __future__ import annotations
 
 import argparse
+import itertools
 import statistics
 import sys
 import tempfile
@@ -58,7 +62,8 @@ class Bench:
     def __init__(self, checkpoints: Path) -> None:
         self.task = cifar10.task(calibration_images=1024)
         self.rows = Rows("low_rank.json")
-        self.base = cifar10.network(20, str(checkpoints / "resnet20-12fca82f.th"))
+        self.file = str(checkpoints / "resnet20-12fca82f.th")
+        self.base = cifar10.network(20, self.file)
 
     def add(self, name: str, make: Make, **facts: Any) -> None:
         if name in self.rows:
@@ -103,6 +108,24 @@ class Bench:
                 self.add(f"{name} {form} by energy", lambda p=params, f=form: self.by_energy(f, p))
             row = self.rows[f"{name} auto, data"]
             self.add(f"{name} Channels at its MACs", lambda r=row: self.channels(r["macs"] / r["macs_before"]))
+
+    def tensorly_torch(self) -> None:
+        """One relative rank for the convolutions of all blocks, found by bisection."""
+        for params, form in itertools.product(POINTS, ("cp", "tucker")):
+            name = f"resnet20 params={params} tensorly-torch, {form}"
+            if name in self.rows:
+                continue
+            start, low, high = time.perf_counter(), 0.05, 1.0
+            for _ in range(8):
+                rank = (low + high) / 2
+                small = parameters(theirs(self.file, form, rank, False)) <= params * measure.params(self.base)
+                low, high = (rank, high) if small else (low, rank)
+            made = theirs(self.file, form, low, True)
+            row = {"params": parameters(made), "rank": low, "params_before": measure.params(self.base),
+                   "seconds": time.perf_counter() - start,
+                   "top1": self.task.score(made, self.task.batches("test"))}  # type: ignore[misc]
+            self.rows.add(name, row)
+            print(f"{name:44s} {row['top1']:6.2f} %  {1 - row['params'] / row['params_before']:6.1%} fewer params")
 
     def trained(self, epochs: int = EPOCHS) -> None:
         train = fw.recover.Train(epochs=epochs, lr=0.05, schedule="onecycle", autocast="bf16", channels_last=True,
@@ -213,6 +236,24 @@ def linear(width: int) -> fw.Network:
     return fw.capture(layer.eval(), torch.randn(2, width))
 
 
+def parameters(model: nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())
+
+
+def theirs(weights: str, form: str, rank: float, decompose: bool) -> nn.Module:
+    """ResNet-20 with the convolutions of its blocks as tensorly-torch has them, at a rank relative to the whole."""
+    from tltorch import FactorizedConv
+
+    torch.manual_seed(0)
+    model = cifar10.model(20, weights)
+    for name, module in list(model.named_modules()):
+        if isinstance(module, nn.Conv2d) and name.startswith("layer"):
+            parent, _, own = name.rpartition(".")
+            setattr(model.get_submodule(parent), own, FactorizedConv.from_conv(
+                module, rank=rank, factorization=form, implementation="factorized", decompose_weights=decompose))
+    return model.eval()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoints", type=Path, required=True)
@@ -221,6 +262,7 @@ def main() -> None:
     torch.set_num_threads(1)
     bench = Bench(given.checkpoints)
     parts: dict[str, Callable[[], None]] = {"at-once": bench.at_once, "trained": bench.trained,
+                                            "tensorly-torch": bench.tensorly_torch,
                                             "scratch": bench.scratch, "dense": bench.dense}
     for part in given.parts or parts:
         parts[part]()

@@ -187,7 +187,8 @@ def taught(rows: Rows) -> list[str]:
 
 
 def low_rank(rows: Rows) -> list[str]:
-    lines = [[name, f"{row['top1']:.2f}", f"{row['params'] / 1e3:.0f}", f"{row['macs'] / 1e6:.1f}"]
+    lines = [[name, f"{row['top1']:.2f}", f"{row['params'] / 1e3:.0f}",
+              f"{row['macs'] / 1e6:.1f}" if "macs" in row else "not counted"]
              for name, row in rows.items() if "top1" in row]
     return ["## Low rank: ResNet-20 on CIFAR-10", "", "`benchmarks/low_rank.py`; no retraining, but where epochs "
             "are named.",

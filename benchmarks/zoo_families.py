@@ -115,7 +115,9 @@ SEQUENCES = {"d_model": 96, "encoder_layers": 2, "decoder_layers": 2, "encoder_a
 TEXT, IMAGE, PAIR = ("input_ids", "attention_mask"), ("pixel_values",), ("input_ids", "attention_mask", "pixel_values")
 LOGITS = ("logits",)
 TOWER = {**SMALL, "vocab_size": 300, "max_position_embeddings": 64}
-BACKBONE = {"embedding_size": 16, "hidden_sizes": [32, 64, 96, 128], "depths": [1, 1, 1, 1]}
+BACKBONE = {"model_type": "resnet", "embedding_size": 16, "hidden_sizes": [32, 64, 96, 128], "depths": [1, 1, 1, 1]}
+DETECTION = {"d_model": 64, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 4,
+             "decoder_attention_heads": 4, "encoder_ffn_dim": 128, "decoder_ffn_dim": 128, "num_queries": 10}
 
 #: name -> (class, class of its configuration, options, how it is called, what it gives, inputs, size)
 HUGGING: dict[str, tuple[str, str, dict[str, Any], Sequence[str], Sequence[str], Any, int]] = {
@@ -171,6 +173,12 @@ HUGGING: dict[str, tuple[str, str, dict[str, Any], Sequence[str], Sequence[str],
         64),
     "yolos": ("YolosForObjectDetection", "YolosConfig", {**SMALL, "image_size": [64, 64], "num_detection_tokens": 10},
               IMAGE, ("logits", "pred_boxes"), images, 64),
+    "detr": ("DetrForObjectDetection", "DetrConfig", {
+        **DETECTION, "backbone_config": {**BACKBONE, "out_features": ["stage4"]}}, IMAGE,
+        ("logits", "pred_boxes"), images, 64),
+    "deformable_detr": ("DeformableDetrForObjectDetection", "DeformableDetrConfig", {
+        **DETECTION, "backbone_config": {**BACKBONE, "out_features": ["stage3", "stage4"]}, "num_feature_levels": 2,
+        "disable_custom_kernels": True}, IMAGE, ("logits", "pred_boxes"), images, 64),
     "swin2sr": ("Swin2SRForImageSuperResolution", "Swin2SRConfig", {
         "image_size": 32, "embed_dim": 48, "depths": [2, 2], "num_heads": [4, 4], "window_size": 4}, IMAGE,
         ("reconstruction",), images, 32),

@@ -126,6 +126,117 @@ def test_recurrent_layers_take_any_length_and_are_traced_in_one_step(layer: type
         assert deploy.verify(network, runner, (x,)).ok
 
 
+class Projected(nn.Module):
+    def __init__(self, **options: Any) -> None:
+        super().__init__()
+        self.layer = nn.LSTM(4, 6, proj_size=3, **options)
+
+    def forward(self, x: Tensor, hidden: Tensor, memory: Tensor) -> tuple[Tensor, ...]:
+        given, (hidden, memory) = self.layer(x, (hidden, memory))
+        return given, hidden, memory
+
+
+@pytest.mark.parametrize(("target", "form", "options"), [
+    ("onnxruntime", "int8", {"num_layers": 2, "bidirectional": True}), ("openvino", "int8", {"bias": False}),
+    *(pytest.param(*row, marks=pytest.mark.slow) for row in [
+        ("onnxruntime", "float", {"bias": False}), ("openvino", "float", {"num_layers": 2, "bidirectional": True})])])
+@pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
+def test_projections_of_memories_are_written_out_for_runtimes(target: str, form: str, options: dict[str, Any],
+                                                              tmp_path) -> None:
+    if target == "openvino":
+        pytest.importorskip("openvino")
+    model = made(lambda: Projected(**options))
+    both = options.get("num_layers", 1) * (1 + options.get("bidirectional", False))
+    x = torch.randn(5, 2, 4), torch.randn(both, 2, 3), torch.randn(both, 2, 6)
+    network = fw.capture(model, x, dynamic={})
+    if form == "int8":
+        network = fw.quantize.Quantize(activations=None).plan(network, fw.Task()).apply(network)
+    runtime = deploy.target(target)
+    path = tmp_path / f"model{runtime.suffix}"
+    runtime.export(network, path)
+    found = deploy.verify(network, runtime.load(path, like=network.signature), x)
+    assert found.max_rel < 1e-5, found
+
+
+# ---- weights read along different axes
+class Turned(nn.Module):
+    """A weight that reads, and writes as its transpose."""
+
+    def __init__(self, convolution: bool) -> None:
+        super().__init__()
+        self.convolution = convolution
+        self.weight = nn.Parameter(torch.randn(8, 3, 3, 3) if convolution else torch.randn(8, 12))
+        self.first = nn.Conv2d(3, 3, 1) if convolution else nn.Linear(12, 12)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        if self.convolution:
+            return F.conv_transpose2d(F.relu(F.conv2d(x, self.weight)), self.weight)
+        return F.linear(F.relu(F.linear(x, self.weight)), self.weight.t())
+
+    def meets(self, x: Tensor) -> Tensor:
+        """The sum of the squares of all that each number of the weight is multiplied with, by autograd."""
+        weight = torch.ones_like(self.weight, requires_grad=True)
+        first = self.first(x)
+        if self.convolution:
+            hidden = F.relu(F.conv2d(first, self.weight))
+            total = F.conv2d(first.square(), weight).sum() + F.conv_transpose2d(hidden.square(), weight).sum()
+        else:
+            hidden = F.relu(F.linear(first, self.weight))
+            total = F.linear(first.square(), weight).sum() + F.linear(hidden.square(), weight.t()).sum()
+        return torch.autograd.grad(total, weight)[0]
+
+
+READERS = {
+    "obs": fw.prune.Weights(0.5, score="obs", compensate="obs"),
+    "least squares": fw.prune.Weights(0.5, compensate="least_squares"),
+    "low rank": fw.factorize.LowRank(params=0.7, data=True), "codebook": fw.share.Codebook(bits=2, min_size=16,
+                                                                                          importance="inputs"),
+    "gptq": fw.quantize.Quantize("int4", None, rounding="gptq"),
+}
+
+
+@pytest.mark.parametrize("convolution", [True, False])
+def test_weights_read_along_different_axes_are_scored_by_all_that_they_meet(convolution: bool) -> None:
+    model = made(lambda: Turned(convolution))
+    x = torch.randn(4, 3, 8, 8) if convolution else torch.randn(16, 12)
+    network, task = fw.capture(model, x), fw.Task(calibration=[(x, None)])
+    plan = fw.prune.Weights(0.5, score="wanda", allocation="layer").plan(network, task)
+    scores = model.weight.detach().abs() * model.meets(x).sqrt()
+    kept = plan.apply(network).tensor("weight") != 0
+    assert scores[~kept].max() <= scores[kept].min()
+    for name, step in READERS.items():
+        left = step.plan(network, task)
+        assert left.apply(network)(x).isfinite().all(), name
+        reasons = " ".join(s.reason for s in left.skipped if s.path == "weight")
+        assert name == "codebook" or "along different axes" in reasons or "several kinds" in reasons, name
+
+
+# ---- complex numbers written in place
+class Spectral(nn.Module):
+    """A Fourier layer: some frequencies are mixed and written into zeros."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.lift, self.head = nn.Parameter(torch.randn(4, 4, 3, 2)), nn.Linear(1, 4), nn.Linear(4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.lift(x).transpose(1, 2)
+        waves = torch.fft.rfft(h)
+        mixed = torch.zeros(*waves.shape, dtype=torch.cfloat)
+        mixed[..., :3] = torch.einsum("nit,iot->not", waves[..., :3], torch.view_as_complex(self.weight))
+        mixed[..., 4] += waves[..., 1]
+        return self.head(F.gelu(h + torch.fft.irfft(mixed, n=h.shape[-1])).transpose(1, 2))
+
+
+def test_complex_numbers_written_in_place_train() -> None:
+    model, x = made(Spectral), torch.randn(3, 16, 1)
+    network = fw.capture(model, x)
+    wanted, found = (torch.autograd.grad(net(x).square().sum(), list(net.parameters())) for net in (model, network))
+    for own, other in zip(wanted, found, strict=True):
+        torch.testing.assert_close(own, other)
+
+
 # ---- outputs that matter
 @dataclass
 class Answer:

@@ -102,6 +102,66 @@ def test_captured_whole(name: str) -> None:
         torch.testing.assert_close(net(*given)[~padded], model(*given)[~padded], rtol=1e-4, atol=1e-5)
 
 
+class Rescaled(nn.Module):
+    """Halves a weight and drops a row of another when it evaluates first, as RWKV does it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.rescaled = nn.Linear(4, 4), nn.Linear(4, 4), False
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.rescaled:
+            with torch.no_grad():
+                self.a.weight.div_(2)
+                self.b.weight[1] = 0
+            self.rescaled = True
+        return self.b(self.a(x))
+
+
+def test_weights_that_the_model_writes_are_left_as_they_were_and_written_once() -> None:
+    torch.manual_seed(0)
+    model, x = Rescaled().eval(), torch.randn(3, 4)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    net = fw.capture(model, x, parts=False)
+    assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
+    assert not model.rescaled
+    assert not any("written into" in note for note in net.notes)
+    wanted = model(x)
+    for _ in range(2):
+        torch.testing.assert_close(net(x), wanted)
+    net(x).sum().backward()
+    assert torch.equal(net.tensor("a.weight"), before["a.weight"] / 2)
+
+
+class Padded(nn.Module):
+    """Keeps a stride and a width in buffers, computes its padding of them and of the length, and decides by it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv1d(4, 4, 4, 2), nn.BatchNorm1d(4)
+        self.register_buffer("stride", torch.tensor(2), persistent=False)
+        self.register_buffer("width", torch.tensor(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        length, extra = x.shape[-1], self.width - self.stride
+        steps = torch.ceil((length - self.width + extra) / self.stride + 1).to(torch.int64) - 1
+        missing = steps * self.stride + self.width - extra - length
+        mode = "constant" if length <= max(extra, missing) else "reflect"
+        return self.norm(self.conv(nn.functional.pad(x, (extra, missing), mode)))
+
+
+@pytest.mark.parametrize("length", [2, 9])
+def test_integers_in_buffers_are_numbers_that_the_model_decides_by(length: int) -> None:
+    torch.manual_seed(0)
+    model, x = Padded().eval(), torch.randn(3, 4, length)
+    net = fw.capture(model, x, parts=False)
+    assert type(model) is Padded
+    assert net.signature.inputs[0].shape == (None, 4, length)
+    torch.testing.assert_close(net(x[:1]), model(x[:1]))
+    assert any(note.endswith("which are fixed from now on: stride, width") for note in net.notes), net.notes
+    assert torch.equal(net.tensor("width"), model.width)
+
+
 def test_a_module_of_torch_export_is_captured() -> None:
     model = nn.Sequential(nn.Linear(4, 4), nn.ReLU()).eval()
     x = torch.randn(2, 4)

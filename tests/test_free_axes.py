@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import onnxruntime
@@ -234,6 +235,42 @@ def test_cells_of_one_size_are_never_taken_for_those_of_another(tmp_path) -> Non
     assert torch.allclose(named(wide), model(wide), atol=1e-6)
     with pytest.raises(ExportError, match="capture with fixed sizes"):
         deploy.target("onnxruntime").export(named, tmp_path / "model.onnx")
+
+
+class Sequence(nn.Module):
+    """A length made shorter by a formula, then a recurrent layer."""
+
+    def __init__(self, shorter: nn.Module, layer: type[nn.RNNBase]) -> None:
+        super().__init__()
+        self.shorter, self.layer, self.head = shorter, layer(8, 6, batch_first=True), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.layer(self.shorter(x).transpose(1, 2))[0])
+
+
+def strided() -> nn.Module:
+    return nn.Conv1d(4, 8, 5, stride=2, padding=2)
+
+
+def pooled() -> nn.Module:
+    return nn.Sequential(nn.Conv1d(4, 8, 3), nn.MaxPool1d(3, 2, 1, ceil_mode=True))
+
+
+@pytest.mark.parametrize(("shorter", "layer"), [
+    (strided, nn.GRU), (pooled, nn.LSTM), *(pytest.param(f, layer, marks=pytest.mark.slow) for f, layer in [
+        (strided, nn.LSTM), (strided, nn.RNN), (pooled, nn.GRU)])])
+def test_lengths_that_strides_and_pools_leave_to_recurrent_layers_stay_free(
+        shorter: Callable[[], nn.Module], layer: type[nn.RNNBase], tmp_path) -> None:
+    model = made(lambda: Sequence(shorter(), layer))
+    found = fw.capture(model, torch.randn(2, 4, 96))
+    assert found.signature.inputs[0].shape == (None, 4, None)
+    target = deploy.target("onnxruntime")
+    target.export(found, tmp_path / "model.onnx")
+    runner = target.load(tmp_path / "model.onnx", like=found.signature)
+    for length in (12, 61, 97, 200):
+        x = torch.randn(3, 4, length)
+        assert torch.allclose(found(x), model(x), atol=1e-6)
+        assert deploy.verify(found, runner, (x,)).ok
 
 
 # ---- every step, file and runtime

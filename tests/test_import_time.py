@@ -12,8 +12,9 @@ import pytest
 import featherweight as fw
 
 #: packages that are imported where they are used: by an export, a training, a page, a command
-USED_LATER = {"accelerate", "jinja2", "nncf", "onnx", "onnx_ir", "onnxruntime", "onnxscript", "openvino", "rich",
-              "scipy", "sklearn", "sympy", "tensorly", "torch._dynamo", "torch._inductor", "torch.onnx", "typer"}
+USED_LATER = {"accelerate", "jinja2", "nncf", "onnx", "onnx_ir", "onnxruntime", "onnxscript", "openvino", "optuna",
+              "ray", "rich", "scipy", "sklearn", "sympy", "tensorly", "torch._dynamo", "torch._inductor", "torch.onnx",
+              "typer"}
 
 
 def printed(code: str) -> str:

@@ -111,6 +111,36 @@ def test_parametrizations_can_be_kept(name: str) -> None:
     assert not any("keep_parametrizations" in note for note in net.notes)
 
 
+class Gained(nn.Module):
+    """A linear layer whose rows are multiplied with gains, on either side; half of the gains are next to nothing."""
+
+    def __init__(self, left: bool) -> None:
+        super().__init__()
+        self.weight, self.left = nn.Parameter(torch.randn(12, 8)), left
+        self.register_buffer("gain", torch.ones(12, 8))
+        self.gain[6:] = 1e-3
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(x, self.gain * self.weight if self.left else self.weight * self.gain)
+
+
+@pytest.mark.parametrize("score", ["l1", "l2", "bn", "fpgm"])
+@pytest.mark.parametrize("left", [True, False])
+def test_weights_that_stay_computed_are_scored_as_calls_compute_with_them(score: str, left: bool) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(Gained(left), nn.ReLU(), masked_all(nn.Linear(12, 4))).eval()
+    with torch.no_grad():
+        net[2].weight_orig[:, 6:] *= 1e-3
+    nets = [fw.capture(net, torch.randn(2, 8), keep_parametrizations=keep) for keep in (False, True)]
+    kept = [fw.prune.Channels(ratio=0.5, score=score).plan(one, fw.Task()).keep for one in nets]
+    assert kept == [{"0": tuple(range(6))}] * 2
+
+
+def masked_all(layer: nn.Module) -> nn.Module:
+    masks.identity(layer, "weight")
+    return layer
+
+
 def test_a_parameter_that_serves_something_else_too_stays() -> None:
     class Shared(nn.Module):
         def __init__(self) -> None:

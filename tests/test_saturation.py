@@ -15,6 +15,7 @@ from featherweight import deploy
 from featherweight.errors import RecipeError
 from featherweight.numerics.saturation import factors, saturated
 from featherweight.quantize import Quantize
+from featherweight.steps import Context
 
 torch.set_num_threads(1)
 
@@ -116,6 +117,44 @@ def test_plans_saturate_nowhere_on_calibration_data(name: str) -> None:
     assert deploy.saturating(cut, (x,)), "nothing to keep from saturating"
     assert deploy.saturating(whole, (x,)) == ()
     assert float((whole(x) - network(x)).detach().norm() / network(x).detach().norm()) < 0.03
+
+
+class Normed(nn.Module):
+    """A convolution that a batch norm turns around and scales, and a linear call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv2d(3, 16, 3, padding=1), nn.BatchNorm2d(16), nn.Linear(16, 8)
+        nn.init.uniform_(self.b.weight, -1.5, 1.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.c(F.relu(self.b(self.a(x))).flatten(2).transpose(1, 2))
+
+
+TRAINED = [("static", Mixed, "lsq"), ("normed", Normed, "lsq"), ("normed", Normed, "ste"), ("dynamic", Mixed, "lsq")]
+
+
+@pytest.mark.parametrize(("name", "make", "learn"), TRAINED)
+def test_what_was_trained_saturates_nowhere_on_calibration_data(name: str, make: Callable[[], nn.Module],
+                                                                learn: str) -> None:
+    torch.manual_seed(0)
+    model, x = make().eval(), images()
+    with torch.no_grad():
+        for layer in model.children():  # pairs of large weights
+            if not isinstance(layer, nn.BatchNorm2d):
+                layer.weight[layer.weight.abs() < 0.5 * layer.weight.abs().max()] *= 0.1
+                layer.weight.abs_()
+    network = fw.capture(model, x[:2], parts=False)
+    wanted = network(x).detach()
+    task = fw.Task(train=[(x, wanted)] * 8, calibration=[(x, None)], loss=F.mse_loss)
+    found = []
+    for device in ("vnni", "any"):
+        step = Quantize(device=device, learn=learn, activations="dynamic" if name == "dynamic" else "uint8")
+        made = fw.recover.Train(epochs=1, lr=1e-5, during=(step,)).fit(network, task, Context())
+        found.append((deploy.saturating(made, (x,)), float((made(x) - wanted).norm().detach() / wanted.norm())))
+    assert found[0][0], "nothing to keep from saturating"
+    assert found[1][0] == ()
+    assert found[1][1] < max(0.03, 2 * found[0][1])
 
 
 def test_calls_that_saturate_are_those_of_a_plain_loop() -> None:

@@ -150,6 +150,26 @@ def test_families_that_cannot_help_are_left_out() -> None:
     assert "integers" not in Space.of(NETWORK, {"macs"}, tuple(AXES)).names
 
 
+@pytest.mark.parametrize(("wanted", "counted"), [
+    ({"latency", "macs"}, "latency"), ({"macs", "file_bytes"}, "macs"), ({"archive_bytes"}, "bytes")])
+def test_cuts_count_what_is_asked_for(wanted: set[str], counted: str) -> None:
+    space = Space.of(NETWORK, wanted, ("channels", "low rank"), "elsewhere")
+    steps = [offer.step for offers in space.offers for offer in offers]
+    assert all(0 < getattr(step, counted) < 1 for step in steps)
+    assert {step.times for step in steps} == {"elsewhere" if counted == "latency" else None}  # type: ignore[attr-defined]
+
+
+def test_a_training_comes_after_the_cut_with_the_zeros_beside_it() -> None:
+    space, train = Space.of(NETWORK, {"archive_bytes"}, ("channels", "zeros", "integers")), fw.recover.Train()
+    for picks in itertools.product(range(2), repeat=3):
+        kinds = [type(step) for step in space.steps(picks, train)]
+        cut, zeros, integers = picks
+        assert kinds == [fw.prune.Channels] * cut + [fw.recover.Train] * (cut or zeros) + [
+            fw.quantize.Quantize] * integers
+        assert [type(thing) for step in space.steps(picks, train) for thing in getattr(step, "beside", ())] == [
+            fw.prune.Weights] * zeros
+
+
 def test_the_front() -> None:
     trials = [Trial(str(i), {"latency": x}, d) for i, (x, d) in enumerate([(1, 0), (0.5, 1), (0.6, 2), (0.4, 3)])]
     failed = Trial("failed", {}, 0.0, failed="no")
@@ -211,7 +231,7 @@ def test_limits_that_nothing_keeps_are_told(tmp_path: Path) -> None:
 
 def test_a_family_that_fails_is_told_and_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     broken = Amount("nothing", 1.0, fw.prune.Weights(pattern="4:2"))
-    monkeypatch.setitem(AXES, "depth", Axis(lambda network: [broken], {"file_bytes"}))
+    monkeypatch.setitem(AXES, "depth", Axis(lambda network, counted: [broken], {"file_bytes"}))
     found = looked(tmp_path, families=("depth", "integers"))
     failed = [trial for trial in found.trials if trial.failed]
     assert [trial.what for trial in failed] == ["depth (nothing)"]

@@ -61,15 +61,20 @@ class ResNet(nn.Module):
 
 def network(depth: int = 56, weights: str = "") -> fw.Network:
     """The ResNet of this depth, trained weights read from the file ``weights`` (state dict, keys may say "module.")."""
-    model = ResNet(depth)
+    return fw.capture(model(depth, weights), torch.zeros(2, 3, 32, 32))
+
+
+def model(depth: int, weights: str = "") -> ResNet:
+    """The module that ``network`` captures."""
+    made = ResNet(depth)
     if weights:
         saved = torch.load(Path(weights).expanduser(), map_location="cpu", weights_only=True)
         state = {k.removeprefix("module."): v for k, v in saved.get("state_dict", saved).items()}
-        missing, unexpected = model.load_state_dict(state, strict=False)
+        missing, unexpected = made.load_state_dict(state, strict=False)
         wrong = [m for m in missing if not m.endswith("num_batches_tracked")] + list(unexpected)
         if wrong:
             raise SystemExit(f"{weights} does not hold a ResNet-{depth}: {wrong[:3]}")
-    return fw.capture(model.eval(), torch.zeros(2, 3, 32, 32))
+    return made.eval()
 
 
 def normalised(images: Tensor) -> Tensor:

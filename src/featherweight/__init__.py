@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from featherweight import balance, distill, errors, factorize, prune, quantize, recover, share
-    from featherweight.balance import Advice, Budget, Found, advise, search
+    from featherweight.balance import Advice, Budget, Found, Tuned, advise, search, tune
     from featherweight.judge.sensitivity import Sensitivity, sensitivity
     from featherweight.network import Assembly, Network, capture, load
     from featherweight.recipe import Job, Recipe, Result, compress
@@ -17,14 +17,15 @@ if TYPE_CHECKING:
 
 __version__ = "0.2.0"
 __all__ = ["Advice", "Assembly", "Budget", "Found", "Job", "Network", "Recipe", "Result", "Sensitivity", "Task",
-           "advise", "balance", "capture", "compress", "distill", "errors", "factorize", "integrations", "load",
-           "prune", "quantize", "recover", "scores", "search", "sensitivity", "share"]
+           "Tuned", "advise", "balance", "capture", "compress", "distill", "errors", "factorize", "integrations",
+           "load", "prune", "quantize", "recover", "scores", "search", "sensitivity", "share", "tune"]
 
 #: public names that are no folders or files of this package -> where they are
 _PLACES = {
     "Assembly": "network", "Network": "network", "capture": "network", "load": "network", "scores": "task",
     "Job": "recipe", "Recipe": "recipe", "Result": "recipe", "compress": "recipe", "Task": "task",
     "Advice": "balance", "Budget": "balance", "Found": "balance", "advise": "balance", "search": "balance",
+    "Tuned": "balance", "tune": "balance",
     "integrations": "recover",
     "Sensitivity": "judge.sensitivity", "sensitivity": "judge.sensitivity",
 }

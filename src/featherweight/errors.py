@@ -83,6 +83,18 @@ class ExportError(FeatherweightError):
     """
 
 
+class Untimed(FeatherweightError):
+    """Files wait to be timed on a device that is not this machine; the message says what to do.
+
+    Example:
+        >>> folder = "device"
+        >>> count = fw.balance.bench_table(network, task, folder)
+        >>> fw.prune.Channels(latency=0.5, times=folder).plan(network, task)
+        Traceback (most recent call last):
+        featherweight.errors.Untimed: ...
+    """
+
+
 class TaskError(FeatherweightError):
     """The task lacks what a step needs: a split, a loss, a score.
 

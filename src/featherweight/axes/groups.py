@@ -51,6 +51,8 @@ class Member:
     role: str
     #: it makes the channels (rather than reading them)
     makes: bool
+    #: the node of the weight that is computed from the tensor and others (masks, gains), "" where it is the tensor
+    computed: str = ""
 
 
 @dataclass(frozen=True)
@@ -232,7 +234,8 @@ def _group(trace: Trace, component: Ints, sites: list[tuple[str, int, Ints]], re
         rank = np.lexsort((table[:, next(i for i, m in enumerate(mine) if int(m) in producing)],))
         table, comps = table[rank], np.array([comp[s] for s, _ in spans], dtype=np.int64)[rank]
         members = tuple(
-            Member(sites[i][0], sites[i][1], table[:, mine == i], trace.roles.get(sites[i][0], ""), i in producing)
+            Member(sites[i][0], sites[i][1], table[:, mine == i], trace.roles.get(sites[i][0], ""), i in producing,
+                   trace.computed.get(sites[i][0], ""))
             for i in dict.fromkeys(mine.tolist()))
         groups.append(AxisGroup("", members, notes.of(comps), bool(joined[comps].any()), comps))
     return _named(trace, groups)

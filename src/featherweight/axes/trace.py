@@ -31,6 +31,8 @@ class Trace:
         self.producers: dict[tuple[str, int], list[str]] = {}
         #: tensor -> "weight", "norm", "bias" or "statistic"
         self.roles: dict[str, str] = {}
+        #: stored tensor -> the node of the weight that is computed from it, where both have one shape
+        self.computed: dict[str, str] = {}
         self.joined: list[Ints] = []
         self.blocks: list[tuple[Ints, str]] = []
         self.costs: list[Cost] = []
@@ -104,6 +106,9 @@ class Trace:
         name = self.canonical(argument)
         if name is None:
             name, out = self._source(argument, out, computed)
+            value = self.of(argument)
+            if name and value is not None and value.stored and value.shape == self.network.tensor(name).shape:
+                self.computed.setdefault(name, argument.name)
         if name is None:
             return
         self.roles.setdefault(name, role)

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from featherweight.network.devices import device_of
-from featherweight.network.matrices import portions, rows
+from featherweight.network.matrices import as_matrix, from_matrix, layout, portions, rows
 from featherweight.network.network import Network
 from featherweight.task import Batch, call, move
 
@@ -71,13 +71,20 @@ def second_moments(network: Network, batches: Iterable[Batch], calls: Calls) -> 
 
 
 def input_norms(network: Network, batches: Iterable[Batch], calls: Calls) -> dict[str, Tensor]:
-    """Weight's name -> the L2 norm [g, i * k], float64, of every input that it is multiplied with, over all rows."""
-    nodes = [n for mine in calls.values() for n in mine]
-    found: dict[str, Tensor] = {}
+    """Weight's name -> in its shape, float64, the L2 norm of every input that each number is multiplied with, over all
+    rows of all calls."""
+    first = {(name, layout(node)): node for name, mine in calls.items() for node in reversed(mine)}
+    found: dict[tuple[str, tuple[int, int]], Tensor] = {}  # squares [g, i * k] for the calls of one layout
     for batch in batches:
-        here = inputs_of(network, batch, nodes)
+        here = inputs_of(network, batch, [n for mine in calls.values() for n in mine])
         for name, mine in calls.items():
             for node in mine:
                 for chunk in _chunks(node, network.tensor(name), here[node.name]):
-                    found[name] = chunk.square().sum(1).double() + found.get(name, 0.0)
-    return {n: t.sqrt() for n, t in found.items()}
+                    key = name, layout(node)
+                    found[key] = chunk.square().sum(1).double() + found.get(key, 0.0)
+    squares: dict[str, Tensor] = {}
+    for (name, read), own in found.items():
+        node, weight = first[name, read], network.tensor(name)
+        spread = from_matrix(node, own[:, None].expand_as(as_matrix(node, weight)), weight.shape)
+        squares[name] = spread + squares.get(name, 0.0)
+    return {name: own.sqrt() for name, own in squares.items()}

@@ -1,8 +1,9 @@
 """``featherweight``: the same words as in Python and TOML.
 
 Exit codes: 0 all is well; 1 a check failed (a step made something worse without saying so, a file differs from
-PyTorch); 2 the command line, a file or a recipe is wrong; 3 an error that nobody foresaw, told with its traceback; 130
-and 143 it was stopped (Ctrl-C, SIGTERM). Results go to stdout, progress and messages to stderr.
+PyTorch), or files wait to be timed on another device; 2 the command line, a file or a recipe is wrong; 3 an error that
+nobody foresaw, told with its traceback; 130 and 143 it was stopped (Ctrl-C, SIGTERM). Results go to stdout, progress
+and messages to stderr.
 """
 
 from __future__ import annotations
@@ -22,13 +23,14 @@ from featherweight.cli import gallery, show
 from featherweight.cli import init as begin
 from featherweight.cli.advise import advise
 from featherweight.cli.archives import pack, unpack
+from featherweight.cli.bench import bench_table
 from featherweight.cli.flags import AsJson, ModelName, TaskName, in_flags
 from featherweight.cli.models import job_of, network_and_task
 from featherweight.cli.pages import report
 from featherweight.cli.progress import Listener
 from featherweight.cli.schema import job_schema
 from featherweight.cli.search import search
-from featherweight.errors import FeatherweightError, FileError, RecipeError
+from featherweight.errors import FeatherweightError, FileError, RecipeError, Untimed
 from featherweight.files import written_whole
 
 CHECK_FAILED, WRONG_INPUT, UNFORESEEN = 1, 2, 3
@@ -46,6 +48,9 @@ class Commands(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
+        except Untimed as wait:
+            typer.echo(show.printable(str(wait)), err=True)
+            raise typer.Exit(CHECK_FAILED) from wait
         except (FeatherweightError, OSError) as error:
             if ctx.params.get("debug"):
                 raise
@@ -126,6 +131,7 @@ def compress(recipe: Annotated[Path, typer.Argument(metavar="RECIPE.toml", help=
 
 app.command()(search)
 app.command()(advise)
+app.command("bench-table")(bench_table)
 
 
 def _say_flags(flags: tuple[str, ...]) -> None:

@@ -55,7 +55,8 @@ def _goal() -> Schema:
     limit = {"anyOf": [{"type": "number"}, {"type": "string"}]}
     properties = {**found["properties"], **dict.fromkeys(FIGURES, limit),
                   "minimize": {"enum": [*FIGURES, "score_drop"]}, "minutes": {"type": "number"},
-                  "trials": {"type": "integer"}, "families": {"type": "array", "items": {"enum": list(AXES)}}}
+                  "trials": {"type": "integer"}, "times": {"type": "string"}, "workers": {"type": "integer"},
+                  "families": {"type": "array", "items": {"enum": list(AXES)}}}
     return {**found, "properties": properties}
 
 

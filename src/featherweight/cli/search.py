@@ -20,7 +20,7 @@ from featherweight.recover import Train
 
 LIMITS = tuple(field.name for field in dataclasses.fields(Budget))
 #: what a [goal] may say beside limits
-OPTIONS = ("minimize", "minutes", "trials", "families")
+OPTIONS = ("minimize", "minutes", "trials", "families", "times", "workers")
 MISSED = 1
 
 
@@ -35,11 +35,14 @@ def search(job: Annotated[Path, typer.Argument(metavar="JOB.toml", help="job: mo
            minimize: Annotated[str | None, typer.Option(help="what is to be least within the limits")] = None,
            minutes: Annotated[float | None, typer.Option(help="how long it may look")] = None,
            trials: Annotated[int | None, typer.Option(help="combinations that are tried at most")] = None,
+           times: Annotated[str | None, typer.Option(help="folder of bench-table, for another device")] = None,
+           workers: Annotated[int | None, typer.Option(help="processes of Ray that try ahead")] = None,
            resume: Annotated[bool, typer.Option("--resume/--no-resume", help="go on where a killed run was")] = True,
            as_json: AsJson = False) -> None:
     """Find the combination of all families that keeps limits, make it, measure it. Exit code 1 if a limit is missed."""
     given = {"latency": latency, "file_bytes": file_bytes, "archive_bytes": archive_bytes, "macs": macs,
-             "memory": memory, "score_drop": score_drop, "minimize": minimize, "minutes": minutes, "trials": trials}
+             "memory": memory, "score_drop": score_drop, "minimize": minimize, "minutes": minutes, "trials": trials,
+             "times": times, "workers": workers}
     read = Job.from_toml(job)
     goal = {**read.goal, **{name: value for name, value in given.items() if value is not None}}
     with Listener(show.err) as listener:

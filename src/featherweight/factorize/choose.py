@@ -38,7 +38,8 @@ ERROR = "error"
 @dataclass(frozen=True)
 class Goal:
     """What is to remain: the share of each budget. choice: a key of ``CHOICES``. round_to: ranks are multiples of this.
-    how, batches: by which damage, on how much data. data: errors are those of the outputs. target: for a latency."""
+    how, batches: by which damage, on how much data. data: errors are those of the outputs. target, times: for a
+    latency."""
 
     shares: Mapping[str, float]
     choice: str
@@ -47,6 +48,7 @@ class Goal:
     batches: int | None
     data: bool
     target: str | None
+    times: str | None = None
 
 
 @dataclass(frozen=True)
@@ -64,9 +66,12 @@ class Offer:
 
 def chosen(goal: Goal, network: Network, task: Task, layers: Sequence[Factorable]) -> tuple[list[Split], list[Skipped]]:
     """The splits within the budget, and what is left whole and why."""
-    prices = [_price(goal, name, network) for name in goal.shares]
+    clock = LinkTimes.of(network, goal.target or "onnxruntime", times=goal.times) if "latency" in goal.shares else None
+    prices = [_price(goal, name, network, clock) for name in goal.shares]
     grams = _grams(goal, network, task, layers) if goal.data else {}
     offers = [_offers(goal, layer, grams.get(layer.layer.weight), [price for price, _ in prices]) for layer in layers]
+    if clock is not None:
+        clock.times.settled()
     weights = _sensitivities(goal, network, task, offers)
     harm = [[0.0, *(o.error * weight for o in mine)] for mine, weight in zip(offers, weights, strict=True)]
     costs = [[[price(layer, None), *(o.costs[n] for o in mine)] for layer, mine in zip(layers, offers, strict=True)]
@@ -136,11 +141,10 @@ def _lost(values: Tensor, rank: int) -> float:
 Price = Callable[[Factorable, tuple[str, Ranks] | None], float]
 
 
-def _price(goal: Goal, budget: str, network: Network) -> tuple[Price, float]:
-    """What a layer costs of a budget, and what the network costs of it."""
-    if budget == "latency":
-        times = LinkTimes.of(network, goal.target or "onnxruntime")
-        return times.seconds, times.total()
+def _price(goal: Goal, budget: str, network: Network, clock: LinkTimes | None) -> tuple[Price, float]:
+    """What a layer costs of a budget, and what the network costs of it. clock: for the latency."""
+    if clock is not None and budget == "latency":
+        return clock.seconds, clock.total()
     if budget == "macs":
         return lambda layer, at: float(_counted(goal, layer, at).macs), float(measure.macs(network).total)
     if budget == "params":

@@ -15,7 +15,8 @@ from featherweight.factorize.surgery import Places, form_for, groups_of, kernels
 from featherweight.judge.costs import alone, file_bytes
 from featherweight.network import Network
 from featherweight.network.edit import TRANSPOSED, bias_name, clear_dead, read_tensors, readers_of
-from featherweight.network.layers import Layer, not_finite, select
+from featherweight.network.layers import APART, Layer, not_finite, select
+from featherweight.network.matrices import layout
 from featherweight.network.operators import schema_argument
 from featherweight.numerics.factors.chains import Link, composed
 from featherweight.numerics.factors.forms import FORMS, PARTS, Ranks, Shape
@@ -157,6 +158,8 @@ def _refusal(network: Network, layer: Layer, modules: Collection[str]) -> str:
         return f"its weight is also read by {', '.join(others)}"
     if len({(str(c.target), groups_of(c)) for c in layer.calls}) > 1:
         return "its weight is read by calls of several kinds"
+    if len({layout(call) for call in layer.calls}) > 1:
+        return APART
     if reason := not_finite(weight):
         return reason
     if not weight.any():

@@ -27,6 +27,7 @@ from featherweight.steps.options import (
     check_known,
     check_number,
     check_numbers,
+    check_times,
 )
 from featherweight.task import Task
 
@@ -58,7 +59,8 @@ class LowRank(Rewrite):
     Or for all layers together, of least total damage, as a fraction 0..1 that is to remain of the whole network's; one
     or several, which hold together:
     macs, params, bytes: counted. latency: the sum of all convolution and linear calls, each measured alone in the
-        runtime ``target`` (None: the one that is compressed for).
+        runtime ``target`` (None: the one that is compressed for), on this machine or on the device of the folder
+        ``times`` (``featherweight bench-table``).
     how: damage for these: "output", "loss", "score" or "hessian" (``fw.sensitivity``), measured once a layer on
         ``batches`` of calibration data (None: all) and scaled by the squared error; or "error", these errors alone.
     round_to: ranks are multiples of this, where there is a budget.
@@ -95,6 +97,7 @@ class LowRank(Rewrite):
     batches: int | None = 2
     round_to: int = 1
     target: str | None = None
+    times: str | None = None
     stage: ClassVar[Stage] = Stage.STRUCTURE
 
     def check(self) -> None:
@@ -118,6 +121,7 @@ class LowRank(Rewrite):
                               "LowRank(macs=0.5) for all layers together, or LowRank(energy=0.95) for each by itself")
         if self.target is not None:
             deploy.target(self.target)
+        check_times(self)
 
     def plan(self, network: Network, task: Task) -> LowRankPlan:
         """Reads data for a budget (unless how="error") and for ``data``. Raises RecipeError as said above, TaskError
@@ -149,7 +153,8 @@ class LowRank(Rewrite):
         shares = {name: getattr(self, name) for name in BUDGETS if getattr(self, name) is not None}
         if not shares:
             return None
-        return Goal(shares, self.form, self.round_to, self.how, self.batches, self.data, self.target)
+        return Goal(shares, self.form, self.round_to, self.how, self.batches, self.data, self.target,
+                    self.times)
 
     def _each(self, layers: Sequence[Factorable]) -> tuple[list[Split], list[Skipped], set[str]]:
         """The splits of the layers by the rule, each by itself; those that stay; the measures that grow."""

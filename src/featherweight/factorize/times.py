@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 
 from featherweight.factorize.layers import Factorable
 from featherweight.judge.costs import alone
-from featherweight.judge.figures import cache_folder
-from featherweight.judge.layer_times import TimedLayer, Times, time_all
+from featherweight.judge.elsewhere import TimesElsewhere, times_of
+from featherweight.judge.layer_times import TimedLayer, Times
 from featherweight.judge.widths import timed_layers
 from featherweight.network import Network
 from featherweight.numerics.factors.forms import Ranks
@@ -21,15 +21,15 @@ class LinkTimes:
     """
 
     every: tuple[TimedLayer, ...]
-    times: Times
+    times: Times | TimesElsewhere
     known: dict[tuple[str, str, Ranks], float] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, network: Network, target: str, threads: int = 1) -> LinkTimes:
+    def of(cls, network: Network, target: str, threads: int = 1, times: str | None = None) -> LinkTimes:
         """Of a network in ``target``; figures are kept in latency.json in $FEATHERWEIGHT_CACHE, else in
-        ~/.cache/featherweight."""
+        ~/.cache/featherweight. times: the folder of another device, in the place of this machine."""
         layers, _ = timed_layers(network)
-        return cls(tuple(layers.values()), Times(cache_folder() / "latency.json", target, threads, time_all))
+        return cls(tuple(layers.values()), times_of(target, threads, times))
 
     def total(self) -> float:
         """Seconds of all calls."""

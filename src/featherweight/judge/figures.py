@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 from collections.abc import Mapping
-from importlib import metadata
 from pathlib import Path
 
 from featherweight.deploy import target as target_named
 from featherweight.errors import FileError
 from featherweight.files import written_whole
+from featherweight.judge.time_them import device
 
 
 def cache_folder() -> Path:
@@ -21,15 +20,7 @@ def cache_folder() -> Path:
 
 def place(target: str, threads: int) -> str:
     """What a latency depends on beside the network: kind of processor, runtime and its version, threads."""
-    package = target_named(target).package
-    return f"{_processor()} {package} {metadata.version(package)} threads={threads} "
-
-
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"{platform.machine()} {models[0] if models else platform.processor()}".strip()
+    return device(target_named(target).package, threads)
 
 
 class Figures:

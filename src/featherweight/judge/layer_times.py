@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from featherweight.axes.rules.weights import whole_groups
+from featherweight.deploy import Target
 from featherweight.deploy import target as target_named
 from featherweight.judge.figures import Figures, place
 from featherweight.measure.timing import side_by_side
@@ -97,16 +98,22 @@ class One(nn.Module):
         return made
 
 
+def exported(layer: TimedLayer, runtime: Target, file: Path) -> Network:
+    """The layer alone as a network, written to ``file``."""
+    network = capture(One(layer).eval(), torch.zeros(layer.input(2)))
+    assert isinstance(network, Network)
+    runtime.export(network, file)
+    return network
+
+
 def time_all(layers: Sequence[TimedLayer], target: str, threads: int) -> list[float]:
     """The least seconds of one call of each layer, in interleaved rounds, batch of one: other processes only ever add,
     and to a long call more often than to a short one."""
     runtime, runners, calls = target_named(target), [], {}
     with tempfile.TemporaryDirectory() as folder:
         for i, layer in enumerate(layers):
-            network = capture(One(layer).eval(), torch.zeros(layer.input(2)))
-            assert isinstance(network, Network)
             file = Path(folder) / f"{i}{runtime.suffix}"
-            runtime.export(network, file)
+            network = exported(layer, runtime, file)
             runner = runtime.load(file, threads, like=network.signature)
             runners.append(runner)
             x = torch.randn(layer.input(1))
@@ -132,3 +139,6 @@ class Times:
             taken = self.timer(list(missing.values()), self.target, self.threads)
             self.figures.add(dict(zip(missing, taken, strict=True)))
         return [self.figures.known[k] for k in keys]
+
+    def settled(self) -> None:
+        """All that was asked for is known."""

@@ -19,8 +19,8 @@ from torch.fx import Node
 
 from featherweight.axes.groups import AxisGroups
 from featherweight.axes.labels import Ints
-from featherweight.judge.figures import cache_folder
-from featherweight.judge.layer_times import TimedLayer, Timer, Times, time_all
+from featherweight.judge.elsewhere import TimesElsewhere, times_of
+from featherweight.judge.layer_times import TimedLayer, Timer, Times
 from featherweight.network import Network
 from featherweight.network.edit import CONVOLUTIONS, bias_name, turned, weight_name
 from featherweight.network.layers import path_of, select
@@ -31,6 +31,8 @@ from featherweight.steps import Skipped
 SHARES = (0.25, 0.5, 1.0)
 #: differences of width that are tried, to find those that make a layer faster
 STEPS = (1, 4, 8, 16)
+#: where times of layers come from
+Table = Times | TimesElsewhere
 
 
 @dataclass(frozen=True)
@@ -78,16 +80,16 @@ class LatencyTable:
     @classmethod
     def measure(cls, network: Network, axes: AxisGroups, target: str = "onnxruntime", threads: int = 1,
                 path: str | Path | None = None, shares: Sequence[float] = SHARES,
-                timer: Timer | None = None) -> LatencyTable:
+                timer: Timer | None = None, times: str | Path | None = None) -> LatencyTable:
         """Times every distinct layer at ``shares`` of its axes that hold channels.
 
         path: a JSON file with what was measured before, on this kind of machine and with these versions; new
         measurements are added to it as they are taken, by several processes at once if need be. By default
         latency.json in $FEATHERWEIGHT_CACHE, else in ~/.cache/featherweight.
-        Raises ExportError if there is no such target.
+        times: the folder of another device, in the place of this machine (``judge/elsewhere``).
+        Raises ExportError if there is no such target, Untimed for layers that the other device did not time.
         """
-        file = Times(Path(path) if path is not None else cache_folder() / "latency.json", target, threads,
-                     timer or time_all)
+        file = times_of(target, threads, times, Path(path) if path is not None else None, timer)
         layers, skipped = timed_layers(network)
         free = _free(axes)
         timings: dict[str, Timing] = {}
@@ -98,6 +100,7 @@ class LatencyTable:
             dims = dims[:1] if layer.groups > 1 and not layer.keeps_groups() else dims
             timings[node] = _timing(node, name, layer, dims, shares, file)
         found = _stepped(timings, layers, file)
+        file.settled()
         return cls(axes, found, target, threads, tuple(skipped))
 
     def cost(self, kept: npt.NDArray[np.bool_]) -> float:
@@ -151,7 +154,7 @@ def _options(node: Node) -> list[tuple[str, Any]]:
 
 
 def _timing(node: str, weight: str, layer: TimedLayer, dims: tuple[int, ...], shares: Sequence[float],
-            file: Times) -> Timing:
+            file: Table) -> Timing:
     """Measures one layer on a grid of widths."""
     widths = [_grid(layer.weight[d], shares, _unit(layer, d)) for d in dims]
     grid = [layer.at(dict(zip(dims, w, strict=True))) for w in itertools.product(*widths)]
@@ -173,7 +176,7 @@ def _unit(layer: TimedLayer, dim: int) -> int:
     return layer.groups if layer.keeps_groups() else layer.weight[0] // layer.groups
 
 
-def _stepped(timings: Mapping[str, Timing], layers: Mapping[str, TimedLayer], file: Times) -> tuple[Timing, ...]:
+def _stepped(timings: Mapping[str, Timing], layers: Mapping[str, TimedLayer], file: Table) -> tuple[Timing, ...]:
     """The timings with their steps of width, which are looked for in the slowest layer of every kind."""
     slowest: dict[tuple[str, bool], str] = {}
     kinds = {n: (layer.operator, layer.groups > 1) for n, layer in layers.items()}
@@ -186,7 +189,7 @@ def _stepped(timings: Mapping[str, Timing], layers: Mapping[str, TimedLayer], fi
     return tuple(replace(t, step=steps.get(kinds[n], 1)) for n, t in timings.items())
 
 
-def _step(layer: TimedLayer, dims: tuple[int, ...], file: Times) -> int:
+def _step(layer: TimedLayer, dims: tuple[int, ...], file: Table) -> int:
     """The least of STEPS by which all axes must get shorter, from a multiple of 32, to save at least half of what the
     arithmetic does; the largest if none does."""
     start = {d: max(32, layer.weight[d] // 2 // 32 * 32) for d in dims}

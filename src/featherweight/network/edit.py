@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch.fx import Graph, Node
 
 from featherweight.network.network import Network
 from featherweight.network.operators import ASSERTIONS, mutates
+from featherweight.network.program import resolve
 
 aten = torch.ops.aten
 
@@ -143,6 +145,15 @@ def constant_nodes(network: Network) -> set[Node]:
         if node.op == "get_attr" or (node.op == "call_function" and all(n in constant for n in node.all_input_nodes)):
             constant.add(node)
     return constant
+
+
+@torch.no_grad()
+def stored_value(network: Network, node: Node) -> Any:
+    """What a node gives that is computed of stored tensors alone."""
+    if node.op == "get_attr":
+        return network.tensor(str(node.target)).detach()
+    args, kwargs = (resolve(given, partial(stored_value, network)) for given in (node.args, list(node.kwargs.values())))
+    return node.target(*args, **dict(zip(node.kwargs, kwargs, strict=True)))  # type: ignore[operator]
 
 
 def origins(node: Node) -> set[Node]:

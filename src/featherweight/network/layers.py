@@ -51,6 +51,7 @@ EVERY = (*DENSE, "embedding", "recurrent")
 STORABLE = (*EVERY, "stacked")
 
 COMPUTED = "its weight is computed, not stored (or stored in another form already)"
+APART = "its weight is read along different axes"
 NOT_FINITE = "its weight is empty or not finite"
 
 

@@ -32,6 +32,12 @@ def as_matrix(node: Node, weight: Tensor) -> Tensor:
     return split.transpose(1, 2).reshape(groups, weight.shape[1], -1)
 
 
+def layout(node: Node) -> tuple[int, int]:
+    """How a call reads its weight: the axis of its outputs, and groups. To calls of several layouts that share a weight
+    it is several matrices."""
+    return out_axis(node), int(schema_argument(node, "groups")) if node.target in CONVOLUTIONS else 1
+
+
 def from_matrix(node: Node, matrix: Tensor, shape: torch.Size) -> Tensor:
     """The weight of ``shape`` that ``as_matrix`` made ``matrix`` of."""
     if turned(node):

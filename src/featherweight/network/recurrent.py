@@ -8,8 +8,7 @@ weights [gates * h, p] and one more, [p, h].
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -51,21 +50,6 @@ def results(given: Tensor, states: Any, weights: Sequence[Tensor], has_biases: b
     return (outputs.transpose(0, 1) if batch_first else outputs, *(torch.empty_like(state) for state in last))
 
 
-@contextmanager
-def by_shape() -> Iterator[None]:
-    """While torch traces, recurrent layers give shapes alone: its own form of them takes every time step in turn."""
-    before = {target: dict(target.py_kernels) for target in GATES}
-    try:
-        for target in GATES:
-            target.py_kernels.update(dict.fromkeys(target.py_kernels, results))
-            target._dispatch_cache.clear()
-        yield
-    finally:
-        for target, kernels in before.items():
-            target.py_kernels.update(kernels)
-            target._dispatch_cache.clear()
-
-
 def _shapes(target: Any, given: Tensor, tensors: Sequence[Tensor], biases: bool, layers: int, directions: int,
             batch_first: bool) -> list[tuple[int, ...]]:
     """The shapes that states and weights must have; their own sizes say how wide the layer is."""
@@ -87,4 +71,4 @@ def _last(tensor: Tensor) -> int:
     return tensor.shape[-1] if tensor.dim() else 0
 
 
-__all__ = ["by_shape", "checked", "results"]
+__all__ = ["GATES", "checked", "results"]

@@ -9,7 +9,7 @@ from torch.fx import Node
 
 from featherweight.network import Network
 from featherweight.network.edit import TRANSPOSED, WEIGHTED, out_axis, readers_of
-from featherweight.network.layers import STORABLE, Layer, no_float, not_finite, select
+from featherweight.network.layers import APART, STORABLE, Layer, no_float, not_finite, select
 from featherweight.numerics.formats import ACTIVATIONS, GRIDS, HALVES, value_bits, weight_bits
 from featherweight.quantize.request import Request, of_ends, split
 from featherweight.quantize.store import Stored
@@ -118,7 +118,7 @@ def _refusal(network: Network, layer: Layer) -> str:
     if not set(readers) <= set(layer.calls):
         others = ", ".join(sorted({str(reader.target) for reader in readers}))
         return f"its weight is read by {others}: one of them would read it back to float at every run"
-    return "its weight is read along different axes" if len({out_axis(r) for r in readers}) > 1 else ""
+    return APART if len({out_axis(r) for r in readers}) > 1 else ""
 
 
 __all__ = ["LayerForm", "ends", "layers"]

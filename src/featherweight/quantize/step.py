@@ -168,7 +168,7 @@ class Quantize(Rewrite):
         scales, tops = weight_scales(folded, found, self.weight_ranges), Tops(channel_axes(folded, found, placed))
         points = value_grids(folded, task, placed, found, self.activations, self.ranges, batches, tops)
         if not DEVICES[self.device]:
-            scales = unsaturated(folded, found, scales, placed, points, tops)
+            scales = unsaturated(folded.tensor, found, scales, placed, points, tops)
         weights = [(n, folded.tensor(f.stored.weight)) for f in found for n in f.nodes if n.name in placed.kernels]
         start = QuantizePlan(tuple(f.stored for f in found), points, (), bool(found), products=products, gates=gates,
                              tensors=vectors, skipped=tuple(dict.fromkeys([*skipped, *more])))
@@ -207,7 +207,8 @@ class Quantize(Rewrite):
         self.check()
         self.check_training()
         task, _ = calibrated(self.calibration, network, task, self.calibration_batches)
-        learning = Learning(self.learn, self.progressive, self.ranges, self.weight_ranges, self.calibration_batches)
+        learning = Learning(self.learn, self.progressive, self.ranges, self.weight_ranges, self.calibration_batches,
+                            self.device)
         return Training(self.request(), learning, network, task)
 
     def request(self) -> Request:

@@ -7,7 +7,7 @@ nothing, none by more than 2, which is one bit.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -42,17 +42,18 @@ def channel_axes(network: Network, found: list[LayerForm], placed: Placement) ->
     return axes
 
 
-def unsaturated(network: Network, found: list[LayerForm], scales: Mapping[str, Tensor], placed: Placement,
-                points: tuple[Point, ...], tops: Tops) -> dict[str, Tensor]:
-    """``scales``, larger where sums would saturate. points: the grids of the activations; tops: how far their channels
-    reach on calibration data. What is not there is taken to reach the end of its grid."""
+def unsaturated(weights: Callable[[str], Tensor], found: list[LayerForm], scales: Mapping[str, Tensor],
+                placed: Placement, points: tuple[Point, ...], tops: Tops) -> dict[str, Tensor]:
+    """``scales``, larger where sums would saturate. weights: name -> the weight, before or after rounding. points: the
+    grids of the activations; tops: how far their channels reach on calibration data. What is not there is taken to
+    reach the end of its grid."""
     grids = {reader: point for point in points for reader in point.readers if reader in placed.kernels}
     made = dict(scales)
     for layer in found:
         name = layer.stored.weight
         for node in layer.nodes:
             if node.name in grids and layer.stored.kind in GRIDS and layer.stored.group is None:
-                call = _Call(layer, node, grids[node.name], network.tensor(name).detach().cpu())
+                call = _Call(layer, node, grids[node.name], weights(name).detach().cpu())
                 grown = call.factors(scales[name], tops)
                 if (grown > 1).any():
                     made[name] = torch.maximum(made[name], (scales[name].double() * grown).float())

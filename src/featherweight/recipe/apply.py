@@ -25,7 +25,7 @@ from featherweight.recipe.files import State, seal, unsealed
 from featherweight.recipe.flags import check_growth, flags_of, slower, unbounded
 from featherweight.recipe.gauge import Gauge
 from featherweight.recipe.mark import EARLY, first_batches, job_mark, split_mark
-from featherweight.recipe.recipe import Recipe, aimed, planners
+from featherweight.recipe.recipe import Recipe, aimed, plan_files, planners, plans_made
 from featherweight.recipe.result import Decision, Result
 from featherweight.recipe.terms import FILE as TERMS
 from featherweight.recipe.terms import Terms, by_epoch, curves, note_time, time_of
@@ -211,7 +211,7 @@ class _Work:
                            for place, p in plans.items()]
                 network.save(file)
                 seal(notes, [d.to_dict() for d in decided],
-                     [file, *self._plan_files(index, step).values(), *folder.glob(TERMS)])
+                     [file, *plan_files(folder, step).values(), *folder.glob(TERMS)])
                 (folder / "checkpoint.safetensors").unlink(missing_ok=True)
             self.processes.share(lambda: None)
         stored: list[dict[str, Any]]
@@ -247,21 +247,10 @@ class _Work:
 
     def _made(self, index: int) -> tuple[Plan, ...]:
         """The plans that led to what step ``index`` works on, as they were applied."""
-        found: list[Plan] = []
-        for number, step in enumerate(self.recipe.steps[:index - 1], 1):
-            own, whose = self._plans(number, step), planners(step)
-            found += [own[place] for place in sorted(own, key=lambda p: int(getattr(whose[p], "stage", 0)))]
-        return tuple(found)
-
-    def _plan_files(self, index: int, step: Step) -> dict[int, Path]:
-        """The plans that step ``index`` left, by the places of their ``planners``."""
-        folder = self.state.place(index)
-        names = ["plan.safetensors"] if isinstance(step, Rewrite) else [
-            f"during_{i}.plan" for i in range(len(planners(step)))]
-        return {i: folder / name for i, name in enumerate(names) if (folder / name).exists()}
+        return plans_made((self.state.place(i), step) for i, step in enumerate(self.recipe.steps[:index - 1], 1))
 
     def _plans(self, index: int, step: Step) -> dict[int, Plan]:
-        return {i: Plan.load(file) for i, file in self._plan_files(index, step).items()}
+        return {i: Plan.load(file) for i, file in plan_files(self.state.place(index), step).items()}
 
     # ---- figures
     def _measurement(self, index: int, network: Network, step: Step | None) -> Measurement:

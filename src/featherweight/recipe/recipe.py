@@ -12,7 +12,7 @@ from featherweight.errors import RecipeError
 from featherweight.recipe import toml
 from featherweight.recipe.kinds import build, line, validated
 from featherweight.recover import Train
-from featherweight.steps import Fit, Rewrite, Stage, Step
+from featherweight.steps import Fit, Plan, Rewrite, Stage, Step
 from featherweight.steps.companion import beside
 from featherweight.steps.kinds import kind_of
 
@@ -68,6 +68,22 @@ def text(steps: Iterable[Step]) -> str:
 def planners(step: Step) -> tuple[Any, ...]:
     """What may leave a plan when a step is done: the step itself, or all that works beside a Fit."""
     return (step,) if isinstance(step, Rewrite) else beside(step)
+
+
+def plan_files(folder: Path, step: Step) -> dict[int, Path]:
+    """The plans that a step left in its folder, by the places of their ``planners``."""
+    names = ["plan.safetensors"] if isinstance(step, Rewrite) else [
+        f"during_{i}.plan" for i in range(len(planners(step)))]
+    return {i: folder / name for i, name in enumerate(names) if (folder / name).exists()}
+
+
+def plans_made(places: Iterable[tuple[Path, Step]]) -> tuple[Plan, ...]:
+    """The plans of steps that were done in these folders, as they were applied."""
+    found: list[Plan] = []
+    for folder, step in places:
+        files, whose = plan_files(folder, step), planners(step)
+        found += [Plan.load(files[i]) for i in sorted(files, key=lambda i: int(getattr(whose[i], "stage", 0)))]
+    return tuple(found)
 
 
 def rewrites(step: Step) -> tuple[Rewrite, ...]:

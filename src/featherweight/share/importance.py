@@ -10,7 +10,6 @@ from torch import Tensor
 from featherweight.calibrate.moments import Calls, input_norms
 from featherweight.network import Network
 from featherweight.network.devices import device_of
-from featherweight.network.matrices import as_matrix, from_matrix
 from featherweight.task import Task, call, move
 
 #: gives weight's name -> importances [the weight's shape], for the weights that are read by these calls
@@ -24,11 +23,9 @@ def by_inputs(network: Network, task: Task, calls: Calls) -> dict[str, Tensor]:
     task.require("calibration")
     norms = input_norms(network.copy().eval(), task.batches("calibration", BATCHES), calls)
     found = {}
-    for name, mine in calls.items():
-        weight = network.tensor(name)
-        matrix = as_matrix(mine[0], weight)
-        squares = norms[name].square()[:, None].expand_as(matrix)
-        found[name] = from_matrix(mine[0], squares / squares.mean().clamp_min(1e-300), weight.shape)
+    for name in calls:
+        squares = norms.pop(name).square()
+        found[name] = squares / squares.mean().clamp_min(1e-300)
     return found
 
 

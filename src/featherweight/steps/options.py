@@ -107,6 +107,14 @@ def check_one(step: Any, options: Collection[str], write: str) -> None:
                           f"expected one of them: write {write}")
 
 
+def check_times(step: Any) -> None:
+    """Raises RecipeError where ``times`` is no folder's name, or stands without a ``latency``."""
+    if step.times is not None and (not isinstance(step.times, str) or step.latency is None):
+        name = type(step).__name__
+        raise RecipeError(f"{name} was given times={step.times!r} and latency={step.latency}; expected the folder of a "
+                          f'device beside a latency, as in {name}(latency=0.5, times="device")')
+
+
 def check_pace(step: Any) -> None:
     """Raises RecipeError where ``begin``, ``end`` and ``frequency`` are no shares of a training in their order."""
     begin, end, frequency = given = step.begin, step.end, step.frequency
@@ -118,4 +126,4 @@ def check_pace(step: Any) -> None:
 
 
 __all__ = ["BATCH_LIMIT", "CHOICE_SPLITS", "COUNT", "REMAINS", "SEED", "Numbers", "check_batches", "check_known",
-           "check_number", "check_numbers", "check_one", "check_pace", "check_split"]
+           "check_number", "check_numbers", "check_one", "check_pace", "check_split", "check_times"]

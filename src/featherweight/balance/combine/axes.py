@@ -6,27 +6,37 @@ another. A family of one's own enters itself into ``AXES`` with one row.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from featherweight.axes.blocks import droppable
+from featherweight.balance.mixed import Mixed
 from featherweight.factorize import LowRank
 from featherweight.network import Network
 from featherweight.prune import Channels, Layers, Weights
 from featherweight.quantize import Quantize
+from featherweight.recover import Train
 from featherweight.share import Codebook
-from featherweight.steps import Rewrite, Stage
+from featherweight.steps import Rewrite, Stage, Step
 
-#: shares of the multiply-accumulates that stay
+#: figure of a budget -> what steps that cut count in, the first that is asked for
+COUNTED = {"latency": "latency", "macs": "macs", "file_bytes": "bytes", "archive_bytes": "bytes", "memory": "bytes"}
+#: what is written for it
+NOUNS = {"latency": "of the calls' latency", "macs": "MACs", "bytes": "bytes"}
+#: shares of what is counted that stay
 SHARES = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2)
 #: blocks that are dropped at most, as a share of all, and in how many amounts
 DROPPED, AMOUNTS = 0.5, 6
 SPARSITIES = (0.4, 0.55, 0.7, 0.8, 0.9)
+#: shares of the bytes that layers of 8 and of 4 bits keep, between those of either alone
+MIXED = (0.22, 0.19, 0.16)
 #: prices of a bit of the archive
 RATES = (0.002, 0.005, 0.01, 0.02, 0.05)
 EVERYWHERE = frozenset({"latency", "file_bytes", "archive_bytes", "macs", "memory"})
@@ -34,48 +44,56 @@ EVERYWHERE = frozenset({"latency", "file_bytes", "archive_bytes", "macs", "memor
 
 @dataclass(frozen=True)
 class Amount:
-    """A step at one amount. text: in few words. position: how far it goes, for the surrogate; 0 would be nothing."""
+    """A step at one amount. text: in few words. position: how far it goes, for the surrogate; 0 would be nothing.
+    beside: what does the same during a training, where there is one."""
 
     text: str
     position: float
     step: Rewrite
+    beside: Rewrite | None = None
 
 
 @dataclass(frozen=True)
 class Axis:
-    """offers: what there is for a network, from little to much. lowers: the figures that it may lower."""
+    """offers: what there is for a network, from little to much, where "latency", "macs" or "bytes" count. lowers: the
+    figures that it may lower."""
 
-    offers: Callable[[Network], Sequence[Amount]]
+    offers: Callable[[Network, str], Sequence[Amount]]
     lowers: Collection[str]
 
 
-def _channels(network: Network) -> list[Amount]:
-    return [Amount(f"{share:.0%} MACs", -math.log2(share), Channels(
-        macs=share, score="reconstruction", allocation="sensitivity", compensate="least_squares")) for share in SHARES]
+def _channels(network: Network, counted: str) -> list[Amount]:
+    return _shares(counted, lambda kept: Channels(
+        score="reconstruction", allocation="sensitivity", compensate="least_squares", **kept))
 
 
-def _low_rank(network: Network) -> list[Amount]:
-    return [Amount(f"{share:.0%} MACs", -math.log2(share), LowRank(macs=share, form="auto", data=True))
-            for share in SHARES]
+def _low_rank(network: Network, counted: str) -> list[Amount]:
+    return _shares(counted, lambda kept: LowRank(form="auto", data=True, **kept))
 
 
-def _depth(network: Network) -> list[Amount]:
+def _shares(counted: str, step: Callable[[dict[str, Any]], Rewrite]) -> list[Amount]:
+    return [Amount(f"{share:.0%} {NOUNS[counted]}", -math.log2(share), step({counted: share})) for share in SHARES]
+
+
+def _depth(network: Network, counted: str) -> list[Amount]:
     blocks = len(droppable(network).found)
     counts = sorted({math.ceil(DROPPED * blocks * i / AMOUNTS) for i in range(1, AMOUNTS + 1)}) if blocks > 1 else []
     return [Amount(f"{count} of {blocks} blocks dropped", -math.log2(1 - count / (blocks + 1)),
                   Layers(count=count, per="macs")) for count in counts]
 
 
-def _weights(network: Network) -> list[Amount]:
-    return [Amount(f"{zeros:.0%} zeros", -math.log2(1 - zeros), Weights(sparsity=zeros, score="obs", compensate="obs"))
-            for zeros in SPARSITIES]
+def _weights(network: Network, counted: str) -> list[Amount]:
+    return [Amount(f"{zeros:.0%} zeros", -math.log2(1 - zeros), Weights(sparsity=zeros, score="obs", compensate="obs"),
+                   Weights(sparsity=zeros, end=0.6)) for zeros in SPARSITIES]
 
 
-def _integers(network: Network) -> list[Amount]:
-    return [Amount("int8", 1.0, Quantize())]
+def _integers(network: Network, counted: str) -> list[Amount]:
+    mixed = [Amount(f"int8 and int4, {share:.0%} bytes", -math.log2(2 * share),
+                    Mixed(bytes=share, kinds=("int8", "int4"))) for share in MIXED]
+    return [Amount("int8", 1.0, Quantize()), *(mixed if counted == "bytes" else ())]
 
 
-def _codebooks(network: Network) -> list[Amount]:
+def _codebooks(network: Network, counted: str) -> list[Amount]:
     return [Amount(f"{rate} a bit", 1 + math.log2(rate / RATES[0]),
                   Codebook(rate=rate, compensate="obs", min_size=256)) for rate in RATES]
 
@@ -102,11 +120,14 @@ class Space:
     offers: tuple[tuple[Amount, ...], ...]
 
     @classmethod
-    def of(cls, network: Network, wanted: Collection[str], families: Collection[str]) -> Space:
-        """The ``families`` (names in ``AXES``) that may lower one of the figures ``wanted`` and offer something."""
-        found = {name: tuple(axis.offers(network)) for name, axis in AXES.items()
-                 if name in families and set(axis.lowers) & set(wanted)}
-        found = {name: offers for name, offers in found.items() if offers}
+    def of(cls, network: Network, wanted: Collection[str], families: Collection[str],
+           times: str | None = None) -> Space:
+        """The ``families`` (names in ``AXES``) that may lower one of the figures ``wanted`` and offer something. times:
+        the folder of another device, whose latencies steps count."""
+        counted = next((unit for figure, unit in COUNTED.items() if figure in wanted), "macs")
+        axes = {name: axis for name, axis in AXES.items() if name in families and set(axis.lowers) & set(wanted)}
+        offers = {name: axis.offers(network, counted) for name, axis in axes.items()}
+        found = {name: tuple(_on(offer, times) for offer in mine) for name, mine in offers.items() if mine}
         return cls(tuple(found), tuple(found.values()))
 
     def chosen(self, picks: Picks) -> dict[str, Amount]:
@@ -114,9 +135,16 @@ class Space:
         return {name: offers[pick - 1] for name, offers, pick in zip(self.names, self.offers, picks, strict=True)
                 if pick}
 
-    def steps(self, picks: Picks) -> tuple[Rewrite, ...]:
-        """The steps, in the order of their stages."""
-        return tuple(sorted((offer.step for offer in self.chosen(picks).values()), key=lambda step: step.stage))
+    def steps(self, picks: Picks, training: Train | None = None) -> tuple[Step, ...]:
+        """The steps in the order of their stages, the ``training`` after what cuts, and with what can work beside it;
+        without a cut there is none."""
+        offers = self.chosen(picks).values()
+        beside = tuple(o.beside for o in offers if o.beside is not None) if training is not None else ()
+        own = sorted((o.step for o in offers if o.beside not in beside), key=lambda step: step.stage)
+        cut = sum(step.stage < Stage.PRECISION for step in own)
+        if training is None or not (cut or beside):
+            return tuple(own)
+        return (*own[:cut], dataclasses.replace(training, beside=(*training.beside, *beside)), *own[cut:])
 
     def alone(self, axis: int, pick: int) -> Picks:
         """One offer of one axis, and nothing else."""
@@ -136,6 +164,13 @@ class Space:
         precise = [i for i, offers in enumerate(self.offers) if offers[0].step.stage == Stage.PRECISION]
         return [picks for picks in itertools.product(*(range(len(offers) + 1) for offers in self.offers))
                 if sum(picks[i] > 0 for i in precise) < 2]
+
+
+def _on(offer: Amount, times: str | None) -> Amount:
+    step = offer.step
+    if times is None or not isinstance(step, (Channels, LowRank)) or step.latency is None:
+        return offer
+    return dataclasses.replace(offer, step=dataclasses.replace(step, times=times))
 
 
 def told(chosen: Mapping[str, Amount]) -> str:

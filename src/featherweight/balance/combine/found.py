@@ -15,7 +15,7 @@ class Found:
     """result: the job of ``recipe``, run by ``compress``, from which the files are. chosen: its trial. missed: limit ->
     in words by how much the shipped file passes it; empty where all are kept. front: trials of which no other has both
     less of ``minimize`` and a smaller drop. alone: name of a family -> the best trial of that family by itself. trials:
-    all of them.
+    all of them. device: what latencies were measured on; "" is this machine.
 
     Example:
         >>> found = fw.search(network, task, fw.Budget(file_bytes=0.9, score_drop=100), trials=3, seconds=0.01)
@@ -30,6 +30,7 @@ class Found:
     front: tuple[Trial, ...]
     alone: Mapping[str, Trial]
     trials: tuple[Trial, ...]
+    device: str = ""
 
     @property
     def recipe(self) -> Recipe:
@@ -40,12 +41,13 @@ class Found:
         """JSON-able values: what ``search.json`` holds."""
         return {"format": 1, "chosen": self.chosen.to_dict(), "minimize": self.minimize, "missed": dict(self.missed),
                 "front": [t.to_dict() for t in self.front], "alone": {n: t.to_dict() for n, t in self.alone.items()},
-                "trials": [t.to_dict() for t in self.trials]}
+                "trials": [t.to_dict() for t in self.trials], **({"device": self.device} if self.device else {})}
 
     def __str__(self) -> str:
         rows = [f"chosen: {_row(self.chosen, self.minimize)}",
                 *(f"{name} alone: {_row(trial, self.minimize)}" for name, trial in self.alone.items()),
-                *(f"missed: {name}: {how}" for name, how in self.missed.items())]
+                *(f"missed: {name}: {how}" for name, how in self.missed.items()),
+                *([f"latencies are those of {self.device}"] if self.device else [])]
         return "\n".join(rows)
 
 

@@ -13,10 +13,12 @@ from typing import Any
 from featherweight import deploy
 from featherweight.balance.combine.axes import AXES, Picks, Space
 from featherweight.balance.combine.budget import FIGURES, Budget
+from featherweight.balance.combine.crew import EACH, crew_of
 from featherweight.balance.combine.found import Found
 from featherweight.balance.combine.seek import DROP, Seeker, Wanted, front
 from featherweight.balance.combine.trials import Trial, Trials, Watch, name_of
 from featherweight.errors import RecipeError
+from featherweight.judge.elsewhere import Elsewhere
 from featherweight.network import Network
 from featherweight.processes import Processes
 from featherweight.recipe import Recipe, Result, compress
@@ -26,31 +28,43 @@ from featherweight.recipe.mark import EARLY, first_batches, job_mark, split_mark
 from featherweight.recipe.trial import check_finite, check_place, tried
 from featherweight.recipe.writing import write_json
 from featherweight.recover import Train
-from featherweight.steps import Stage, Step
+from featherweight.steps import Step
 from featherweight.steps.options import SEED, Numbers, check_known, check_number
 from featherweight.task import Task
 
 NUMBERS = {"trials": Numbers(60, least=1, whole=True), "minutes": Numbers(30, above=0, none="no limit"),
-           "threads": Numbers(1, least=1, whole=True), "seed": SEED, "seconds": Numbers(1.0, least=0)}
+           "threads": Numbers(1, least=1, whole=True), "seed": SEED, "seconds": Numbers(1.0, least=0),
+           "workers": Numbers(2, least=1, whole=True, none="this process alone")}
+#: combinations that wait for a device together
+CARRIED = 16
 #: combinations that are made as they would ship, at most
 SHIPPED = 4
-#: what training is taken to leave of a drop before one was seen, and what it leaves at least
-LEFT, LEAST_LEFT = 0.3, 0.02
+#: share of a training's epochs that a trial gets; what the whole training is taken to leave of a drop after that,
+#: before one was seen, and what it leaves at least
+PROBE, LEFT, LEAST_LEFT = 0.1, 0.4, 0.02
 
 
 def search(network: Network, task: Task, budget: Budget, target: str = "onnxruntime", out: str | Path | None = None,
            *, minimize: str | None = None, recover: Train | None = None, families: Collection[str] = tuple(AXES),
            trials: int = 60, minutes: float | None = None, threads: int = 1, seed: int = 0, seconds: float = 1.0,
-           progress: Progress | None = None, resume: bool = True, preface: str = "") -> Found:
+           progress: Progress | None = None, resume: bool = True, preface: str = "",
+           times: str | Path | None = None, workers: int | None = None) -> Found:
     """Finds the combination of pruning, low rank, quantization and sharing that keeps a budget, and makes it.
 
     budget: the limits, which hold together. minimize: what is to be least within them, "latency", "file_bytes",
         "archive_bytes", "macs", "memory" or "score_drop"; None takes the score's drop where the budget does not limit
         it, else the latency.
-    recover: a training after the cut (and before integers); None is none. The drop after training is learned from the
-        combinations that are trained, four at most, and the limit of the drop is for the trained network.
+    recover: a training after the cut (and before integers), beside which weights are pruned; None is none. Every trial
+        with a cut gets a tenth of its epochs, one at least; what the whole training leaves of a drop after that is
+        learned from the combinations that are trained, four at most. The limit of the drop is for the trained network.
     families: names in ``balance.combine.axes.AXES``. trials: combinations that are tried at most; minutes: how long it
         may take, training and the last job not counted. What was found by then is the answer.
+    times: the folder of another device (``balance.bench_table``), on which latencies are measured instead. The search
+        stops (errors.Untimed) where it needs some: deployed files wait in the folder then, to be timed there together,
+        and the same call goes on with what came back.
+    workers: so many processes of Ray plan, export and score combinations ahead of time, on this machine or on the
+        cluster that ``ray.init(address=...)`` was called for, whose machines must see ``out``. Nothing is timed while
+        they work, and the answer is that of one process (given the same ``torch.get_num_threads()``).
     out: a folder for the files of ``compress``, ``search.json``, and ``search/``, from which a search that was killed
         goes on; None leaves nothing behind. target, threads, seed, seconds, progress, resume, preface: as of
         ``compress``.
@@ -65,7 +79,8 @@ def search(network: Network, task: Task, budget: Budget, target: str = "onnxrunt
         >>> found.result.trail[-1].file_bytes < found.result.trail[0].file_bytes
         True
     """
-    given = {"trials": trials, "minutes": minutes, "threads": threads, "seed": seed, "seconds": seconds}
+    given = {"trials": trials, "minutes": minutes, "threads": threads, "seed": seed, "seconds": seconds,
+             "workers": workers}
     wanted = _checked(budget, minimize, families, given)
     deploy.target(target)
     if Processes().several:
@@ -73,7 +88,7 @@ def search(network: Network, task: Task, budget: Budget, target: str = "onnxrunt
                           "accelerate launch")
     with folder_of(out) as folder:
         return _Search(network, task, budget, wanted, target, folder, recover, tuple(families), progress, resume,
-                       preface, given).run()
+                       preface, given, None if times is None else Path(times)).run()
 
 
 def _checked(budget: Budget, minimize: str | None, families: Collection[str], given: Mapping[str, Any]) -> str:
@@ -106,12 +121,19 @@ class _Search:
     resume: bool
     preface: str
     options: dict[str, Any]
+    times: Path | None
 
     def run(self) -> Found:
         check_place(self.out, self.original, self.target, len(self.families))
+        workers, device = self.options["workers"], None
+        if self.times is not None:
+            device = Elsewhere(self.times, self.target, self.options["threads"])
+            device.begin()
         with trials_of(self.original, self.task, self.target, self.out / "search", self._figures("memory"), self.resume,
-                       **{name: self.options[name] for name in ("threads", "seed", "seconds")}) as trials:
-            return self._found(trials)
+                       device, **{name: self.options[name] for name in ("threads", "seed", "seconds")}) as trials, \
+                crew_of(workers, trials) if workers else nullcontext() as crew:
+            ahead = min(max(EACH * (workers or 0), CARRIED if device is not None else 1), self.options["trials"])
+            return self._found(dataclasses.replace(trials, crew=crew, ahead=ahead))
 
     def _figures(self, name: str) -> bool:
         return name in (*self.budget.limited, self.minimize)
@@ -122,16 +144,19 @@ class _Search:
             limits[DROP] = self.budget.score_drop
         wanted = Wanted(limits, self.minimize, trials.points)
         figures = {*self.budget.limited, self.minimize} - {DROP}
-        space = Space.of(self.original, figures or FIGURES, self.families)
-        seeker = Seeker(trials, space, wanted, Watch(self.options["minutes"]), self.options["trials"], self._tell)
+        times = None if self.times is None else str(self.times)
+        space = Space.of(self.original, figures or FIGURES, self.families, times)
+        seeker = Seeker(trials, space, wanted, Watch(self.options["minutes"]), self.options["trials"], self._tell,
+                        short(self.recover), expect=trials.expect)
         shipped = self._shipped(seeker)
         picks = min(shipped, key=lambda picks: wanted.rank(shipped[picks]))
         result, known = self._job(space, picks, self.task), {**seeker.known, **shipped}
         every = tuple(known.values())
         found = Found(result, shipped[picks], self.minimize, _missed(wanted, shipped[picks]),
-                      front(every, self._cost()), _alone(space, known, wanted), every)
+                      front(every, self._cost()), _alone(space, known, wanted), every,
+                      trials.device.device if trials.device is not None else "")
         result = dataclasses.replace(result, search=found.to_dict())
-        result.save(self.out, self._place(space, picks) / f"model{deploy.target(self.target).suffix}")
+        result.save(self.out, self._file(space, picks))
         write_json(self.out / "search.json", result.search)
         return dataclasses.replace(found, result=result)
 
@@ -139,22 +164,22 @@ class _Search:
         """The combinations that were made by ``compress``, as it measured them: until one keeps the budget as shipped,
         or ``SHIPPED`` were made. What each came to is known from then on. Where they are trained, what is left of a
         drop is learned from each, and the search goes on with what that allows."""
-        asked, left, made = seeker.wanted, LEFT if self.recover is not None else 1.0, {}
+        asked, made = seeker.wanted, {}
+        left = LEFT if self.recover is not None else 1.0
         for _ in range(SHIPPED):
-            limits = {name: limit / left if name == DROP else limit for name, limit in asked.limits.items()}
-            seeker.wanted = dataclasses.replace(asked, limits=limits)
+            seeker.wanted = dataclasses.replace(asked, left=left)
             seeker.run()
             picks = seeker.best
             if picks in made:
                 break
             cut, result = seeker.known[picks], self._job(seeker.space, picks, dataclasses.replace(self.task, test=None))
-            made[picks] = seeker.trials.of(cut.what, result.trail[-1], self.recover is not None) \
+            made[picks] = seeker.trials.of(cut.what, result.trail[-1], self._file(seeker.space, picks), cut.probe) \
                 if len(result.trail) > 1 else cut
-            if self.recover is not None and cut.drop > asked.points / 10:
-                left = min(max(made[picks].drop / cut.drop, LEAST_LEFT), 1.0)
-            elif asked.met(made[picks]):
+            if asked.met(made[picks]) and not cut.probe:
                 break
-            seeker.known[picks] = dataclasses.replace(made[picks], drop=made[picks].drop / left)
+            if cut.probe and cut.drop > asked.points / 10:
+                left = min(max(made[picks].drop / cut.drop, LEAST_LEFT), 1.0)
+            seeker.known[picks] = made[picks]
         return made
 
     def _cost(self) -> str:
@@ -170,15 +195,20 @@ class _Search:
     def _place(self, space: Space, picks: Picks) -> Path:
         return self.out / "search" / "jobs" / name_of(self._steps(space, picks))
 
+    def _file(self, space: Space, picks: Picks) -> Path:
+        return self._place(space, picks) / f"model{deploy.target(self.target).suffix}"
+
     def _steps(self, space: Space, picks: Picks) -> tuple[Step, ...]:
-        steps: list[Step] = list(space.steps(picks))
-        if self.recover is not None:
-            steps.insert(sum(step.stage < Stage.PRECISION for step in space.steps(picks)), self.recover)
-        return tuple(steps)
+        return space.steps(picks, self.recover)
 
     def _tell(self, what: str, done: int) -> None:
         if self.progress is not None:
             self.progress(f"trial {done + 1}: {what}", done, self.options["trials"], {})
+
+
+def short(training: Train | None) -> Train | None:
+    """The training of trials: a tenth of the epochs, one at least."""
+    return training and dataclasses.replace(training, epochs=max(1, round(PROBE * training.epochs)))
 
 
 @contextmanager
@@ -189,18 +219,20 @@ def folder_of(out: str | Path | None) -> Iterator[Path]:
 
 
 @contextmanager
-def trials_of(network: Network, task: Task, target: str, folder: Path, memory: bool, resume: bool, *, threads: int,
-              seed: int, seconds: float) -> Iterator[Trials]:
-    """The trials in a folder, which is this process's alone meanwhile. Raises RecipeError where it holds those of
-    another network, task or target, TaskError for a task that does not fit the network."""
+def trials_of(network: Network, task: Task, target: str, folder: Path, memory: bool, resume: bool,
+              device: Elsewhere | None = None, *, threads: int, seed: int, seconds: float) -> Iterator[Trials]:
+    """The trials in a folder, which is this process's alone meanwhile. device: where latencies come from. Raises
+    RecipeError where the folder holds those of another network, task or target, TaskError for a task that does not fit
+    the network."""
     check_finite(network, "the network to be compressed")
     begun = {split: first_batches(task, split, seed) for split in EARLY if task.has(split)}
     known, state = tried(network, task, begun, []), State(folder)
-    mark = job_mark(network, task, (), target, begun, seed=seed, threads=threads, seconds=seconds, memory=memory)
+    mark = job_mark(network, task, (), target, begun, seed=seed, threads=threads, seconds=seconds, memory=memory,
+                    times=None if device is None else str(device.folder))
     with state.held():
         state.claim(mark, resume,
                     lambda split: split_mark(first_batches(task, split, seed)) if split in EARLY else None)
-        yield Trials(network, known, target, folder, threads, seed, seconds, memory)
+        yield Trials(network, known, target, folder, threads, seed, seconds, memory, device)
 
 
 def _missed(wanted: Wanted, shipped: Trial) -> dict[str, str]:

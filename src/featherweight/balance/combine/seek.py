@@ -6,7 +6,8 @@ the answer is the best of the combinations that were tried.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,6 +16,8 @@ import numpy.typing as npt
 from featherweight.balance.combine.axes import Picks, Space, told
 from featherweight.balance.combine.surrogate import fit
 from featherweight.balance.combine.trials import Trial, Trials, Watch
+from featherweight.recover import Train
+from featherweight.steps import Step
 
 #: the figure that is not a share
 DROP = "score_drop"
@@ -22,6 +25,8 @@ DROP = "score_drop"
 GAIN = 0.02
 #: share of the trials, or of the time, that families alone may take
 ALONE = 0.5
+#: trials that are made without getting nearer to limits that are missed, before they are given up
+PATIENCE = 12
 #: drops of so many times what is allowed end the curve of a family
 FAR = 4.0
 
@@ -30,14 +35,18 @@ FAR = 4.0
 class Wanted:
     """limits: figure -> share of the original's that may remain, and "score_drop" -> points. minimize: the figure that
     is to be least. points: how many of the score count as much as a tenth of a share, where combinations are compared
-    that keep no limit."""
+    that keep no limit. left: what the whole training is taken to leave of a drop after the short one of trials."""
 
     limits: Mapping[str, float]
     minimize: str
     points: float
+    left: float = 1.0
 
     def figure(self, trial: Trial, name: str) -> float:
-        return trial.drop if name == DROP else trial.shares.get(name, 1.0)
+        """What a trial costs, or the points that it would lose as it ships."""
+        if name != DROP:
+            return trial.shares.get(name, 1.0)
+        return trial.drop * (self.left if trial.probe else 1.0)
 
     def met(self, trial: Trial) -> bool:
         """Whether a trial keeps within all limits."""
@@ -61,7 +70,9 @@ class Wanted:
 
 @dataclass
 class Seeker:
-    """One search. tell: called with what is tried, and how many were."""
+    """One search. tell: called with what is tried, and how many were. probe: the short training of trials. expect:
+    called with what is tried next and what is likely to be tried after it, which makes no difference to what is tried.
+    """
 
     trials: Trials
     space: Space
@@ -69,7 +80,9 @@ class Seeker:
     watch: Watch
     most: int
     tell: Callable[[str, int], None]
+    probe: Train | None = None
     known: dict[Picks, Trial] = field(default_factory=dict)
+    expect: Callable[[Iterable[tuple[str, Sequence[Step]]]], None] = lambda many: None
 
     def run(self) -> None:
         """Tries families alone and then combinations, until nothing promises to be better, ``most`` were tried or the
@@ -79,7 +92,7 @@ class Seeker:
             picks = self.promising()
             if picks is None:
                 return
-            self._try(picks)
+            self._try(picks, self._likely())
 
     @property
     def _nothing(self) -> Picks:
@@ -95,31 +108,46 @@ class Seeker:
         """The best of all that were tried."""
         return min(self.known, key=lambda picks: self.wanted.rank(self.known[picks]))
 
-    def _try(self, picks: Picks) -> Trial:
+    def _try(self, picks: Picks, then: Iterable[Picks] = ()) -> Trial:
         if picks not in self.known:
             what = told(self.space.chosen(picks))
             self.tell(what, len(self.known))
-            self.known[picks] = self.trials.taken(what, self.space.steps(picks))
+            new = itertools.chain([picks], (p for p in then if p not in self.known and p != picks))
+            self.expect((told(self.space.chosen(p)), self.space.steps(p, self.probe)) for p in new)
+            self.known[picks] = self.trials.taken(what, self.space.steps(picks, self.probe))
         return self.known[picks]
 
     def alone(self) -> None:
         """Every family alone, at every other amount, until too much of the score is gone; all families' first amounts
         come before any one's second."""
-        self._try(self._nothing)
         allowed = self.wanted.limits.get(DROP, 10 * self.wanted.points)
         left = {axis: list(range(1, len(offers) + 1, 2)) for axis, offers in enumerate(self.space.offers)}
+        self._try(self._nothing, self._alone(left))
         while any(left.values()):
             for axis, amounts in left.items():
                 if self._spent > ALONE:
                     return
                 if amounts:
-                    trial = self._try(self.space.alone(axis, amounts.pop(0)))
-                    if trial.failed or trial.drop > FAR * max(allowed, self.wanted.points):
+                    trial = self._try(self.space.alone(axis, amounts.pop(0)), self._alone(left))
+                    if trial.failed or self.wanted.figure(trial, DROP) > FAR * max(allowed, self.wanted.points):
                         amounts.clear()
 
+    def _alone(self, left: Mapping[int, Sequence[int]]) -> Iterator[Picks]:
+        """Families alone at the amounts that are left, all first ones before any second one."""
+        for row in itertools.zip_longest(*left.values()):
+            yield from (self.space.alone(axis, pick) for axis, pick in zip(left, row, strict=True) if pick)
+
     # ---- what to try next
+    def _likely(self) -> Iterator[Picks]:
+        """The untried combinations, from what promises most on."""
+        ahead = [picks for picks in self._reachable() if picks not in self.known]
+        figures = self._predicted(ahead)
+        order = np.lexsort((figures[self.wanted.minimize], np.round(self.wanted.beyond(figures), 6)))
+        yield from (ahead[int(i)] for i in order)
+
     def promising(self) -> Picks | None:
-        """The untried combination that promises most; None where none promises to be better than the best known."""
+        """The untried combination that promises most; None where none promises to be better than the best known, whose
+        limits are kept, or were long not got nearer to."""
         ahead = [picks for picks in self._reachable() if picks not in self.known]
         if not ahead:
             return None
@@ -129,11 +157,16 @@ class Seeker:
         best = self.known[self.best]
         _, missed, least = self.wanted.rank(best)
         first = int(order[0])
-        if beyond[first] < missed - GAIN:
+        if beyond[first] < missed - GAIN or (missed and self._idle < PATIENCE):
             return ahead[first]
         gained = least - float(figures[self.wanted.minimize][first])
         enough = self.wanted.points / 10 if self.wanted.minimize == DROP else GAIN * least
         return ahead[first] if beyond[first] <= missed and gained > enough else None
+
+    @property
+    def _idle(self) -> int:
+        """How many trials were made since the best."""
+        return len(self.known) - 1 - list(self.known).index(self.best)
 
     def expected(self) -> tuple[Picks, dict[str, float]]:
         """The combination that promises most of all, tried or not, and what it promises."""

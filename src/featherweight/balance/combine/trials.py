@@ -1,30 +1,43 @@
-"""Trials: combinations as they would ship, applied, exported, scored and timed, each kept in a file."""
+"""Trials: combinations as they would ship, applied, exported, scored and timed, each kept in a file.
+
+A combination is made ready first (planned, exported, scored), wherever that is done and in whatever order; then it is
+timed, by the one process that searches, while no other works on its behalf.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from featherweight import deploy, measure
-from featherweight.errors import FeatherweightError
+from featherweight.balance.combine.bench import inputs_of
+from featherweight.errors import FeatherweightError, Untimed
+from featherweight.judge.elsewhere import Elsewhere
 from featherweight.measure import Measurement
+from featherweight.measure.deployed import Deployed
 from featherweight.network import Network
 from featherweight.recipe.files import seal, unsealed
-from featherweight.recipe.recipe import aimed
+from featherweight.recipe.recipe import aimed, plans_made
 from featherweight.recipe.types import reloaded
 from featherweight.seeds import generators_kept, seed_all, seed_from
-from featherweight.steps import Rewrite, Step
+from featherweight.steps import Context, Fit, Rewrite, Step
 from featherweight.steps.fingerprint import canonical
 from featherweight.task import Task
 
 #: the figures of a trial, as ``Budget`` names them -> how a Measurement has them
 COUNTED = {"file_bytes": "file_bytes", "archive_bytes": "archive_bytes", "macs": "macs", "memory": "memory_bytes"}
+#: says that a combination is ready, and holds what it came to
+READY = "ready.json"
+#: combinations, each in words and as steps
+Many = Sequence[tuple[str, Sequence[Step]]]
 #: of an original's score, what counts as a small loss
 POINTS = 0.01
 
@@ -32,8 +45,8 @@ POINTS = 0.01
 @dataclass(frozen=True)
 class Trial:
     """One combination, measured. what: in words. shares: figure -> what it costs of what the original costs. drop:
-    points of the score that are lost. trained: whether it was trained after the cut. failed: why there is nothing to
-    measure, else "".
+    points of the score that are lost. trained: whether it was trained after the cut; probe: whether that was the short
+    training of trials. failed: why there is nothing to measure, else "".
 
     Example:
         >>> found = fw.search(network, task, fw.Budget(macs=0.9), families=("channels",), trials=2, seconds=0.01)
@@ -46,6 +59,7 @@ class Trial:
     drop: float
     trained: bool = False
     failed: str = ""
+    probe: bool = False
 
     def to_dict(self) -> dict[str, object]:
         """JSON-able values."""
@@ -53,8 +67,20 @@ class Trial:
 
 
 @dataclass(frozen=True)
+class Ready:
+    """A combination that lies exported in its folder: all figures but the latency, or why there are none."""
+
+    measured: Measurement | None
+    failed: str = ""
+
+
+@dataclass(frozen=True)
 class Trials:
-    """What all trials have in common. folder: where each leaves one file. seconds: timed for each of two files."""
+    """What all trials have in common. folder: where each leaves one file. seconds: timed for each of two files.
+
+    device: where latencies come from, None for this machine. crew: makes many combinations ready at once; None makes
+    each when it is asked for. ahead: so many that are likely to be asked for are made ready together.
+    """
 
     original: Network
     task: Task
@@ -64,6 +90,9 @@ class Trials:
     seed: int
     seconds: float
     memory: bool
+    device: Elsewhere | None = None
+    crew: Callable[[Trials, Many], None] | None = None
+    ahead: int = 1
 
     @property
     def split(self) -> str:
@@ -79,7 +108,7 @@ class Trials:
             if not changed:
                 return found
         place = self.folder / "original"
-        made = self._measured(self.original, "original", place, {})
+        made = self._measured(self.original, "original", place)
         seal(file, made.to_dict(), [self._file(place)])
         return made
 
@@ -88,27 +117,33 @@ class Trials:
         """What of the score counts as a small loss."""
         return POINTS * max(abs(self.start().score or 1.0), 1e-9)
 
-    def taken(self, what: str, steps: Sequence[Rewrite]) -> Trial:
-        """A combination's trial, made or as it stands."""
+    def taken(self, what: str, steps: Sequence[Step]) -> Trial:
+        """A combination's trial, made or as it stands; a training among ``steps`` is a probe."""
         file = self.folder / f"{name_of(steps)}.json"
         if file.exists():
             known: Trial = unsealed(file, Trial)[0]
             return known
-        try:
-            made = self.of(what, self._measured(self.made(steps), what, self.folder / "now",
-                                                {"original": self._file(self.folder / "original")}))
-        except FeatherweightError as error:
-            made = Trial(what, {}, 0.0, failed=f"{type(error).__name__}: {error}")
+        ready, place = self.ready(what, steps), self.place(steps)
+        if ready.measured is None:
+            made = Trial(what, {}, 0.0, failed=ready.failed)
+        else:
+            made = dataclasses.replace(self.of(what, self._timed(ready.measured, place), self._file(place)),
+                                       probe=any(isinstance(step, Fit) for step in steps))
         seal(file, made.to_dict(), [])
-        shutil.rmtree(self.folder / "now", ignore_errors=True)
+        shutil.rmtree(place, ignore_errors=True)
         return made
 
-    def of(self, what: str, found: Measurement, trained: bool = False) -> Trial:
-        """A measurement beside the original's."""
+    def of(self, what: str, found: Measurement, file: Path, trained: bool = False) -> Trial:
+        """A measurement of the deployed ``file`` beside the original's. Raises Untimed where its latency is not known
+        yet."""
         start = self.start()
         shares = {name: getattr(found, held) / getattr(start, held) for name, held in COUNTED.items()
                   if getattr(found, held) is not None}
-        shares["latency"] = 1 / found.ratios["original"].median
+        if self.device is None:
+            shares["latency"] = 1 / found.ratios["original"].median
+        else:
+            self._carried([file])
+            shares["latency"] = self.device.share(self._file(self.folder / "original"), file)
         drop = 0.0 if start.score is None or found.score is None else start.score - found.score
         return Trial(what, shares, drop, trained)
 
@@ -117,31 +152,120 @@ class Trials:
         start = self.start()
         known = {name: getattr(start, held) for name, held in COUNTED.items()}
         known["latency"] = None if start.latency is None else start.latency.median_s
+        if self.device is not None:
+            self._carried([])
+            known["latency"] = self.device.seconds(self._file(self.folder / "original"))
         return {name: float(number) for name, number in known.items() if number is not None}
+
+    # ---- made ready
+    def expect(self, many: Iterable[tuple[str, Sequence[Step]]]) -> None:
+        """Told, before the first of ``many`` is asked for, what is likely to be asked for after it."""
+        likely = iter(many)
+        first = next(likely)
+        if (self.crew is None and self.device is None) or self._known(first[1]):
+            return
+        batch = [first, *(one for one in itertools.islice(likely, self.ahead - 1) if not self._known(one[1]))]
+        if self.crew is not None:
+            self.crew(self, [one for one in batch if not (self.place(one[1]) / READY).exists()])
+        if self.device is not None:
+            made = [self.place(steps) for what, steps in batch if self.ready(what, steps).measured is not None]
+            self._carried([self._file(place) for place in made])
+
+    def ready(self, what: str, steps: Sequence[Step]) -> Ready:
+        """A combination made ready, or as it stands."""
+        place = self.place(steps)
+        file = place / READY
+        if file.exists():
+            known: Ready
+            known, changed = unsealed(file, Ready)
+            if not changed:
+                return known
+        try:
+            found = Ready(self._scored(self.made(steps), what, place))
+        except Untimed:
+            raise
+        except FeatherweightError as error:
+            found = Ready(None, f"{type(error).__name__}: {error}")
+        place.mkdir(parents=True, exist_ok=True)
+        runtime = deploy.target(self.target)
+        seal(file, dataclasses.asdict(found), runtime.files(self._file(place)) if found.measured is not None else [])
+        return found
+
+    def place(self, steps: Sequence[Step]) -> Path:
+        """The folder of a combination that is made ready."""
+        return self.folder / "ahead" / name_of(steps)
+
+    def _known(self, steps: Sequence[Step]) -> bool:
+        return (self.folder / f"{name_of(steps)}.json").exists()
+
+    def _carried(self, files: Sequence[Path]) -> None:
+        """Puts files that the device did not time into its folder, with the original."""
+        first = self._file(self.folder / "original")
+        assert self.device is not None
+        new = [file for file in files if not self.device.has(first, file)]
+        if new or not self.device.has(first, first):
+            self.device.add_networks(first, new, inputs_of(self.original, self.task, self.split))
 
     def made(self, steps: Sequence[Step]) -> Network:
         """The original after ``steps``, as a job would make it; all but the last are taken up where they stand."""
         network = self.original
         for index, step in enumerate(steps, 1):
-            assert isinstance(step, Rewrite)
-            file = self.folder / "networks" / f"{name_of(steps[:index])}.fw"
+            places = [(self.folder / "networks" / name_of(steps[:i]), steps[i - 1]) for i in range(1, index + 1)]
+            file = places[-1][0] / "network.fw"
             if not file.exists():
-                with generators_kept():
-                    seed_all(seed_from(self.seed, "plan", index))
-                    plan = aimed(step, self.target).plan(network, self.task)  # type: ignore[union-attr]
-                file.parent.mkdir(exist_ok=True)
-                plan.apply(network).save(file)
+                file.parent.mkdir(parents=True, exist_ok=True)
+                do = self._fitted if isinstance(step, Fit) else self._rewritten
+                do(places, network, step).save(file)  # type: ignore[arg-type]
             network = reloaded(file, self.original)
         return network
+
+    def _rewritten(self, places: Sequence[tuple[Path, Step]], network: Network, step: Rewrite) -> Network:
+        with generators_kept():
+            seed_all(seed_from(self.seed, "plan", len(places)))
+            plan = aimed(step, self.target).plan(network, self.task)  # type: ignore[union-attr]
+        plan.save(places[-1][0] / "plan.safetensors")
+        return plan.apply(network)
+
+    def _fitted(self, places: Sequence[tuple[Path, Step]], network: Network, step: Fit) -> Network:
+        folder = places[-1][0]
+        context = Context(original=self.original, workdir=folder, seed=seed_from(self.seed, "fit", len(places)),
+                          plans=plans_made(places[:-1]))
+        made = aimed(step, self.target).fit(network, self.task, context)  # type: ignore[union-attr]
+        (folder / "checkpoint.safetensors").unlink(missing_ok=True)
+        return made
 
     def _file(self, place: Path) -> Path:
         return place / f"model{deploy.target(self.target).suffix}"
 
-    def _measured(self, network: Network, what: str, place: Path, beside: Mapping[str, Path]) -> Measurement:
+    @contextmanager
+    def _seeded(self) -> Iterator[None]:
         with generators_kept():
             seed_all(seed_from(self.seed, "measure", self.split))
-            return measure.measure(network, self.task, self.target, self.split, what, place, self.threads, beside,
+            yield
+
+    def _measured(self, network: Network, what: str, place: Path) -> Measurement:
+        with self._seeded():
+            return measure.measure(network, self.task, self.target, self.split, what, place, self.threads,
                                    archive=True, memory=self.memory, seconds=self.seconds)
+
+    def _scored(self, network: Network, what: str, place: Path) -> Measurement:
+        """Exported and scored, all figures but the latency."""
+        place.mkdir(parents=True, exist_ok=True)
+        deployed = Deployed(network, self.task, deploy.target(self.target), place, self.threads)
+        with self._seeded():
+            sizes = deployed.save(), deployed.export()
+            with deployed.running() as runner:
+                return deployed.measurement(runner, self.split, what, *sizes, archive=True, memory=self.memory)
+
+    def _timed(self, found: Measurement, place: Path) -> Measurement:
+        """Timed beside the original, where latencies are this machine's."""
+        if self.device is not None:
+            return found
+        deployed = Deployed(self.original, self.task, deploy.target(self.target), place, self.threads)
+        with self._seeded(), deployed.running() as runner:
+            timed = deployed.timed(runner, self.split, {"original": self._file(self.folder / "original")}, self.seconds)
+        return dataclasses.replace(found, latency=timed.latencies[""], beside={"original": timed.latencies["original"]},
+                                   ratios={"original": timed.ratio("original", "")})
 
 
 def name_of(steps: Sequence[Step]) -> str:
@@ -160,4 +284,4 @@ class Watch:
         return (time.monotonic() - self.began) / self.seconds
 
 
-__all__ = ["COUNTED", "Trial", "Trials", "Watch", "name_of"]
+__all__ = ["COUNTED", "Many", "Ready", "Trial", "Trials", "Watch", "name_of"]

@@ -26,6 +26,7 @@ from torch.export import Dim
 from featherweight.deploy.onnx import dynamic, recurrent
 from featherweight.deploy.onnx.decomposed import decompose_where_needed
 from featherweight.deploy.onnx.passes import Passes, suit
+from featherweight.deploy.onnx.projected import unprojected
 from featherweight.deploy.onnx.ready import cut_off, four_axes, slices_of_batch
 from featherweight.deploy.onnx.tables import kept_tables, no_stack_traces, parameters_once, rules_where_they_apply
 from featherweight.errors import ExportError
@@ -33,8 +34,7 @@ from featherweight.files import written_whole
 from featherweight.network import Input, Network, trees
 from featherweight.network.operators import pools_by_size
 from featherweight.network.program import Program
-from featherweight.network.recurrent import by_shape
-from featherweight.network.traced import forgotten
+from featherweight.network.traced import by_shape, forgotten
 
 METADATA = "featherweight"
 #: a protobuf message holds less than 2 GiB; what is larger gets its weights in a file beside it
@@ -107,7 +107,7 @@ def output_names(spec: trees.Spec, taken: set[str]) -> list[str]:
 def to_onnx(network: Network, passes: Passes, store: Callable[[Any], None]) -> tuple[Any, list[dict[str, Any]]]:
     """The network as an ``onnx_ir`` model, rewritten by ``passes``, its weights by ``store``; and how the leaves of its
     outputs are found in it. Changes ``network``."""
-    for ready in (four_axes, slices_of_batch, cut_off):
+    for ready in (four_axes, slices_of_batch, cut_off, unprojected):
         ready(network)
     _check_pools(network)
     told: list[list[dict[str, Any]]] = []

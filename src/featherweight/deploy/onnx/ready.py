@@ -15,10 +15,10 @@ from featherweight.network.edit import (
     constant_nodes,
     insert_call,
     read_tensors,
+    stored_value,
     tensor_node,
 )
 from featherweight.network.operators import schema_argument
-from featherweight.network.program import resolve
 
 aten = torch.ops.aten
 decomposed = torch.ops.quantized_decomposed
@@ -54,16 +54,8 @@ def computed_beforehand(network: Network) -> None:
     """Linear calls and convolutions of stored tensors alone are computed, and what they give is stored: for a runtime
     that fails at those whose weight is read back from integers (OpenVINO 2026.4; tables of relative positions)."""
     constant, before = constant_nodes(network), read_tensors(network)
-
-    def value(node: Node) -> Any:
-        if node.op == "get_attr":
-            return network.tensor(str(node.target)).detach()
-        args, kwargs = (resolve(given, value) for given in (node.args, list(node.kwargs.values())))
-        return node.target(*args, **dict(zip(node.kwargs, kwargs, strict=True)))  # type: ignore[operator]
-
     for node in [n for n in network.calls(*WEIGHTED) if n in constant]:
-        with torch.no_grad():
-            network.add_tensor(f"{node.name}_computed", value(node), buffer=True)
+        network.add_tensor(f"{node.name}_computed", stored_value(network, node), buffer=True)
         node.replace_all_uses_with(tensor_node(network, f"{node.name}_computed", node))
     clear_dead(network, before)
 

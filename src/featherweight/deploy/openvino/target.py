@@ -23,6 +23,7 @@ from typing import Any
 
 from featherweight.deploy.nest import feed, given, nested
 from featherweight.deploy.onnx.file import METADATA, to_onnx, write
+from featherweight.deploy.onnx.projected import unprojected
 from featherweight.deploy.onnx.ready import computed_beforehand, unrounded
 from featherweight.deploy.onnx.weights import for_openvino
 from featherweight.deploy.openvino.passes import OPENVINO
@@ -63,8 +64,8 @@ class OpenVino:
             raise ExportError(f"{whole} is to be an OpenVINO graph, which ends with .xml (its weights lie beside it, "
                               f"ending with .bin); write {whole.with_suffix(self.suffix)}")
         folded = fold_batch_norm(network).eval()
-        unrounded(folded)
-        computed_beforehand(folded)
+        for ready in (unrounded, unprojected, computed_beforehand):
+            ready(folded)
         model, outputs = to_onnx(folded, OPENVINO, for_openvino)
         with tempfile.TemporaryDirectory(dir=whole.parent) as folder:
             source, graph = Path(folder, "network.onnx"), Path(folder, whole.name)

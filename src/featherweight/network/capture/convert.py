@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from typing import Any
 
 import torch
@@ -37,7 +38,7 @@ def convert(program: ExportedProgram, model: nn.Module) -> Network:
     copier = _Copier(program)
     for node in program.graph.nodes:
         copier.copy(node)
-    tidy(copier.graph, copier.constants)
+    tidy(copier.graph, copier.constants, _untied(model))
     for node in copier.graph.nodes:
         node.meta.pop("val", None)
     spec = program.call_spec
@@ -46,6 +47,13 @@ def convert(program: ExportedProgram, model: nn.Module) -> Network:
     _mark_counters(network, model)
     network.notes += _notes(network, model)
     return network
+
+
+def _untied(model: nn.Module) -> set[str]:
+    """The parameters that have one name."""
+    named = list(model.named_parameters(remove_duplicate=False))
+    times = Counter(id(parameter) for _, parameter in named)
+    return {name for name, parameter in named if times[id(parameter)] == 1}
 
 
 class _Copier:

@@ -25,7 +25,7 @@ from featherweight.network.capture.run import kept, slow_attention
 from featherweight.network.capture.sizes import asked
 from featherweight.network.capture.sizes.asked import Dynamic, Names
 from featherweight.network.operators import formula, is_free
-from featherweight.network.recurrent import by_shape
+from featherweight.network.traced import by_shape
 
 INVOLVED = 200  #: operations in a size's formula, above which torch.export takes minutes
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import operator
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from itertools import pairwise
 from typing import Any
 
@@ -21,6 +21,7 @@ from featherweight.network.operators import (
     is_free,
     is_random,
     mutates,
+    schema_argument,
     written_by,
 )
 
@@ -47,26 +48,28 @@ FILLED_BY: dict[Any, int] = {aten.new_full.default: 2, aten.full_like.default: 1
 SMALL = 64 << 10  #: bytes; a larger tensor that one call makes from nothing is not worth its place in a file
 
 
-def make_functional(graph: Graph) -> None:
+def make_functional(graph: Graph, parameters: Collection[str] = ()) -> None:
     """Replaces in-place calls by functional ones wherever all who can see the memory they write are known.
 
     ``y = op_(x)`` becomes ``y = op(x)``, and all later readers of ``x`` read ``y``. Where ``x`` is a slice or a
     selection of ``b``, later readers of ``b`` read ``scatter(b, y)``; other views that are read later are made again.
-    A call stays in place where it writes into a stored tensor, where something that may or may not be a view (a
-    reshape) is read later, or where the operator has no functional form. An input is never written into: the caller's
-    tensor stays as it was.
+    A call stays in place where it writes into a stored tensor that is none of ``parameters``, where something that may
+    or may not be a view (a reshape) is read later, or where the operator has no functional form. An input is never
+    written into: the caller's tensor stays as it was.
     """
     order = {node: i for i, node in enumerate(graph.nodes)}
     memory = Memory(graph)
     for node in list(graph.nodes):
         if node.op == "call_function" and mutates(node):
-            _functional(graph, node, order, memory)
+            _functional(graph, node, order, memory, parameters)
     _spare_inputs(graph, Memory(graph))
 
 
-def _functional(graph: Graph, node: Node, order: dict[Node, int], memory: Memory) -> None:
+def _functional(graph: Graph, node: Node, order: dict[Node, int], memory: Memory,
+                parameters: Collection[str]) -> None:
     target, written = functional_form(node.target), node.args[0] if node.args else None
-    if target is None or not isinstance(written, Node) or any(b.op == "get_attr" for b in memory.bases(written)):
+    if target is None or not isinstance(written, Node) or any(
+            b.op == "get_attr" and b.target not in parameters for b in memory.bases(written)):
         return
     chain = [written]  # what is written into, what that is a view of, and so on
     while chain[-1].op == "call_function" and chain[-1].target in SCATTER:
@@ -86,8 +89,7 @@ def _functional(graph: Graph, node: Node, order: dict[Node, int], memory: Memory
         node.replace_all_uses_with(value, delete_user_cb=lambda user: user is not value)
     instead = {written: value}
     for below, above in pairwise(chain):
-        instead[above] = made.call(SCATTER[below.target], (above, instead[below], *below.args[1:]), below.kwargs,
-                                   above.meta.get("val"))
+        instead[above] = _put_back(made, below, above, instead[below])
     for view in again:
         _remake(view, instead, made)
     for old, new in instead.items():
@@ -125,6 +127,20 @@ class _Maker:
         self.order[self.place] = self.order[self.origin]
         self.nodes.append(self.place)
         return self.place
+
+
+def _put_back(made: _Maker, view: Node, base: Node, changed: Node) -> Node:
+    """``base`` with ``changed`` where ``view`` shows it. Of complex numbers, whose slices torch puts back without a
+    gradient, as pairs of real ones."""
+    value = base.meta.get("val")
+    if not (isinstance(value, Tensor) and value.is_complex() and view.target is not aten.diagonal.default):
+        return made.call(SCATTER[view.target], (base, changed, *view.args[1:]), view.kwargs, value)
+    dim, rest = int(schema_argument(view, "dim")) % value.dim(), view.args[2:]
+    pairs = [made.call(aten.view_as_real.default, (whole,), {}, torch.view_as_real(whole.meta["val"]))
+             for whole in (base, changed)]
+    kwargs = {name: given for name, given in view.kwargs.items() if name != "dim"}
+    put = made.call(SCATTER[view.target], (*pairs, dim, *rest), kwargs, pairs[0].meta["val"])
+    return made.call(aten.view_as_complex.default, (put,), {}, value)
 
 
 def _comes_from(node: Node, chain: list[Node]) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
@@ -102,8 +102,9 @@ def drop_identities(graph: Graph) -> None:
             graph.erase_node(node)
 
 
-def tidy(graph: Graph, constants: dict[str, Tensor]) -> None:
-    """All of the above in order, constants folded and in-place calls made functional between them."""
+def tidy(graph: Graph, constants: dict[str, Tensor], parameters: Collection[str]) -> None:
+    """All of the above in order, constants folded and in-place calls made functional between them, also those that
+    write into these ``parameters``."""
     for node in list(graph.nodes):
         if node.op == "call_function" and node.target in ASSERTIONS:
             graph.erase_node(node)
@@ -111,5 +112,5 @@ def tidy(graph: Graph, constants: dict[str, Tensor]) -> None:
     remove_dead(graph)
     free_factories(graph)
     fold_constants(graph, constants)
-    make_functional(graph)
+    make_functional(graph, parameters)
     remove_dead(graph)

@@ -8,7 +8,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.parameter import is_lazy
+from torch.overrides import TorchFunctionMode
 
 from featherweight.errors import InputError
 from featherweight.network import trees
@@ -19,7 +21,7 @@ def run(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     that a graph has, not torch's fast path, which gives zeros at padded tokens."""
     leaves, spec = trees.flatten((args, kwargs))
     own_args, own_kwargs = trees.unflatten([v.clone() if isinstance(v, Tensor) else v for v in leaves], spec)
-    with torch.no_grad(), kept(model), slow_attention():
+    with torch.no_grad(), kept(model), _unwritten(model), slow_attention():
         return model(*own_args, **own_kwargs)
 
 
@@ -59,6 +61,37 @@ def _refilled(value: Any, copy: Any) -> Any:
 
 
 @contextmanager
+def _unwritten(model: nn.Module) -> Iterator[None]:
+    """Puts back the parameters that ``model`` writes into when it evaluates (RWKV rescales its weights)."""
+    watch = _Writes({p.untyped_storage().data_ptr(): p for p in model.parameters() if not is_lazy(p)})
+    try:
+        with watch:
+            yield
+    finally:
+        with torch.no_grad():
+            for parameter, value in watch.before.values():
+                parameter.copy_(value)
+
+
+class _Writes(TorchFunctionMode):
+    """Keeps, before an in-place call writes into a parameter (by its address), what that holds."""
+
+    def __init__(self, parameters: dict[int, nn.Parameter]) -> None:
+        super().__init__()
+        self.parameters = parameters
+        self.before: dict[int, tuple[nn.Parameter, Tensor]] = {}
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = getattr(function, "__name__", "")
+        writes = name.endswith("_") if not name.endswith("__") else name.startswith("__i") or name == "__setitem__"
+        if writes and args and isinstance(args[0], Tensor):
+            address = args[0].untyped_storage().data_ptr()
+            if address in self.parameters and address not in self.before:
+                self.before[address] = self.parameters[address], self.parameters[address].detach().clone()
+        return function(*args, **(kwargs or {}))
+
+
+@contextmanager
 def slow_attention() -> Iterator[None]:
     """Attention as a graph has it, for a while: torch's fast path is one opaque operator."""
     before = torch.backends.mha.get_fastpath_enabled()
@@ -67,6 +100,44 @@ def slow_attention() -> Iterator[None]:
         yield
     finally:
         torch.backends.mha.set_fastpath_enabled(before)
+
+
+@contextmanager
+def integers_as_numbers(model: nn.Module) -> Iterator[dict[str, bool]]:
+    """Names of the model's buffers of one integer, or truth value, and whether each has been read. Meanwhile each is a
+    constant, which torch follows through what Python computes of it, where a buffer is a tensor of unknown content."""
+    classes: list[tuple[nn.Module, type[nn.Module]]] = []
+    read: dict[str, bool] = {}
+    try:
+        for path, module in model.named_modules():
+            found = {name: buffer for name, buffer in module._buffers.items() if buffer is not None and _whole(buffer)}
+            if not found or isinstance(module, (torch.jit.ScriptModule, _NormBase)):  # a norm's counter of batches
+                continue
+            cls = type(module)
+            classes.append((module, cls))
+            module.__class__ = type(cls.__name__, (cls,), {
+                "__module__": cls.__module__, "__qualname__": cls.__qualname__,
+                **{name: _constant(buffer, f"{path}.{name}" if path else name, read)
+                   for name, buffer in found.items()}})
+        yield read
+    finally:
+        for module, cls in classes:
+            module.__class__ = cls
+
+
+def _whole(buffer: Tensor) -> bool:
+    return buffer.numel() == 1 and not (buffer.is_floating_point() or buffer.is_complex())
+
+
+def _constant(buffer: Tensor, name: str, read: dict[str, bool]) -> property:
+    number, dtype, device = buffer.tolist(), buffer.dtype, buffer.device
+    read[name] = False
+
+    def get(module: nn.Module) -> Tensor:
+        read[name] = True
+        return torch.tensor(number, dtype=dtype, device=device)
+
+    return property(get)
 
 
 def difference(expected: Any, network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> float:

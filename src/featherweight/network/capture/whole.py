@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.export import ExportedProgram
 
 from featherweight.errors import CaptureError
 from featherweight.network import trees
@@ -16,7 +17,7 @@ from featherweight.network.capture.convert import convert, size_notes
 from featherweight.network.capture.export import Arguments, Attempt, attempts, export, hopeless
 from featherweight.network.capture.products import write_linear
 from featherweight.network.capture.public import make_public
-from featherweight.network.capture.run import difference, run
+from featherweight.network.capture.run import difference, integers_as_numbers, run
 from featherweight.network.capture.sizes.admissible import Sizes, free_sizes
 from featherweight.network.capture.sizes.asked import Dynamic, leaf_names
 from featherweight.network.capture.sizes.constants import from_sizes
@@ -81,11 +82,30 @@ def capture_whole(model: nn.Module, calls: list[Arguments], expected: Any, toler
 def _converted(model: nn.Module, attempt: Attempt) -> tuple[Network, list[Sizes]]:
     """The network of an attempt, and the sizes beside the batch that stayed free."""
     with forgotten() as programs:
-        program = export(model, attempt)
+        program, read = _exported(model, attempt)
         programs.append(program)
         sizes = free_sizes(program, attempt)
         _check_asked(model, attempt, sizes)
-        return convert(program, model), sizes
+        network = convert(program, model)
+    if read:
+        network.notes.append(f"the model decides by numbers in buffers, which are fixed from now on: {', '.join(read)}")
+    return network, sizes
+
+
+def _exported(model: nn.Module, attempt: Attempt) -> tuple[ExportedProgram, list[str]]:
+    """The exported program, and the buffers of one integer that had to be read as numbers."""
+    try:
+        return export(model, attempt), []
+    except CaptureError as error:
+        if not hopeless(error):
+            raise
+        with integers_as_numbers(model) as read:
+            if not read:
+                raise
+            try:
+                return export(model, attempt), [name for name, was in read.items() if was]
+            except CaptureError as second:  # what Python computes of a free size is no number; of a fixed one it is
+                raise CaptureError(str(second)) from (second if attempt.dynamic else second.__cause__)
 
 
 def _naming(network: Network) -> str:

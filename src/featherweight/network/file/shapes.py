@@ -34,8 +34,8 @@ POWER = 64  #: no number is raised to a higher power
 SIZES: tuple[tuple[int, int | None], ...] = ((2, None), (2, 64), (6, 224), (24, 240), (1, 1), (2, 2048))
 UNKNOWN = object()
 aten = torch.ops.aten
-#: operator -> what is tried in its place, of the same shapes: how results lie in memory is known when they are there (torch
-#: 2.11 has attention's otherwise on ``meta``), and whoever cannot take that says so then
+#: operator -> what is tried in its place, of the same shapes: how results lie in memory is known when they are there
+#: (torch 2.11 has attention's otherwise on ``meta``), and whoever cannot take that says so then
 TRIED: dict[Any, Any] = {aten.view.default: aten.reshape.default}
 #: operator -> how many results it gives, of the size of the axis that is cut and the arguments by name
 CUTS: dict[Any, Callable[[int, Mapping[str, Any]], float]] = {

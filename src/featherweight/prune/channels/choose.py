@@ -40,6 +40,7 @@ class ChannelGoal:
     heads: str
     target: str | None
     seed: int
+    times: str | None = None
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ def choose(wanted: ChannelGoal, network: Network, task: Task, *, axes: AxisGroup
 def costing(wanted: ChannelGoal, network: Network, axes: AxisGroups) -> tuple[str, Cost, Mapping[tuple[str, int], int]]:
     """What the step has a target for, how it is counted, and the steps of width worth having for axes of weights."""
     if wanted.goal == "latency":
-        table = LatencyTable.measure(network, axes, wanted.target or "onnxruntime")
+        table = LatencyTable.measure(network, axes, wanted.target or "onnxruntime", times=wanted.times)
         return "latency", table.cost, table.steps()
     goal = wanted.goal if wanted.goal in COSTS else "macs"
     return goal, COSTS[goal](network, axes), {}

@@ -32,6 +32,7 @@ from featherweight.steps.options import (
     check_numbers,
     check_one,
     check_pace,
+    check_times,
 )
 from featherweight.task import Task
 
@@ -46,7 +47,8 @@ class Channels(Rewrite):
     How much shall remain, as a fraction 0..1 of what is there; give one of
     macs: multiply-accumulates. params: parameters. bytes: bytes of the stored tensors. ratio: channels.
     latency: of the sum of the layers' latencies, each measured in the runtime ``target`` (None: the one that is
-        compressed for) at several widths; the widths chosen are those that are really faster there.
+        compressed for) at several widths; the widths chosen are those that are really faster there. times: the folder
+        of another device, in the place of this machine (``featherweight bench-table``).
 
     Which, and what with the rest:
     score: "l1", "l2" (norms over all coupled weights), "fpgm" (distance to the other filters), "bn" (scale of the batch
@@ -100,6 +102,7 @@ class Channels(Rewrite):
     end: float = 0.75
     frequency: float = 0.01
     seed: int = 0
+    times: str | None = None
 
     stage: ClassVar[Stage] = Stage.STRUCTURE
 
@@ -135,7 +138,7 @@ class Channels(Rewrite):
     def _selection(self) -> ChannelGoal:
         goal = next(t for t in TARGETS if getattr(self, t) is not None)
         return ChannelGoal(goal, getattr(self, goal), self.score, self.allocation, self.round_to, self.min_keep,
-                         self.ignore, self.residual, self.heads, self.target, self.seed)
+                         self.ignore, self.residual, self.heads, self.target, self.seed, self.times)
 
     def _choose(self, network: Network, work: Network, task: Task, axes: AxisGroups, progress: float,
                 before: ChannelChoice | None) -> ChannelChoice:
@@ -167,6 +170,7 @@ class Channels(Rewrite):
         check_number("Channels", "strength", self.strength, Numbers(0.1, above=0, none=usual))
         if self.target is not None:
             deploy.target(self.target)
+        check_times(self)
 
     def check_training(self) -> None:
         """Raises RecipeError for options that have no meaning during training."""

@@ -15,7 +15,8 @@ from featherweight.calibrate.walk import Flow, Order, Waiting
 from featherweight.network import Network
 from featherweight.network.devices import device_of
 from featherweight.network.edit import WEIGHTED, readers_of
-from featherweight.network.matrices import as_matrix, from_matrix
+from featherweight.network.layers import APART
+from featherweight.network.matrices import as_matrix, from_matrix, layout
 from featherweight.numerics.obs import LAZY, Decide, Rule, least_squares, sweep
 from featherweight.prune.weights.masks import Pattern, lowest, lowest_of_rows, of_groups
 from featherweight.prune.weights.scores import BATCHES
@@ -41,9 +42,8 @@ def compensated(network: Network, task: Task, calls: Mapping[str, Sequence[Node]
     flow, rest = started(work, task, changed)
     for name, mine in changed.items():
         weight, node = work.tensor(name).detach(), mine[0]
-        if any(reader.target not in WEIGHTED for reader in readers_of(network, name)):
-            left.append(Skipped(name, "not only convolutions and linear layers read it: its other weights stay as they "
-                                      "are"))
+        if reason := _unfit(network, name, mine):
+            left.append(Skipped(name, f"{reason}: its other weights stay as they are"))
             work.set_tensor(name, weight * masks[name].to(weight.device))
             flow, rest = started(work, task, changed)  # the others that read it may come earlier
             continue
@@ -59,6 +59,13 @@ def compensated(network: Network, task: Task, calls: Mapping[str, Sequence[Node]
         values[name] = from_matrix(node, new, weight.shape).to(weight.dtype).cpu().clone()
         work.set_tensor(name, values[name].to(weight.device))
     return found, values, tuple(left)
+
+
+def _unfit(network: Network, name: str, calls: Sequence[Node]) -> str:
+    """Why a weight is no one matrix whose outputs could be fit; "" where it is."""
+    if any(reader.target not in WEIGHTED for reader in readers_of(network, name)):
+        return "not only convolutions and linear layers read it"
+    return APART if len({layout(call) for call in calls}) > 1 else ""
 
 
 def started(network: Network, task: Task, calls: Mapping[str, Sequence[Node]]) -> tuple[Flow, list[Batch]]:

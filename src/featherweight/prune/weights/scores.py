@@ -49,8 +49,8 @@ def wanda(network: Network, task: Task, calls: Calls, seed: int) -> Matrices:
     norms = input_norms(network, task.batches("calibration", BATCHES), calls) if calls else {}
     found = {}
     for name in calls:
-        weight = as_matrix(calls[name][0], network.tensor(name).detach()).double().cpu()
-        scores = (weight.abs() * norms[name].cpu()[:, None]).flatten(0, 1)
+        weight = network.tensor(name).detach().double()
+        scores = as_matrix(calls[name][0], weight.abs() * norms.pop(name)).flatten(0, 1).cpu()
         found[name] = scores / scores.mean().clamp_min(1e-30)
     return found
 

@@ -12,8 +12,8 @@ from torch.fx import Node
 
 from featherweight.errors import PlanError, RecipeError, did_you_mean
 from featherweight.network import Network
-from featherweight.network.layers import DENSE, STORABLE, select
-from featherweight.network.matrices import as_matrix, from_matrix
+from featherweight.network.layers import APART, DENSE, STORABLE, select
+from featherweight.network.matrices import as_matrix, from_matrix, layout
 from featherweight.prune.weights.masks import ALLOCATIONS, Pattern, masks_of, pattern_of
 from featherweight.prune.weights.refit import COMPENSATIONS, compensated
 from featherweight.prune.weights.schedules import CURVES, REGROW, Grow, MaskSchedule
@@ -201,8 +201,12 @@ class Weights(Rewrite):
         """The weights that may go, each tied one once, with their calls; and what is left alone."""
         selected, pattern = select(network, self.ignore, self._kinds()), pattern_of(self.pattern)
         found = {layer.weight: list(layer.calls) for layer in selected.layers}
+        apart = [n for n, mine in found.items() if self.score == "obs" and len({layout(call) for call in mine}) > 1]
+        for name in apart:
+            del found[name]
         shapes = {n: as_matrix(mine[0], network.tensor(n)).flatten(0, 1).shape for n, mine in found.items()}
-        left = [*selected.skipped, *(s for n, shape in shapes.items() for s in self._ends(n, tuple(shape), pattern))]
+        left = [*selected.skipped, *(Skipped(n, APART) for n in apart),
+                *(s for n, shape in shapes.items() for s in self._ends(n, tuple(shape), pattern))]
         if not found and not left:
             left.append(Skipped("", "the network has no convolution and no linear layer"))
         return found, tuple(left)

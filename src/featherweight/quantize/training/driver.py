@@ -24,12 +24,14 @@ from featherweight.quantize.layers import LayerForm, layers
 from featherweight.quantize.placement import Placement, integer_calls, placement
 from featherweight.quantize.plan import QuantizePlan, announced
 from featherweight.quantize.prepare.expand_activations import gated, write_out
-from featherweight.quantize.ranges import usual_method
+from featherweight.quantize.ranges import Tops, usual_method
 from featherweight.quantize.request import Request, split
 from featherweight.quantize.store import Point, Stored, chosen_scale, scale_name
+from featherweight.quantize.sums import DEVICES, channel_axes
 from featherweight.quantize.training.learners import LEARNERS, Learner, check_learner
 from featherweight.quantize.training.quantizers import Dynamic, Quantizer
 from featherweight.quantize.training.rounded_once import rounded_once
+from featherweight.quantize.training.safe_scales import CHECKS, SafeScales
 from featherweight.seeds import generators_kept
 from featherweight.steps import Companion, Skipped
 from featherweight.task import Task
@@ -46,6 +48,7 @@ class Learning:
     ranges: str | None
     weight_ranges: str | None
     calibration_batches: int | None
+    device: str
 
 
 @dataclass(frozen=True)
@@ -71,8 +74,9 @@ class Training(Companion):
             write_out(network, self.gates)
             placed = placement(folded, self.found, request)
             self.skipped += placed.skipped
+            self.safe, self.tops = SafeScales(self.found, placed), Tops(channel_axes(folded, self.found, placed))
             self.phases = [self._phase(text, folded, task, placed) for text in (*learning.progressive, None)]
-            self.phase = 0
+            self.phase, self.checked, self.task = 0, 0, task
             first = self.phases[0]
             self.weights = {f.stored.weight: self._weight(f, first, learner) for f in self.found}
         self.leaders = {**placed.points, **{name: name for name in placed.dynamic}}
@@ -116,7 +120,7 @@ class Training(Companion):
                              activations=finer(f.activations, values, ACTIVATIONS)) for f in found]
             activations = finer(activations, values, ACTIVATIONS)
         points = value_grids(folded, task, placed, found, activations, self.learning.ranges,
-                             self.learning.calibration_batches)
+                             self.learning.calibration_batches, self.tops)
         return Phase({f.stored.weight: f.stored.kind for f in found}, {p.node: p for p in points})
 
     def _scale(self, layer: LayerForm, kind: str) -> Tensor:
@@ -163,8 +167,24 @@ class Training(Companion):
         phase = min(int(progress * len(self.phases)), len(self.phases) - 1)
         if phase != self.phase:
             self._enter(phase)
+        due = sum(progress >= share for share in CHECKS)
+        if due > self.checked and not DEVICES[self.learning.device]:
+            self._hold_scales(due == len(CHECKS))
+            self.checked = due
         for quantizer in self._quantizers():
             quantizer.progress(progress)
+
+    def _hold_scales(self, last: bool) -> None:
+        """Scales become as large as sums ask for; at the ``last`` time so do those of activations as they are now."""
+        with torch.no_grad(), generators_kept():
+            tops = self.safe.reach(self.network, self.task, self.norms, self.learning.calibration_batches) if last \
+                else self.tops
+            self.safe.hold(self.network, self.weights, self._points(), tops)
+
+    def _points(self) -> tuple[Point, ...]:
+        """The grids of activations as they are now."""
+        return tuple(replace(p, scale=float(self.values[self.leaders[p.node]].scale(torch.empty(0))))
+                     for p in self.phases[self.phase].points.values())
 
     def _quantizers(self) -> list[Quantizer]:
         return [*self.weights.values(), *self.values.values()]
@@ -194,11 +214,17 @@ class Training(Companion):
         return [t for q in self._quantizers() for t in q.own]
 
     def state(self) -> dict[str, Tensor]:
-        if len(self.phases) == 1:
-            return {}
-        return {"phase": torch.tensor(self.phase), **{f"start/{i}": q.start for i, q in enumerate(self._quantizers())}}
+        known = {f"least/{i}": q.least for i, q in enumerate(self._quantizers()) if q.least is not None}
+        known["checked"] = torch.tensor(self.checked)
+        if len(self.phases) > 1:
+            known |= {"phase": torch.tensor(self.phase),
+                      **{f"start/{i}": q.start for i, q in enumerate(self._quantizers())}}
+        return known
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
+        self.checked = int(state.get("checked", self.checked))
+        for index, quantizer in enumerate(self._quantizers()):
+            quantizer.least = state.get(f"least/{index}")
         if "phase" not in state:
             return
         self.phase = int(state["phase"])
@@ -221,9 +247,7 @@ class Training(Companion):
                 made, value, scale = self._settled(layer)
                 stored.append(made)
                 tensors |= {made.weight: value, scale_name(made.weight): scale}
-        points = tuple(replace(p, scale=float(self.values[self.leaders[p.node]].scale(torch.empty(0))))
-                       for p in self.phases[-1].points.values())
-        plan = QuantizePlan(tuple(stored), points, tuple(sorted(s.weight for s in stored)), bool(stored),
+        plan = QuantizePlan(tuple(stored), self._points(), tuple(sorted(s.weight for s in stored)), bool(stored),
                             gates=self.gates, skipped=tuple(dict.fromkeys(self.skipped)), tensors=tensors)
         return announced(plan, self.origin)
 

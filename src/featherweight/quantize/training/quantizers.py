@@ -90,12 +90,15 @@ class Quantizer(ABC):
 
     #: the kind of ``GRIDS`` that holds what it gives; None: the one that it was asked for
     stored_as: str | None = None
+    #: whether its scale can be held from below (``hold``)
+    holds: bool = True
 
     def __init__(self, spec: Spec, scale: Tensor, zero: int = 0, values: bool = False) -> None:
         """scale: broadcastable to what is quantized; positive. values: whether that is an activation."""
         self.spec, self.zero, self.values = spec, zero, values
         self.start = scale.detach().clone().float()
         self.own: list[Tensor] = []
+        self.least: Tensor | None = None
 
     def begin(self, x: Tensor) -> None:  # noqa: B027  (few need to know)
         """Told the weight as it is when its grid is chosen."""
@@ -110,8 +113,16 @@ class Quantizer(ABC):
 
     def change(self, spec: Spec, scale: Tensor, zero: int = 0) -> None:
         """Goes over to another grid, from this scale on."""
-        self.spec, self.zero = spec, zero
+        self.spec, self.zero, self.least = spec, zero, None
         self.start.copy_(scale)
+
+    def hold(self, least: Tensor) -> None:
+        """From now on the scale is no smaller than ``least``, of its shape."""
+        self.least = least.float()
+
+    def held(self, scale: Tensor) -> Tensor:
+        """``scale``, or the least there may be."""
+        return scale if self.least is None else torch.maximum(scale, self.least)
 
     def progress(self, done: float) -> None:  # noqa: B027  (few change with time)
         """Told how far the training is, 0..1."""
@@ -143,10 +154,16 @@ class Lsq(Quantizer):
     def __call__(self, x: Tensor) -> Tensor:
         reach = max(self.spec.highest - self.zero, self.zero - self.spec.lowest)
         gain = (max(x.numel() / self.size.numel(), 1.0) * reach) ** -0.5
-        return learned(x, self.size, self.spec, self.zero, self.slope(), gain)
+        size = self.size if self.least is None else self.held(self.size.abs())
+        return learned(x, size, self.spec, self.zero, self.slope(), gain)
 
     def scale(self, x: Tensor) -> Tensor:
-        return self.size.detach().abs().clamp(min=SMALLEST_SCALE)
+        return self.held(self.size.detach().abs().clamp(min=SMALLEST_SCALE))
+
+    def hold(self, least: Tensor) -> None:
+        super().hold(least)
+        with torch.no_grad():
+            self.size.copy_(self.held(self.size.abs()))
 
     def change(self, spec: Spec, scale: Tensor, zero: int = 0) -> None:
         super().change(spec, scale, zero)

@@ -37,7 +37,7 @@ class Straight(Quantizer):
         else:
             kept = size > TERNARY * size.mean(over, keepdim=True)
             found = (size * kept).sum(over, keepdim=True) / kept.sum(over, keepdim=True).clamp(min=1)
-        return found.clamp(min=SMALLEST_SCALE).view(self.start.shape)
+        return self.held(found.clamp(min=SMALLEST_SCALE).view(self.start.shape))
 
 
 class Dorefa(Quantizer):
@@ -52,7 +52,7 @@ class Dorefa(Quantizer):
     def scale(self, x: Tensor) -> Tensor:
         given = x.detach().float()
         found = given.abs().mean() if self.spec.bits == 1 else torch.tanh(given).abs().amax() / self.spec.highest
-        return found.clamp(min=SMALLEST_SCALE).expand(self.start.shape)
+        return self.held(found.clamp(min=SMALLEST_SCALE).expand(self.start.shape))
 
 
 class Signs(torch.autograd.Function):
@@ -73,7 +73,7 @@ class Balanced(Lsq):
     """Signs of weights that are balanced and standardized per output channel, times a learned scale, with a gradient
     that gets narrower towards the end (Qin et al. 2020, "Forward and backward information retention", eqs. 5-10)."""
 
-    steepness = 0.1
+    steepness, holds = 0.1, False
 
     def progress(self, done: float) -> None:
         self.steepness = 0.1 * 100**done
@@ -89,6 +89,8 @@ class Balanced(Lsq):
 class Apot(Lsq):
     """A learned cut-off of weights that are normalized first (Li et al. 2020, "Additive powers-of-two quantization",
     eqs. 5-8); their spread is given back afterwards, so that the network starts where it was. Exact zeros stay."""
+
+    holds = False
 
     def spread(self, x: Tensor) -> Tensor:
         return x.detach().float().std(correction=0).clamp(min=SMALLEST_SCALE)
@@ -129,7 +131,7 @@ class Ttq(Quantizer):
     """Three levels of which two are learned, one above and one below zero, per layer (Zhu et al. 2017, "Trained ternary
     quantization"). They are stored as integers of one byte, three of them."""
 
-    stored_as = "int8"
+    stored_as, holds = "int8", False
 
     def __init__(self, spec: Spec, scale: Tensor, zero: int = 0, values: bool = False) -> None:
         super().__init__(spec, scale, zero, values)

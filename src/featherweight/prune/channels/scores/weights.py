@@ -11,6 +11,7 @@ from torch import Tensor
 
 from featherweight.axes.groups import AxisGroup, Member
 from featherweight.network import Network
+from featherweight.network.edit import stored_value
 from featherweight.task import Task
 
 Floats = npt.NDArray[np.float64]
@@ -23,6 +24,13 @@ def along(member: Member, values: Tensor) -> Floats:
     rest = [d for d in range(values.dim()) if d != member.dim]
     flat = values.double().sum(rest) if rest else values.double()
     found: Floats = flat.cpu().numpy()[member.index].sum(1)
+    return found
+
+
+def numbers(network: Network, member: Member) -> Tensor:
+    """The weight that calls compute with, in the shape of the member's tensor."""
+    node = network.node(member.computed) if member.computed else None
+    found: Tensor = network.tensor(member.tensor).detach() if node is None else stored_value(network, node)
     return found
 
 
@@ -41,7 +49,7 @@ def norm(power: int) -> Score:
     """Sum over all coupled weights of |w|^power: what makes the channel, scales it and reads it (DepGraph, eq. 6)."""
 
     def score(network: Network, task: Task, groups: Sequence[AxisGroup], seed: int) -> Scores:
-        return [sum((along(m, network.tensor(m.tensor).detach().double().abs() ** power) for m in weighing(g)),
+        return [sum((along(m, numbers(network, m).double().abs() ** power) for m in weighing(g)),
                     start=np.zeros(len(g))) for g in groups]
 
     return score
@@ -51,7 +59,7 @@ def fpgm(network: Network, task: Task, groups: Sequence[AxisGroup], seed: int) -
     """Sum of the Euclidean distances of a channel's weights to those of all other channels of its group: one near the
     geometric median of all can be stood in for by the others (He et al. 2019, "FPGM", eq. 4). Filters that make the
     channel and columns that read it count alike; the distances are summed over all coupled weights."""
-    return [sum((_distances(m, network.tensor(m.tensor).detach()) for m in g.members if m.role == "weight"),
+    return [sum((_distances(m, numbers(network, m)) for m in g.members if m.role == "weight"),
                 start=np.zeros(len(g))) for g in groups]
 
 
@@ -72,9 +80,9 @@ def bn(network: Network, task: Task, groups: Sequence[AxisGroup], seed: int) -> 
 def _gains(network: Network, group: AxisGroup) -> Floats:
     norms = [m for m in group.members if m.role == "norm"]
     if norms:
-        return sum((along(m, network.tensor(m.tensor).detach().double().abs()) for m in norms),
+        return sum((along(m, numbers(network, m).double().abs()) for m in norms),
                    start=np.zeros(len(group)))
     made = [m for m in weighing(group) if m.makes] or list(weighing(group))
-    squares = sum((along(m, network.tensor(m.tensor).detach().double() ** 2) for m in made), start=np.zeros(len(group)))
+    squares = sum((along(m, numbers(network, m).double() ** 2) for m in made), start=np.zeros(len(group)))
     root: Floats = np.sqrt(squares)
     return root
