@@ -241,6 +241,21 @@ def test_measure_a_file_and_a_factory(folder, saved):
     assert "within" in text
 
 
+def test_a_job_file_names_its_model_and_its_task(folder, saved):
+    """Wherever a model is named: nothing of a job file is to be typed again."""
+    Path("mine.toml").write_text('[model]\nfactory = "cli_models:net"\n[task]\nfactory = "cli_models:task"\n'
+                                 '[[steps]]\nkind = "quantize.Quantize"\n')
+    by_job = json.loads(run("measure", "mine.toml", "--json").stdout)
+    by_name = json.loads(run("measure", "cli_models:net", "--task", "cli_models:task", "--json").stdout)
+    assert {k: by_job[k] for k in ("params", "macs", "score", "score_name")} == {
+        k: by_name[k] for k in ("params", "macs", "score", "score_name")}
+    another = json.loads(run("measure", "mine.toml", "--task", "cli_models:light_task", "--json").stdout)
+    assert another["score_name"] != by_job["score_name"], "a task that is named comes first"
+    assert json.loads(run("inspect", "mine.toml", "--json").stdout)["params"] == by_job["params"]
+    assert json.loads(run("export", "mine.toml", "job.onnx", "--json").stdout)["ok"]
+    assert "name a job file: featherweight advise job.toml" in run("advise", saved, code=2).stderr.replace("\n", " ")
+
+
 def test_measure_and_export_say_when_the_file_differs(folder, saved, monkeypatch):
     from featherweight import deploy
 

@@ -80,7 +80,7 @@ def test_a_target_without_a_profile_tells_none(tmp_path: Path) -> None:
     images = torch.randn(4, 4)
     network: Any = fw.capture(nn.Sequential(nn.Linear(4, 4)), images[:2])
     target: Any = SimpleNamespace(name="another", suffix=".another")
-    assert set(PROFILERS) == set(fw.deploy.TARGETS), "every target of ours has a profile"
+    assert {"onnxruntime", "openvino", "openvino-bf16"} <= set(PROFILERS)
     task = fw.Task.classification([(images, torch.arange(4))], [(images, torch.arange(4))])
     assert Deployed(network, task, target, tmp_path).profiled("validation", 0.01) == ()
     assert profiled(network, ()).layers[0].seconds is None

@@ -56,10 +56,15 @@ def test_issue_templates_ask_for_something() -> None:
 
 
 def test_the_changelog_keeps_its_form() -> None:
-    """Keep a Changelog: versions as second-level heads, newest first, then kinds of changes."""
+    """Keep a Changelog: what is not released, then versions with their days, newest first, then kinds of changes."""
     text = (ROOT / "CHANGELOG.md").read_text()
     heads = re.findall(r"^## (.*)$", text, re.MULTILINE)
-    assert heads[0].startswith("[Unreleased]")
-    assert fw.__version__.partition(".dev")[0] in heads[0] or re.match(r"\[\d+\.\d+\.\d+\] - \d{4}-\d\d-\d\d", heads[0])
+    assert heads[0] == "[Unreleased]"
+    dated = [re.fullmatch(r"\[(\d+\.\d+\.\d+)\] - (\d{4}-\d\d-\d\d)", head) for head in heads[1:]]
+    assert all(dated)
+    found = [(tuple(map(int, m[1].split("."))), m[2]) for m in dated if m]
+    assert found == sorted(found, reverse=True)
+    assert found[0][0] == tuple(map(int, fw.__version__.partition(".dev")[0].split(".")))
+    assert str(read("CITATION.cff")["date-released"]) == found[0][1] or ".dev" in fw.__version__
     kinds = set(re.findall(r"^### (.*)$", text, re.MULTILINE))
     assert kinds <= {"Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"}

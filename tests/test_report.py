@@ -327,6 +327,8 @@ def test_spectra_of_split_layers_are_drawn_by_themselves():
                                                                                           "Sensitivity")}
     assert "0.weight" in own["Singular values"]
     assert "share of the full rank" in own["Singular values"]
+    points = [line.split() for line in re.findall(r'<polyline class="curve" points="([^"]*)"', own["Singular values"])]
+    assert {len(line) for line in points} == {len(one.shares) for one in plan.spectra}, "they begin at no origin"
     assert "share of the group" in own["Sensitivity"]
     assert "0.weight" not in own["Sensitivity"]
     assert "Singular values" not in render(result(plans=[sensed]))

@@ -254,6 +254,26 @@ def test_two_commands_lead_from_a_folder_of_images_to_a_deployed_file(tmp_path: 
     assert run.invoke(app, ["init", "--model", "timm:small", "--images", "pets"]).exit_code == 2  # job.toml is there
 
 
+def test_init_takes_a_task_of_ones_own_and_says_what_nobody_answers(tmp_path: Path,
+                                                                    monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = CliRunner()
+    for words, answers in ((["--model", "mine:make", "--task", "mine:task"], ""), ([], "mine:task\nmine:make\n")):
+        made = run.invoke(app, ["init", *words], input=answers)
+        assert made.exit_code == 0, made.output
+        held = tomllib.loads(Path("job.toml").read_text())
+        assert (held["model"]["factory"], held["task"]) == ("mine:make", {"factory": "mine:task"})
+        assert "data" not in held
+        assert fw.Job.from_toml(Path("job.toml")).recipe.steps
+        Path("job.toml").unlink()
+    silent = run.invoke(app, ["init", "--model", "mine:make"], input="")
+    assert silent.exit_code == 2
+    assert "there is nobody to ask for 'data'; write --model, and one of" in " ".join(silent.output.split())
+    both = run.invoke(app, ["init", "--model", "mine:make", "--task", "mine:task", "--images", "photos"])
+    assert both.exit_code == 2
+    assert "--images and --task" in both.output
+
+
 @pytest.mark.usefixtures("zoo")
 def test_models_by_name_fail_in_words(tmp_path: Path) -> None:
     torch.save(Small(4).state_dict(), tmp_path / "four.pth")

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from featherweight.recover import integrations
     from featherweight.task import Task, scores
 
-__version__ = "0.2.0.dev0"
+__version__ = "0.2.0"
 __all__ = ["Advice", "Assembly", "Budget", "Found", "Job", "Network", "Recipe", "Result", "Sensitivity", "Task",
            "Tuned", "advise", "balance", "capture", "compress", "distill", "errors", "factorize", "integrations",
            "load", "prune", "quantize", "recover", "scores", "search", "sensitivity", "share", "tune"]

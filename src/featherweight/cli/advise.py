@@ -13,17 +13,17 @@ from rich.table import Table
 from featherweight.balance import Advice
 from featherweight.balance import advise as advised
 from featherweight.cli import show
-from featherweight.cli.flags import AsJson
-from featherweight.cli.models import network_named, task_named
+from featherweight.cli.flags import AsJson, ModelName, TaskName
+from featherweight.cli.models import network_and_task
 from featherweight.cli.progress import Listener
+from featherweight.errors import RecipeError
 from featherweight.measure import LayerFigures
 from featherweight.report import units
 
 MOST = 12  #: layers that are shown, the costliest
 
 
-def advise(model: Annotated[str, typer.Argument(metavar="MODEL", help="a saved .fw file, or module:function")],
-           task: Annotated[str, typer.Option(metavar="MODULE:FUNCTION", help="function that returns a Task")],
+def advise(model: ModelName, task: TaskName = None,
            target: Annotated[str, typer.Option(help="runtime to deploy to")] = "onnxruntime",
            score_drop: Annotated[float, typer.Option(min=0, help="points of the score that may be lost")] = 1.0,
            minutes: Annotated[float, typer.Option(help="how long families are measured")] = 5.0,
@@ -31,8 +31,10 @@ def advise(model: Annotated[str, typer.Argument(metavar="MODEL", help="a saved .
            as_json: AsJson = False) -> None:
     """Say where time and bytes go, what each family saves at which drop of the score, and where to start; no training.
     """
-    data = task_named(task)
-    network = network_named(model, data)
+    if task is None and not model.endswith(".toml"):
+        raise RecipeError("advise reads data; write --task module:function, or name a job file: featherweight advise "
+                          "job.toml")
+    network, data = network_and_task(model, task)
     with Listener(show.err) as listener:
         found = advised(network, data, target, out, score_drop=score_drop, minutes=minutes, progress=listener)
     if as_json:
@@ -41,7 +43,7 @@ def advise(model: Annotated[str, typer.Argument(metavar="MODEL", help="a saved .
     show.out.print(_costly(found.layers, found.between_s))
     show.out.print(_alone(found))
     show.line(f"to start from: {found.what}; predicted: latency x {found.expected['latency']:.2f}, score "
-              f"{-found.expected['score_drop']:+.3g}")
+              f"{0 - found.expected['score_drop']:+.3g}")
     show.line(found.recipe.to_toml())
 
 
@@ -73,5 +75,5 @@ def _alone(found: Advice) -> Table:
     for trial in found.alone:
         shares = [trial.shares.get(name) for name in ("latency", "file_bytes", "archive_bytes", "macs")]
         show.row(table, trial.what + (f": {trial.failed}" if trial.failed else ""),
-                 *(units.NONE if share is None else f"x {share:.2f}" for share in shares), f"{-trial.drop:+.3g}")
+                 *(units.NONE if share is None else f"x {share:.2f}" for share in shares), f"{0 - trial.drop:+.3g}")
     return table

@@ -9,6 +9,7 @@ and messages to stderr.
 from __future__ import annotations
 
 import signal
+import sys
 import traceback
 from pathlib import Path
 from types import FrameType
@@ -23,13 +24,13 @@ from featherweight.cli import init as begin
 from featherweight.cli.advise import advise
 from featherweight.cli.archives import pack, unpack
 from featherweight.cli.bench import bench_table
-from featherweight.cli.flags import AsJson, in_flags
-from featherweight.cli.models import job_of, network_named, task_named
+from featherweight.cli.flags import AsJson, ModelName, TaskName, in_flags
+from featherweight.cli.models import job_of, network_and_task
 from featherweight.cli.pages import report
 from featherweight.cli.progress import Listener
 from featherweight.cli.schema import job_schema
 from featherweight.cli.search import search
-from featherweight.errors import FeatherweightError, FileError, Untimed
+from featherweight.errors import FeatherweightError, FileError, RecipeError, Untimed
 from featherweight.files import written_whole
 
 CHECK_FAILED, WRONG_INPUT, UNFORESEEN = 1, 2, 3
@@ -70,9 +71,6 @@ app = typer.Typer(cls=Commands, no_args_is_help=True, pretty_exceptions_enable=F
                   help="Makes a trained PyTorch network small and fast enough for its device, and proves that it still "
                        "works. Exit codes: 0 all is well, 1 a check failed, 2 wrong input, 3 an unforeseen error.")
 
-ModelName = Annotated[str, typer.Argument(metavar="MODEL", help="a saved .fw file, or module:function that returns a "
-                                          "module, (module, example inputs) or a Network")]
-TaskName = Annotated[str | None, typer.Option("--task", metavar="MODULE:FUNCTION", help="function that returns a Task")]
 Target = Annotated[str, typer.Option(help="runtime to deploy to")]
 Threads = Annotated[int, typer.Option(min=1, help="threads of the runtime")]
 
@@ -148,6 +146,8 @@ def init(model: Annotated[str | None, typer.Option(
          images: Annotated[str | None, typer.Option(metavar="FOLDER", help="one folder of images a class")] = None,
          csv: Annotated[str | None, typer.Option(metavar="FILE", help="rows of numbers, or texts")] = None,
          npz: Annotated[str | None, typer.Option(metavar="FILE", help="arrays x and y")] = None,
+         task: Annotated[str | None, typer.Option(metavar="NAME", help="module:function of an fw.Task, for other data"
+                                                  )] = None,
          predict: Annotated[str | None, typer.Option("--target", metavar="COLUMN", help="what a csv is to say")] = None,
          text: Annotated[str | None, typer.Option(metavar="COLUMN", help="the texts of a csv")] = None,
          tokenizer: Annotated[str | None, typer.Option(metavar="NAME", help="name or folder, for texts")] = None,
@@ -155,12 +155,18 @@ def init(model: Annotated[str | None, typer.Option(
          out: Annotated[Path, typer.Option(metavar="JOB.toml", help="the file to write")] = Path("job.toml")) -> None:
     """Write a job file that runs: for a model that has a name and data in files, no Python is needed."""
     def ask(what: str) -> str:
-        return str(typer.prompt(what, err=True))
+        try:
+            return str(typer.prompt(what, err=True))
+        except typer.Abort as error:
+            if sys.stdin.isatty():
+                raise
+            raise RecipeError(f"there is nobody to ask for {what.partition(':')[0]!r}; write --model, and one of "
+                              "--images, --csv with --target, --npz, --task") from error
 
     if out.exists():
         raise FileError(f"{out} is there already; write --out another.toml, or remove it")
     deploy.target(runtime)
-    data = begin.source({"images": images, "csv": csv, "npz": npz},
+    data = begin.source({"images": images, "csv": csv, "npz": npz, "task": task},
                         {"target": predict, "text": text, "tokenizer": tokenizer}, ask)
     told = begin.text(model or ask("model: timm:NAME, torchvision:NAME, transformers:NAME, module:function or a .fw"),
                       weights, data, runtime, str(out))
@@ -185,8 +191,7 @@ def measure_(model: ModelName, task: TaskName = None, target: Target = "onnxrunt
              as_json: AsJson = False) -> None:
     """Export a network, run the file, and say what it costs and how good it is."""
     deploy.target(target)
-    data = task_named(task)
-    network = network_named(model, data)
+    network, data = network_and_task(model, task)
     found = measure.measure(network, data, target, split, model, threads=threads, archive=True, memory=memory)
     if as_json:
         show.document(found.to_dict())
@@ -210,8 +215,7 @@ def inspect(model: ModelName, task: TaskName = None,
     from featherweight.cli import ranks as spectra
     from featherweight.cli.groups import grouped
 
-    data = task_named(task)
-    network = network_named(model, data)
+    network, data = network_and_task(model, task)
     rows, groups = measure.layers(network), grouped(network, data, score, curves)
     if as_json:
         show.document({
@@ -237,7 +241,7 @@ def export(model: ModelName, file: Annotated[Path, typer.Argument(help="file to 
            target: Target = "onnxruntime", as_json: AsJson = False) -> None:
     """Write a network as a runtime's file, run it, and compare it with PyTorch."""
     runtime = deploy.target(target)
-    network = network_named(model, task_named(None))
+    network, _ = network_and_task(model, None)
     written = runtime.export(network, file)
     runner = runtime.load(file, like=network.signature)
     agreement = deploy.verify(network, runner, *network.example_inputs(batch=2))

@@ -9,21 +9,20 @@ import typer
 
 from featherweight.balance import bench_table as written
 from featherweight.cli import show
-from featherweight.cli.flags import AsJson
-from featherweight.cli.models import network_named, task_named
+from featherweight.cli.flags import AsJson, ModelName, TaskName
+from featherweight.cli.models import network_and_task
 from featherweight.judge.time_them import RESULT, SCRIPT
 
 
-def bench_table(model: Annotated[str, typer.Argument(metavar="MODEL", help="a saved .fw file, or module:function")],
+def bench_table(model: ModelName,
                 out: Annotated[Path, typer.Option(help="the folder to carry to the device")],
-                task: Annotated[str | None, typer.Option("--task", metavar="MODULE:FUNCTION",
-                                                         help="function that returns a Task")] = None,
+                task: TaskName = None,
                 target: Annotated[str, typer.Option(help="runtime to deploy to")] = "onnxruntime",
                 threads: Annotated[int, typer.Option(min=1, help="threads of the runtime")] = 1,
                 as_json: AsJson = False) -> None:
     """Write a network and its layers, to be timed on another device, with a script that needs numpy and the runtime."""
-    data = task_named(task)
-    count = written(network_named(model, data), data, out, target, threads=threads)
+    network, data = network_and_task(model, task)
+    count = written(network, data, out, target, threads=threads)
     if as_json:
         show.document({"folder": str(out), "files": count})
         return

@@ -1,4 +1,4 @@
-"""A flag that many commands have; messages of the library in the words of the command line: flags for arguments."""
+"""Arguments and flags that many commands have; the library's messages in the words of the command line."""
 
 from __future__ import annotations
 
@@ -6,6 +6,10 @@ from typing import Annotated
 
 import typer
 
+ModelName = Annotated[str, typer.Argument(metavar="MODEL", help="a saved .fw file, a job file (its model and task), or "
+                                          "module:function that returns a module, (module, example inputs) or a "
+                                          "Network")]
+TaskName = Annotated[str | None, typer.Option("--task", metavar="MODULE:FUNCTION", help="function that returns a Task")]
 AsJson = Annotated[bool, typer.Option("--json", help="one JSON document on stdout")]
 #: as the library says it -> as one writes it on the command line; the longer ones first
 SPOKEN = {

@@ -41,9 +41,10 @@ activations = "uint8"
 """
 
 
-def text(model: str, weights: str | None, data: Source, target: str, out: str) -> str:
-    """The job as TOML. Raises RecipeError where the data are not there."""
-    data = sized(data)
+def text(model: str, weights: str | None, data: Source | str, target: str, out: str) -> str:
+    """The job as TOML. data: what the files hold, or the module:function that gives the task. Raises RecipeError where
+    the files are not there."""
+    data = sized(data) if isinstance(data, Source) else data
     rows = [f"# Run it: featherweight compress {out}", "", "[model]"]
     package = model.partition(":")[0]
     if model.endswith(".fw"):
@@ -52,18 +53,24 @@ def text(model: str, weights: str | None, data: Source, target: str, out: str) -
         rows.append(f"name = {quoted(model)}")
         rows.append(f"weights = {quoted(weights)}" if weights is not None else
                     '# weights = "model.safetensors"    # the file of its trained state')
-        count = len(kinds_of(data))
+        count = 0 if isinstance(data, str) else len(kinds_of(data))
         if count:
             rows.append(f"arguments = {{{COUNTS[package]} = {count}}}")
     else:
         rows.append(f"factory = {quoted(model)}    # module:function that gives the module")
-    rows += ["", "[data]", *(f"{key} = {quoted(value)}" for key, value in data.table().items())]
-    parameters = list(inspect.signature(data.reader).parameters.values())[1:]
-    rows += [f"# {p.name} = {quoted(p.default)}" for p in parameters
-             if p.name not in data.options and p.default is not p.empty and p.default is not None]
+    rows += ["", *(["[task]", f"factory = {quoted(data)}    # module:function that gives the fw.Task"]
+                   if isinstance(data, str) else _data(data))]
     rows += ["", "[compress]", f"target = {quoted(target)}    # the runtime that the file is for",
              'out = "out"    # the folder of the results: the file, report.html, result.json']
     return "\n".join(rows) + "\n" + STEPS
+
+
+def _data(data: Source) -> list[str]:
+    """The table of the files, with the other options of what reads them as comments."""
+    parameters = list(inspect.signature(data.reader).parameters.values())[1:]
+    return ["[data]", *(f"{key} = {quoted(value)}" for key, value in data.table().items()),
+            *(f"# {p.name} = {quoted(p.default)}" for p in parameters
+              if p.name not in data.options and p.default is not p.empty and p.default is not None)]
 
 
 def sized(data: Source) -> Source:
@@ -89,16 +96,19 @@ def quoted(value: Any) -> str:
     return json.dumps(list(value) if isinstance(value, tuple) else value)
 
 
-def source(given: dict[str, str | None], options: dict[str, str | None], ask: Callable[[str], str]) -> Source:
-    """The data that the flags name; ``ask`` is called for what they leave out. Raises RecipeError for several."""
+def source(given: dict[str, str | None], options: dict[str, str | None], ask: Callable[[str], str]) -> Source | str:
+    """The data that the flags name, or the task's module:function; ``ask`` is called for what they leave out. Raises
+    RecipeError for several."""
     named = {kind: path for kind, path in given.items() if path is not None}
     if len(named) > 1:
         raise RecipeError(f"both {' and '.join(f'--{kind}' for kind in named)} were given; write one of "
-                          f"{', '.join(f'--{kind}' for kind in SOURCES)}")
+                          f"{', '.join(f'--{kind}' for kind in (*SOURCES, 'task'))}")
     if not named:
-        path = ask("data: a folder of images, a .csv or a .npz file")
-        named = {{".csv": "csv", ".npz": "npz"}.get(Path(path).suffix, "images"): path}
+        path = ask("data: a folder of images, a .csv or a .npz file, or the module:function of a task")
+        named = {{".csv": "csv", ".npz": "npz"}.get(Path(path).suffix, "task" if ":" in path[2:] else "images"): path}
     kind, path = next(iter(named.items()))
+    if kind == "task":
+        return path
     own = {key: value for key, value in options.items() if value is not None}
     if kind == "csv" and "target" not in own:
         own["target"] = ask("the column to predict")

@@ -41,6 +41,16 @@ def network_named(name: str, task: Task) -> Network:
     return as_network(model, task, name)
 
 
+def network_and_task(name: str, task: str | None) -> tuple[Network, Task]:
+    """The network and its task: those of a job file (``*.toml``), or what ``network_named`` and ``task_named`` give; a
+    task that is named comes before the job's."""
+    if name.endswith(".toml"):
+        network, data = job_of(Path(name), []).prepare()
+        return network, data if task is None else task_named(task)
+    data = task_named(task)
+    return network_named(name, data), data
+
+
 def job_of(recipe: Path, settings: list[str]) -> Job:
     """The job in a TOML file, after ``--set`` was heard: "compress.target=...", "steps.1.macs=0.4" (the first step is
     1), "task.arguments.folder=..."."""

@@ -28,7 +28,7 @@ def roads(search: Row) -> str:
     columns = [Column("", [escape(name) for name, _ in named], numeric=False),
                Column("what", [escape(str(trial.get("what"))) for _, trial in named], numeric=False),
                *(Column(FIGURES[name], [_share(trial, name) for _, trial in named]) for name in figures),
-               Column("score", [f"{-float(trial.get('drop') or 0):+.4g}" for _, trial in named])]
+               Column("score", [f"{0 - float(trial.get('drop') or 0):+.4g}" for _, trial in named])]
     missed = "".join(f"<p>Missed: {escape(name)}: {escape(str(how))}.</p>"
                      for name, how in (search.get("missed") or {}).items())
     count = len(search.get("trials") or [])

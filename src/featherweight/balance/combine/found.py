@@ -54,7 +54,7 @@ class Found:
 def _row(trial: Trial, figure: str) -> str:
     shares = {figure: trial.shares[figure]} if figure in trial.shares else dict(trial.shares)
     return ", ".join([trial.what, *(f"{name} x {share:.3f}" for name, share in shares.items()),
-                      f"score {-trial.drop:+.4g}"])
+                      f"score {0 - trial.drop:+.4g}"])
 
 
 __all__ = ["Found"]

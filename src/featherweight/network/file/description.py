@@ -24,6 +24,7 @@ TAGS: dict[str, type] = {"dtype": torch.dtype, "layout": torch.layout, "memory":
                          "device": torch.device}
 AXES = 64  #: of an input
 LARGEST = 1 << 40  #: no axis of an input is longer
+NESTED = 64  #: lists that an argument lies in; how deep Python itself goes depends on its version
 DEPTH = 64  #: steps in a tensor's dotted name
 
 
@@ -259,11 +260,13 @@ def _tagged(tag: str, text: Any) -> Any:
     return value
 
 
-def _value(value: Any, nodes: Mapping[str, Node]) -> Any:
+def _value(value: Any, nodes: Mapping[str, Node], depth: int = 0) -> Any:
+    if depth > NESTED:
+        raise FileError(f"the graph is malformed: an argument lies in more than {NESTED} lists")
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     if isinstance(value, list):
-        return [_value(v, nodes) for v in value]
+        return [_value(v, nodes, depth + 1) for v in value]
     if isinstance(value, dict) and len(value) == 1:
         tag, inner = next(iter(value.items()))
         if tag == "node" and isinstance(inner, str):
@@ -273,7 +276,7 @@ def _value(value: Any, nodes: Mapping[str, Node]) -> Any:
         if tag == "float" and inner in ("inf", "-inf", "nan"):
             return float(inner)
         if tag == "slice" and len(_list(inner)) == 3:
-            return slice(*(_value(v, nodes) for v in inner))
+            return slice(*(_value(v, nodes, depth + 1) for v in inner))
         if tag in TAGS:
             return _tagged(tag, inner)
     raise FileError(f"an argument is described by {str(value)[:80]!r}, which is no known form; {_nearest(value)}")

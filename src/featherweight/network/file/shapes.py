@@ -34,6 +34,9 @@ POWER = 64  #: no number is raised to a higher power
 SIZES: tuple[tuple[int, int | None], ...] = ((2, None), (2, 64), (6, 224), (24, 240), (1, 1), (2, 2048))
 UNKNOWN = object()
 aten = torch.ops.aten
+#: operator -> what is tried in its place, of the same shapes: how results lie in memory is known when they are there
+#: (torch 2.11 has attention's otherwise on ``meta``), and whoever cannot take that says so then
+TRIED: dict[Any, Any] = {aten.view.default: aten.reshape.default}
 #: operator -> how many results it gives, of the size of the axis that is cut and the arguments by name
 CUTS: dict[Any, Callable[[int, Mapping[str, Any]], float]] = {
     aten.unbind.int: lambda size, given: size,
@@ -114,7 +117,8 @@ def _tried(node: Node, args: list[Any], kwargs: dict[str, Any]) -> Any:
             _check_count(node.target, args, kwargs)
         if name in FUNCTIONS:
             _check_numbers(name, args)
-        given = checked(node.target)(*args, **_placed(node.target, args, kwargs))
+        target = TRIED.get(node.target, node.target)
+        given = checked(target)(*args, **_placed(target, args, kwargs))
         _check_result(given)
         return given
     except NotImplementedError:
