@@ -107,7 +107,9 @@ def child(model: str, arm: str) -> None:
     before, start = resident(), time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         path = ARMS[arm](made, Path(folder))
-        found = {"peak_mb": round(resident() - before), "before_mb": round(before), "bytes": path.stat().st_size,
+        files = [f for f in (path, path.with_suffix(".bin")) if f.exists()]
+        found = {"peak_mb": round(resident() - before), "before_mb": round(before),
+                 "bytes": sum(f.stat().st_size for f in files),
                  "seconds": round(time.perf_counter() - start, 1)}
     print(MARK + json.dumps(found), flush=True)
 

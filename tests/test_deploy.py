@@ -301,7 +301,7 @@ class Windows(nn.Module):
         return F.scaled_dot_product_attention(q, k, v, self.mask).transpose(2, 3).flatten(3)
 
 
-@pytest.mark.parametrize("shape", [(3, 1, 5, 5), (5, 5), None])
+@pytest.mark.parametrize("shape", [(3, 1, 5, 5), *(pytest.param(s, marks=pytest.mark.slow) for s in ((5, 5), None))])
 def test_attention_on_five_axes(shape, tmp_path):
     torch.manual_seed(0)
     model = Windows(torch.randn(shape) if shape else None).eval()
