@@ -71,7 +71,7 @@ def four_axes(network: Network) -> None:
             continue
         before = [insert_call(network, aten.sym_size.int, (node.args[0], axis), before=node)
                   for axis in range(axes - 3)] if axes > 4 else []
-        given = {**dict(enumerate(node.args[:4])), "attn_mask": node.kwargs.get("attn_mask")}
+        given: dict[Any, Any] = {**dict(enumerate(node.args[:4])), "attn_mask": node.kwargs.get("attn_mask")}
         ready = {where: _on_four(network, node, one, values[one.name].dim(), before)
                  for where, one in given.items() if isinstance(one, Node)}
         for where, one in ready.items():

@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 
 from featherweight.deploy.onnx.edit import constant, constant_value, replace, sweep, through
-from featherweight.deploy.onnx.integer_lstm import on_integers
 from featherweight.deploy.onnx.own import OWN
+from featherweight.deploy.onnx.recurrent.integers import on_integers
 from featherweight.deploy.onnx.types import kind_of, narrow, narrowest_of_runtime, raise_opset
 
 #: lengths of blocks that MatMulNBits takes
