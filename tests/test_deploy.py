@@ -288,6 +288,28 @@ def test_attention_without_heads_and_pools_of_every_form(tmp_path):
     assert "Max" not in kinds
 
 
+class Windows(nn.Module):
+    """Attention in windows: samples, windows, heads, length, width; with a mask for each window, or one for all."""
+
+    def __init__(self, mask):
+        super().__init__()
+        self.qkv = nn.Linear(8, 24)
+        self.register_buffer("mask", mask)
+
+    def forward(self, x):
+        q, k, v = self.qkv(x).unflatten(-1, (3, 2, 4)).permute(3, 0, 1, 4, 2, 5)
+        return F.scaled_dot_product_attention(q, k, v, self.mask).transpose(2, 3).flatten(3)
+
+
+@pytest.mark.parametrize("shape", [(3, 1, 5, 5), *(pytest.param(s, marks=pytest.mark.slow) for s in ((5, 5), None))])
+def test_attention_on_five_axes(shape, tmp_path):
+    torch.manual_seed(0)
+    model = Windows(torch.randn(shape) if shape else None).eval()
+    network = fw.capture(model, torch.randn(2, 3, 5, 8), dynamic={})
+    runner, _ = deployed(network, tmp_path)
+    assert_agrees(network, runner)
+
+
 # ---- what the exporter is spared
 
 class Halves(nn.Module):

@@ -233,6 +233,37 @@ def test_channels_far_apart_are_equalized_unless_that_is_switched_off(times: flo
     assert (error[False] > 0.5) is evened
 
 
+class Summary(nn.Module):
+    """A summary token beside others, ``times`` as large as it, mixed by residual steps; the summary is read alone."""
+
+    def __init__(self, times: float) -> None:
+        super().__init__()
+        self.times, self.summary, self.head = times, nn.Parameter(torch.randn(1, 16, 1) * 0.1), nn.Linear(16, 5)
+        self.lift, self.a, self.b = nn.Conv1d(8, 16, 1), nn.Conv1d(16, 16, 1), nn.Conv1d(16, 16, 1)
+        for parameter in (*self.a.parameters(), *self.b.parameters()):
+            nn.init.normal_(parameter, std=0.001)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.cat([self.summary.expand(len(x), -1, -1), self.lift(x) * self.times], 2)
+        x = x + self.a(x)
+        x = x + self.b(x)
+        return self.head(x[:, :, 0])
+
+
+@pytest.mark.parametrize(("times", "apart"), [(0.3, False), (100.0, True)])
+@pytest.mark.parametrize("trained", [True, False])
+def test_sums_stay_float_where_a_part_read_alone_is_next_to_nothing_beside_the_rest(times: float, apart: bool,
+                                                                                    trained: bool) -> None:
+    torch.manual_seed(0)
+    model, x = Summary(times).eval(), torch.randn(8, 8, 6)
+    net = fw.capture(model, x, parts=False)
+    wanted = net(x).detach()
+    step, task = fw.quantize.Quantize(), fw.Task(train=[(x, wanted)], calibration=[(x, None)], loss=F.mse_loss)
+    plan = step.start(net.copy(), task).finish() if trained else step.plan(net, task)
+    assert any("read alone" in s.reason for s in plan.skipped) is apart
+    assert float((plan.apply(net)(x) - wanted).detach().norm() / wanted.norm()) < 0.05
+
+
 # ---- what is not finite, and what has no kernel
 
 class Folded(nn.Module):

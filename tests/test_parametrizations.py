@@ -109,6 +109,8 @@ def test_parametrizations_can_be_kept(name: str) -> None:
     names = {n for n, _ in model(name).named_parameters()}
     assert names <= set(net.tensors())
     assert not any("keep_parametrizations" in note for note in net.notes)
+    plan = fw.prune.Channels(macs=0.6).plan(net, fw.Task())
+    assert plan.macs_after == fw.measure.macs(plan.apply(net)).total
 
 
 class Gained(nn.Module):

@@ -346,6 +346,13 @@ CASES: dict[str, Built] = {
     "two values in a bilinear layer": (lambda: Lambda(lambda m, x: m.o(m.b(m.a(x), m.c(x))), a=nn.Linear(12, 8),
                                                       c=nn.Linear(12, 6), b=nn.Bilinear(8, 6, 10),
                                                       o=nn.Linear(10, 4)), rows, [6, 8, 10]),
+    "one token written over": (lambda: Lambda(lambda m, x: m.b(torch.select_scatter(m.a(x), m.c(x[:, 0]), 1, 2)),
+                                              a=nn.Linear(12, 8), c=nn.Linear(12, 8), b=nn.Linear(8, 4)), rows, [8]),
+    "masks joined": (lambda: Lambda(lambda m, x: m.b(torch.where((m.a(x) > 0) & (m.a(x) < 1), m.a(x), 0.5 * m.a(x))),
+                                    a=nn.Linear(12, 8), b=nn.Linear(8, 4)), rows, [8]),
+    "attention with learned keys": (lambda: Lambda(
+        lambda m, x: m.o(m.a(m.i(x), m.i(x), m.i(x), need_weights=False)[0].sum(1)), i=nn.Linear(12, 12),
+        a=nn.MultiheadAttention(12, 3, add_bias_kv=True, batch_first=True), o=nn.Linear(12, 4)), rows, [3, 12, 12]),
     "last state of an rnn": (lambda: Lambda(last_state, r=nn.RNN(12, 8, batch_first=True), head=nn.Linear(8, 4)), rows,
                              [8]),
 }

@@ -145,3 +145,51 @@ def test_those_who_choose_know_it(wide):
     climbed = Ladder(Quantize("int2", "dynamic"), score_drop=0.0).plan(network, judged)
     assert {p.kind for p in climbed.points} == {"dynamic"}
     assert climbed.trail[0].score == 100
+
+
+# ---- recurrent layers
+class Memory(nn.Module):
+    def __init__(self, width, **options):
+        super().__init__()
+        self.layer = nn.LSTM(24, width, batch_first=True, **options)
+
+    def forward(self, x, hidden, cells):
+        return self.layer(x, (hidden, cells))
+
+
+def stepped(network, x, hidden, cells):
+    """A layer's outputs, one step after the other, on what reads are rounded to: all inputs on one grid, each state on
+    its own."""
+    def read(value):
+        scale, zero = minmax(value, Spec(8, symmetric=False, signed=False))
+        return fake_quantize(value, scale, zero, Spec(8, symmetric=False, signed=False))
+
+    own = {name: network.tensor(f"layer.{name}_l0") for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")}
+    w, r = (own[f"weight_{n}"].float() * network.tensor(f"layer.weight_{n}_l0_scale")[:, None] for n in ("ih", "hh"))
+    given, outputs = read(x), []
+    for step in range(x.shape[1]):
+        gates = given[:, step] @ w.t() + own["bias_ih"] + read(hidden) @ r.t() + own["bias_hh"]
+        i, f, g, o = gates.chunk(4, 1)
+        cells = f.sigmoid() * cells + i.sigmoid() * g.tanh()
+        hidden = o.sigmoid() * cells.tanh()
+        outputs.append(hidden)
+    return torch.stack(outputs, 1)
+
+
+def test_wide_memories_are_computed_on_integers_in_onnx_runtime(tmp_path):
+    torch.manual_seed(0)
+    x = torch.randn(3, 7, 24)
+    for options, whole in (({"width": 64}, True), ({"width": 32}, False),
+                           ({"width": 64, "num_layers": 2, "bidirectional": True}, True)):
+        both = options.get("num_layers", 1) * (1 + options.get("bidirectional", False))
+        states = [torch.randn(both, 3, options["width"]) for _ in range(2)]
+        network = fw.capture(Memory(**options).eval(), (x, *states), dynamic={})
+        small = Quantize(activations=None).plan(network, fw.Task()).apply(network)
+        runner, path, _ = deployed(small, "onnxruntime", tmp_path)
+        kernels = optimized(path)
+        assert (kernels["DynamicQuantizeLSTM"], kernels["LSTM"]) == ((both + 1) // 2 * whole, both * (not whole))
+        found = deploy.verify(small, runner, (x, *states))
+        assert found.max_rel < (0.03 if whole else 1e-5), found
+        if both == 1 and whole:
+            wanted = stepped(small, x, *(s[0] for s in states))
+            assert relative_error(runner(x, *states)[0], wanted) < 2e-3

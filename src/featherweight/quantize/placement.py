@@ -7,7 +7,7 @@ tables computes in float, and is named with the reason "no integer kernel".
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -32,6 +32,7 @@ from featherweight.quantize.request import Request
 from featherweight.steps import Skipped
 
 aten = torch.ops.aten
+APART = "parts of it that are read alone reach so much less far than it does that its grid would lose them four bits"
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class Placement:
     kernels: names of the calls that are to run on integers with a stored weight.
     skipped: what stays float, and why.
     dynamic: node name -> names of the calls that read its value rounded when they run.
+    joiners: sums, products, concatenations that run on integers -> the point whose grid they give.
     """
 
     points: Mapping[str, str] = field(default_factory=dict)
@@ -50,6 +52,7 @@ class Placement:
     kernels: tuple[str, ...] = ()
     skipped: tuple[Skipped, ...] = ()
     dynamic: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    joiners: Mapping[str, str] = field(default_factory=dict)
 
     def at_run_time(self, calls: Sequence[Node]) -> Placement:
         """This, and ``calls`` that round what they read when they run; what has a grid already is read from that."""
@@ -61,11 +64,13 @@ class Placement:
         return replace(self, readers=readers, dynamic=dynamic, kernels=(*self.kernels, *(n.name for n in calls)))
 
 
-def placement(folded: Network, found: Sequence[LayerForm], request: Request) -> Placement:
-    """Where activations are rounded: around the calls of ``found`` that compute on integers."""
+def placement(folded: Network, found: Sequence[LayerForm], request: Request,
+              apart: Collection[str] = ()) -> Placement:
+    """Where activations are rounded: around the calls of ``found`` that compute on integers. apart: sums and the like
+    that stay float (``prepare/uneven``)."""
     rules, placed = request.rules(), Placement()
     if request.activations in ACTIVATIONS or any(layer.on_grid for layer in found):
-        placed = place(folded, integer_calls(found, rules), rules)
+        placed = place(folded, integer_calls(found, rules), rules, apart)
     return placed.at_run_time([n for layer in found if layer.activations == DYNAMIC and layer.stored.group is None
                                for n in layer.nodes if rules.takes(n, DYNAMIC)])
 
@@ -75,9 +80,10 @@ def integer_calls(found: Sequence[LayerForm], rules: Rules) -> set[str]:
     return {n.name for layer in found if layer.on_grid for n in layer.nodes if rules.multiplies(n)}
 
 
-def place(network: Network, kernels: set[str], rules: Rules = ONNX_RUNTIME) -> Placement:
+def place(network: Network, kernels: set[str], rules: Rules = ONNX_RUNTIME,
+          apart: Collection[str] = ()) -> Placement:
     """Places the points of a network; ``kernels`` names its calls of KERNELS that can run on integers."""
-    return _Placer(network, kernels, rules).place()
+    return _Placer(network, kernels, rules, apart).place()
 
 
 def carried(node: Node) -> list[Node]:
@@ -94,9 +100,8 @@ def carried(node: Node) -> list[Node]:
 
 
 class _Placer:
-    def __init__(self, network: Network, kernels: set[str], rules: Rules) -> None:
-        self.kernels = kernels
-        self.rules = rules
+    def __init__(self, network: Network, kernels: set[str], rules: Rules, apart: Collection[str]) -> None:
+        self.kernels, self.rules, self.apart = kernels, rules, apart
         self.calls = network.calls()
         values = network.values()
         self.float = {name for name, v in values.items() if isinstance(v, Tensor) and v.dtype == torch.float32}
@@ -107,7 +112,7 @@ class _Placer:
 
     def place(self) -> Placement:
         for node in self.calls:
-            inputs = self.rules.joined(node)
+            inputs = [] if node.name in self.apart else self.rules.joined(node)
             if inputs and all(isinstance(i, Node) and i.op != "get_attr" and i.name in self.float for i in inputs):
                 self.joined[node] = inputs
         self._flow()
@@ -120,7 +125,8 @@ class _Placer:
         skipped = [Skipped(n.meta.get("module") or n.name, reason) for n in self.calls for reason in self._reasons(n)]
         return Placement({p.name: groups[p].name for p in points if readers[p.name]},
                          {name: r for name, r in readers.items() if r},
-                         tuple(n.name for n in self.calls if n.name in self.kernels), tuple(dict.fromkeys(skipped)))
+                         tuple(n.name for n in self.calls if n.name in self.kernels), tuple(dict.fromkeys(skipped)),
+                         joiners={n.name: groups[p].name for n in self.whole if (p := self._settle(n)) in groups})
 
     # ---- who gives and who wants integers
     def _flow(self) -> None:
@@ -243,7 +249,9 @@ class _Placer:
             return
         if any(i in self.supplied for i in self._fused(node)):
             return
-        if self.rules.joins(node.target):
+        if node.name in self.apart:
+            yield APART
+        elif self.rules.joins(node.target):
             yield ("no rounded values on both sides: integers would cost more than they save"
                    if node in self.joined else f"{node.target} has no integer kernel in this form")
         elif not carried(node) and node.target not in CARRIERS:

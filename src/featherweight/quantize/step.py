@@ -15,12 +15,12 @@ from featherweight.network import Network, fold_batch_norm
 from featherweight.numerics.formats import ACTIVATIONS, GRIDS, HALVES
 from featherweight.quantize.grids import prepared, value_grids, weight_scales
 from featherweight.quantize.layers import LayerForm, layers
-from featherweight.quantize.placement import Placement, integer_calls, placement
+from featherweight.quantize.placement import Placement, integer_calls
 from featherweight.quantize.plan import QuantizePlan, announced
 from featherweight.quantize.prepare.biases import corrected
 from featherweight.quantize.prepare.expand_activations import gated, write_out
 from featherweight.quantize.prepare.rescale import Product, rescaled
-from featherweight.quantize.prepare.uneven import UNEVEN, unevenness
+from featherweight.quantize.prepare.uneven import UNEVEN, evenly_placed, unevenness
 from featherweight.quantize.ranges import METHODS as RANGES
 from featherweight.quantize.ranges import Tops
 from featherweight.quantize.request import Request, split
@@ -156,14 +156,14 @@ class Quantize(Rewrite):
         values, more = prepared(folded, task, self.smooth, equalize, batches)
         gates = gated(folded, integer_calls(found, request.rules()), request.rules())
         write_out(folded, gates)
-        placed = placement(folded, found, request)
+        placed = evenly_placed(folded, task, found, request)
         vectors: dict[str, Tensor] = {}
         products: tuple[Product, ...] = ()
         if self.rescale and placed.points:
             new, vectors, products = rescaled(folded, task, placed, batches)
             values |= new
             found, _ = layers(folded, request)
-            placed = placement(folded, found, request)
+            placed = evenly_placed(folded, task, found, request)
         skipped = [*skipped, *placed.skipped, *self._left_float(found, placed), *self._halves(placed)]
         scales, tops = weight_scales(folded, found, self.weight_ranges), Tops(channel_axes(folded, found, placed))
         points = value_grids(folded, task, placed, found, self.activations, self.ranges, batches, tops)

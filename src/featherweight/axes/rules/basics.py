@@ -57,7 +57,7 @@ def first(trace: Trace, node: Node) -> Labels:
 
 
 #: operators whose rules understand sizes and places that the graph computes
-PLACED = set(operators("slice.Tensor", "slice_scatter", "narrow", "select.int", "sym_size.int",
+PLACED = set(operators("slice.Tensor", "slice_scatter", "narrow", "select.int", "select_scatter", "sym_size.int",
                        *(f"conv{n}d" for n in (1, 2, 3)), "topk"))
 
 
@@ -99,7 +99,8 @@ def pointwise(trace: Trace, node: Node) -> Value:
     return Labels(shape, tuple(kept), all(x.stored for x in inputs))
 
 
-RULES.update(dict.fromkeys(operators("where.ScalarOther", "where.ScalarSelf", "where.Scalar"), pointwise))
+RULES.update(dict.fromkeys(operators("where.ScalarOther", "where.ScalarSelf", "where.Scalar", *(
+    f"__{name}__.{form}" for name in ("and", "or", "xor") for form in ("Tensor", "Scalar"))), pointwise))
 
 
 def broadcast(trace: Trace, inputs: Sequence[Labels], shape: tuple[int, ...], node: Node) -> list[Field]:

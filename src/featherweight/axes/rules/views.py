@@ -112,6 +112,20 @@ def selected(trace: Trace, node: Node) -> Value:
     return _pick(trace, x, dim, index, trace.shape(node), node)
 
 
+@rule("select_scatter")
+def replaced(trace: Trace, node: Node) -> Value:
+    """A value in which one position of an axis is replaced by another value, which has no such axis."""
+    x, part = first(trace, node), trace.of(node.args[1])
+    if part is None:
+        return unknown(trace, node)
+    dim, index = wrap(int(argument(node, "dim")), x), argument(node, "index")
+    inside = _pick(trace, x, dim, index, part.shape, node)
+    kept = broadcast(trace, [inside, part], part.shape, node)
+    fields = tuple(f for f in x.fields if dim not in f.dims
+                   and any({d - (d > dim) for d in f.dims} <= set(k.dims) for k in kept))
+    return Labels(x.shape, fields, x.stored and part.stored)
+
+
 def _pick(trace: Trace, x: Labels, dim: int, index: Any, shape: tuple[int, ...], node: Node) -> Labels:
     """One position of an axis, which goes. It must be an axis that is not cut itself."""
     fields = []

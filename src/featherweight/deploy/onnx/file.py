@@ -23,11 +23,12 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
-from featherweight.deploy.onnx import dynamic, recurrent
+from featherweight.deploy.onnx import dynamic
 from featherweight.deploy.onnx.decomposed import decompose_where_needed
 from featherweight.deploy.onnx.passes import Passes, suit
-from featherweight.deploy.onnx.projected import unprojected
 from featherweight.deploy.onnx.ready import cut_off, four_axes, slices_of_batch
+from featherweight.deploy.onnx.recurrent import plain
+from featherweight.deploy.onnx.recurrent.projected import unprojected
 from featherweight.deploy.onnx.tables import kept_tables, no_stack_traces, parameters_once, rules_where_they_apply
 from featherweight.errors import ExportError
 from featherweight.files import written_whole
@@ -125,7 +126,7 @@ def to_onnx(network: Network, passes: Passes, store: Callable[[Any], None]) -> t
             programs.append(program)
             decompose_where_needed(program)
             onnx_program = torch.onnx.export(program, dynamo=True, verbose=False, optimize=True,
-                                             custom_translation_table=dynamic.TRANSLATIONS | recurrent.TRANSLATIONS)
+                                             custom_translation_table=dynamic.TRANSLATIONS | plain.TRANSLATIONS)
     except ExportError:
         raise
     except Exception as error:

@@ -61,23 +61,39 @@ def computed_beforehand(network: Network) -> None:
 
 
 def four_axes(network: Network) -> None:
-    """Gives attention on [n, length, width] an axis of one head: ONNX has it on four axes only."""
+    """Gives attention on [n, length, width] an axis of one head, and that on more than four axes one for all that lie
+    before the heads: ONNX has it on four axes only."""
     attention = network.calls(aten.scaled_dot_product_attention.default)
     values = network.values() if attention else {}
     for node in attention:
-        if values[node.name].dim() != 3:
+        axes, readers = values[node.name].dim(), list(node.users)
+        if axes == 4:
             continue
-        for index, argument in enumerate(node.args[:4]):
-            if argument is not None and values[str(argument)].dim() == 3:
-                node.update_arg(index, insert_call(network, aten.unsqueeze.default, (argument, 1), before=node))
-        mask = node.kwargs.get("attn_mask")
-        if mask is not None and values[str(mask)].dim() == 3:
-            node.update_kwarg("attn_mask", insert_call(network, aten.unsqueeze.default, (mask, 1), before=node))
-        readers = list(node.users)
-        back = insert_call(network, aten.squeeze.dim, (node, 1), after=node)
+        before = [insert_call(network, aten.sym_size.int, (node.args[0], axis), before=node)
+                  for axis in range(axes - 3)] if axes > 4 else []
+        given: dict[Any, Any] = {**dict(enumerate(node.args[:4])), "attn_mask": node.kwargs.get("attn_mask")}
+        ready = {where: _on_four(network, node, one, values[one.name].dim(), before)
+                 for where, one in given.items() if isinstance(one, Node)}
+        for where, one in ready.items():
+            node.update_kwarg(where, one) if isinstance(where, str) else node.update_arg(where, one)
+        back = (insert_call(network, aten.unflatten.int, (node, 0, before), after=node) if before else
+                insert_call(network, aten.squeeze.dim, (node, 1), after=node))
         for reader in readers:
             reader.replace_input_with(node, back)
     network.changed()
+
+
+def _on_four(network: Network, node: Node, given: Node, axes: int, before: list[Node]) -> Node:
+    """What attention reads, on four axes or as many as it has of them from the end. before: the sizes of all axes
+    before the heads; none where there are no heads."""
+    if not before:
+        return insert_call(network, aten.unsqueeze.default, (given, 1), before=node) if axes == 3 else given
+    if axes < 4:
+        return given
+    for _ in range(len(before) + 3 - axes):
+        given = insert_call(network, aten.unsqueeze.default, (given, 0), before=node)
+    given = insert_call(network, aten.expand.default, (given, [*before, -1, -1, -1]), before=node)
+    return insert_call(network, aten.flatten.using_ints, (given, 0, len(before) - 1), before=node)
 
 
 def slices_of_batch(network: Network) -> None:

@@ -22,6 +22,7 @@ import numpy as np
 
 from featherweight.deploy.onnx.edit import constant, constant_value, replace, sweep, through
 from featherweight.deploy.onnx.own import OWN
+from featherweight.deploy.onnx.recurrent.integers import on_integers
 from featherweight.deploy.onnx.types import kind_of, narrow, narrowest_of_runtime, raise_opset
 
 #: lengths of blocks that MatMulNBits takes
@@ -277,7 +278,7 @@ def _stored(model: Any, forms: tuple[tuple[tuple[str, ...], Form], ...], narrowe
 
 def for_onnx_runtime(model: Any) -> None:
     """Rewrites the stored weights of ``model`` (``onnx_ir``) in place."""
-    forms = ((("MatMul", "Gemm"), blocks), (("DequantizeLinear",), products), *OWN)
+    forms = ((("LSTM",), on_integers), (("MatMul", "Gemm"), blocks), (("DequantizeLinear",), products), *OWN)
     _stored(model, forms, narrowest_of_runtime())
 
 

@@ -23,8 +23,8 @@ from typing import Any
 
 from featherweight.deploy.nest import feed, given, nested
 from featherweight.deploy.onnx.file import METADATA, to_onnx, write
-from featherweight.deploy.onnx.projected import unprojected
 from featherweight.deploy.onnx.ready import computed_beforehand, unrounded
+from featherweight.deploy.onnx.recurrent.projected import unprojected
 from featherweight.deploy.onnx.weights import for_openvino
 from featherweight.deploy.openvino.passes import OPENVINO
 from featherweight.deploy.openvino.weights import narrow

@@ -21,9 +21,10 @@ from featherweight.numerics.formats import ACTIVATIONS, DYNAMIC, GRIDS
 from featherweight.numerics.grids import SMALLEST_SCALE, Spec
 from featherweight.quantize.grids import value_grids
 from featherweight.quantize.layers import LayerForm, layers
-from featherweight.quantize.placement import Placement, integer_calls, placement
+from featherweight.quantize.placement import Placement, integer_calls
 from featherweight.quantize.plan import QuantizePlan, announced
 from featherweight.quantize.prepare.expand_activations import gated, write_out
+from featherweight.quantize.prepare.uneven import evenly_placed
 from featherweight.quantize.ranges import Tops, usual_method
 from featherweight.quantize.request import Request, split
 from featherweight.quantize.store import Point, Stored, chosen_scale, scale_name
@@ -72,7 +73,7 @@ class Training(Companion):
             self.gates = gated(folded, integer_calls(self.found, rules), rules)
             write_out(folded, self.gates)
             write_out(network, self.gates)
-            placed = placement(folded, self.found, request)
+            placed = evenly_placed(folded, task, self.found, request)
             self.skipped += placed.skipped
             self.safe, self.tops = SafeScales(self.found, placed), Tops(channel_axes(folded, self.found, placed))
             self.phases = [self._phase(text, folded, task, placed) for text in (*learning.progressive, None)]

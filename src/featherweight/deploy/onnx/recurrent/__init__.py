@@ -1,0 +1,1 @@
+"""Recurrent layers in ONNX: what its exporter or its runtimes lack of them."""
