@@ -247,6 +247,12 @@ ROWS: dict[str, Row] = {
                                                                         [-1, -1, 2, -1, -1]))),
     "expand_as": Row(lambda op, y, g: aten.add.Tensor(op(aten.narrow.default(y, 2, 0, 1), y), y)),
     "repeat": plain([1, 1, 2, 1]), "slice.Tensor": plain(1, 2, 10), "narrow": plain(1, 2, 8), "select.int": plain(2, 0),
+    # truth values, and the bits of integers
+    **{f"__{word}__.Tensor": Row(lambda op, y, g: as_float(op(aten.gt.Scalar(y, 0.5), aten.gt.Scalar(
+        aten.flip.default(y, [2]), 0.5)))) for word in ("and", "or", "xor")},
+    **{f"__{word}__.Scalar": Row(lambda op, y, g: as_float(op(aten._to_copy.default(
+        aten.mul.Tensor(y, 100.0), dtype=torch.int64), 13))) for word in ("and", "or", "xor")},
+    "select_scatter": Row(lambda op, y, g: op(y, aten.select.int(y, 2, 3), 2, 1)),
     "slice_scatter": Row(lambda op, y, g: op(y, aten.narrow.default(y, 1, 0, 4), 1, 4, 8)),
     "unbind.int": first(2), "split.Tensor": parted(6, 1), "unsafe_split.Tensor": parted(6, 1), "chunk": parted(2, 1),
     "unsafe_chunk": parted(2, 1), "split.sizes": parted([4, 8], 1), "split_with_sizes": parted([4, 8], 1),
