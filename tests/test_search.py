@@ -304,7 +304,7 @@ def test_wrong_goals(goal: dict[str, Any], steps: str, said: str, tmp_path: Path
 
 def test_advice_is_what_was_measured_and_a_recipe_that_can_be_made(tmp_path: Path) -> None:
     NETWORK.save(tmp_path / "net.fw")
-    command = ["advise", str(tmp_path / "net.fw"), "--task", "test_search:small_task", "--minutes", "0.05",
+    command = ["advise", str(tmp_path / "net.fw"), "--task", "test_search:small_task", "--minutes", "0.02",
                "--out", str(tmp_path / "out")]
     found = json.loads(CliRunner().invoke(app, [*command, "--json"]).stdout)
     assert [layer["path"] for layer in found["layers"]] == [layer.path for layer in fw.measure.layers(NETWORK)]
