@@ -260,6 +260,9 @@ def test_with_a_budget_the_best_form_may_be_cp_for_kernels_that_are_not_too_larg
     assert best.form == "cp"
     assert best.error < 0.05
     assert other.form != "cp"
+    pointwise = fw.capture(nn.Conv2d(16, 16, 1).eval(), torch.randn(2, 16, 8, 8))
+    monkeypatch.undo()
+    assert {s.form for s in step.plan(pointwise, Task()).splits} <= {"svd"}
     assert other.error > 0.1
 
 

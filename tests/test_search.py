@@ -18,6 +18,7 @@ import featherweight as fw
 import problems
 from featherweight.balance.combine import surrogate
 from featherweight.balance.combine.axes import AXES, Amount, Axis, Space
+from featherweight.balance.combine.found import _row as row_of
 from featherweight.balance.combine.seek import DROP, Seeker, Wanted, front
 from featherweight.balance.combine.trials import Trial, Watch
 from featherweight.cli import show
@@ -168,6 +169,15 @@ def test_a_training_comes_after_the_cut_with_the_zeros_beside_it() -> None:
             fw.quantize.Quantize] * integers
         assert [type(thing) for step in space.steps(picks, train) for thing in getattr(step, "beside", ())] == [
             fw.prune.Weights] * zeros
+
+
+def test_a_trial_with_the_short_training_says_so() -> None:
+    probe, shipped = (Trial("low rank", {}, 2.0, trained=not short, probe=short) for short in (True, False))
+    assert row_of(probe, "latency").startswith("low rank, shortly trained, ")
+    assert row_of(shipped, "latency").startswith("low rank, score")
+    wanted = Wanted({DROP: 1.0}, "latency", 0.1, left=0.5)
+    assert wanted.met(probe)
+    assert not wanted.met(shipped)
 
 
 def test_the_front() -> None:

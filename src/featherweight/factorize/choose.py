@@ -32,7 +32,7 @@ LADDER = (0.3, 0.4, 0.5, 0.6, 0.7, 0.75, 0.8, 0.84, 0.88, 0.91, 0.94, 0.96, 0.97
 #: every how many of them are offered where each must be timed
 TIMED = 3
 #: shares of the output channels that are the ranks offered of CP, which has no spectrum
-CP_SHARES = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0, 2.5)
+CP_SHARES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0, 2.5)
 #: numbers of a kernel up to which "auto" offers CP as well: its fit takes as long as these times the rank
 CP_MOST = 150_000
 #: "error": the squared errors, summed as they are; else a name of ``judge.damage.MEASURES``
@@ -104,14 +104,13 @@ def _offers(goal: Goal, layer: Factorable, grams: tuple[Tensor, ...] | None,
             prices: Sequence[Price]) -> list[Offer]:
     """The forms of a layer that cost less of a budget, and let no count grow."""
     found: dict[tuple[str, Ranks], Offer] = {}
-    small = goal.choice == "auto" and len(layer.shape) > 2 and math.prod(layer.shape) <= CP_MOST
-    for form in (*layer.forms(goal.choice), *("cp",) * small):
+    for form in _forms(goal, layer):
         names = None if FORMS[form].most is not None else spectra(layer, form, grams)
         over = layer.growth(form, fixed(layer, form, 1), goal.data) - _bytes(layer, form, fixed(layer, form, 1))
         for ranks in _ladder(goal, layer, form, names):
             count = layer.cost(form, ranks, goal.data)
-            fewer = count.params < layer.whole.params and count.macs <= layer.whole.macs
-            if (form, ranks) in found or not fewer or _bytes(layer, form, ranks) + over >= 0:
+            small = count.params < layer.whole.params and count.macs <= layer.whole.macs
+            if (form, ranks) in found or not small or _bytes(layer, form, ranks) + over >= 0:
                 continue
             costs = tuple(price(layer, (form, ranks)) for price in prices)
             if all(cost >= price(layer, None) for cost, price in zip(costs, prices, strict=True)):
@@ -122,11 +121,17 @@ def _offers(goal: Goal, layer: Factorable, grams: tuple[Tensor, ...] | None,
     return list(found.values())
 
 
+def _forms(goal: Goal, layer: Factorable) -> list[str]:
+    """Those of the choice; of "auto" CP too, for kernels that are not too large for its fit."""
+    more = layer.forms("cp") if goal.choice == "auto" and math.prod(layer.shape) <= CP_MOST else []
+    return list(dict.fromkeys((*layer.forms(goal.choice), *more)))
+
+
 def _ladder(goal: Goal, layer: Factorable, form: str, values: Sequence[Tensor] | None) -> list[Ranks]:
     step, apart = goal.round_to, TIMED if "latency" in goal.shares else 1
     if values is None:
         return [fixed(layer, form, max(step, round(share * layer.shape[0] / step) * step)) for share in
-                CP_SHARES[1::apart]]
+                CP_SHARES[::apart]]
     return [FORMS[form].within(layer.shape, tuple(max(step, round(r / step) * step)
                                                   for r in by_rule(layer, form, by_energy(energy), values)))
             for energy in LADDER[::apart]]

@@ -26,7 +26,7 @@ def roads(search: Row) -> str:
     named += [(f"{name} alone", trial) for name, trial in alone.items() if not trial.get("failed")]
     figures = [name for name in FIGURES if name in (chosen.get("shares") or {})]
     columns = [Column("", [escape(name) for name, _ in named], numeric=False),
-               Column("what", [escape(str(trial.get("what"))) for _, trial in named], numeric=False),
+               Column("what", [escape(_told(trial)) for _, trial in named], numeric=False),
                *(Column(FIGURES[name], [_share(trial, name) for _, trial in named]) for name in figures),
                Column("score", [f"{0 - float(trial.get('drop') or 0):+.4g}" for _, trial in named])]
     missed = "".join(f"<p>Missed: {escape(name)}: {escape(str(how))}.</p>"
@@ -34,6 +34,10 @@ def roads(search: Row) -> str:
     count = len(search.get("trials") or [])
     return (f"<p>{count} combinations were measured. Figures are shares of the original's.</p>"
             f"{missed}{table(columns, 'What a search tried')}{_front(search, figures)}")
+
+
+def _told(trial: Row) -> str:
+    return f"{trial.get('what')}{', shortly trained' * bool(trial.get('probe'))}"
 
 
 def _share(trial: Row, name: str) -> str:

@@ -138,11 +138,13 @@ class Space:
     def steps(self, picks: Picks, training: Train | None = None) -> tuple[Step, ...]:
         """The steps in the order of their stages, the ``training`` after what cuts, and with what can work beside it;
         without a cut there is none."""
-        offers = self.chosen(picks).values()
-        beside = tuple(o.beside for o in offers if o.beside is not None) if training is not None else ()
-        own = sorted((o.step for o in offers if o.beside not in beside), key=lambda step: step.stage)
+        offers = sorted(self.chosen(picks).values(), key=lambda offer: offer.step.stage)
+        if training is None:
+            return tuple(offer.step for offer in offers)
+        beside = [offer.beside for offer in offers if offer.beside is not None]
+        own = [offer.step for offer in offers if offer.beside is None]
         cut = sum(step.stage < Stage.PRECISION for step in own)
-        if training is None or not (cut or beside):
+        if not (cut or beside):
             return tuple(own)
         return (*own[:cut], dataclasses.replace(training, beside=(*training.beside, *beside)), *own[cut:])
 

@@ -53,8 +53,8 @@ class Found:
 
 def _row(trial: Trial, figure: str) -> str:
     shares = {figure: trial.shares[figure]} if figure in trial.shares else dict(trial.shares)
-    return ", ".join([trial.what, *(f"{name} x {share:.3f}" for name, share in shares.items()),
-                      f"score {0 - trial.drop:+.4g}"])
+    return ", ".join([f"{trial.what}{', shortly trained' * trial.probe}",
+                      *(f"{name} x {share:.3f}" for name, share in shares.items()), f"score {0 - trial.drop:+.4g}"])
 
 
 __all__ = ["Found"]

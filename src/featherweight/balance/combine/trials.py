@@ -219,9 +219,9 @@ class Trials:
         """The original after ``steps``, as a job would make it; all but the last are taken up where they stand."""
         from filelock import FileLock
 
-        network = self.original
+        network, places = self.original, list[tuple[Path, Step]]()
         for index, step in enumerate(steps, 1):
-            places = [(self.folder / "networks" / name_of(steps[:i]), steps[i - 1]) for i in range(1, index + 1)]
+            places.append((self.folder / "networks" / name_of(steps[:index]), step))
             file = places[-1][0] / "network.fw"
             file.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(file.with_suffix(".lock")):  # several workers may want one beginning
