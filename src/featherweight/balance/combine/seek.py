@@ -60,6 +60,10 @@ class Wanted:
             missed = missed + np.maximum(over, 0)
         return missed
 
+    def order(self, figures: Mapping[str, npt.NDArray[np.float64]]) -> npt.NDArray[np.intp]:
+        """The places in arrays of figures, from what promises most on."""
+        return np.lexsort((figures[self.minimize], np.round(self.beyond(figures), 6)))
+
     def rank(self, trial: Trial) -> tuple[bool, float, float]:
         """Trials in the order of their worth: the least is the best."""
         if trial.failed:
@@ -143,8 +147,7 @@ class Seeker:
         """The untried combinations, from what promises most on."""
         ahead = [picks for picks in self._reachable() if picks not in self.known]
         figures = self._predicted(ahead)
-        order = np.lexsort((figures[self.wanted.minimize], np.round(self.wanted.beyond(figures), 6)))
-        yield from (ahead[int(i)] for i in order)
+        yield from (ahead[int(i)] for i in self.wanted.order(figures))
 
     def promising(self) -> Picks | None:
         """The untried combination that promises most; None where none promises to be better than the best known, whose
@@ -154,10 +157,8 @@ class Seeker:
             return None
         figures = self._predicted(ahead)
         beyond = self.wanted.beyond(figures)
-        order = np.lexsort((figures[self.wanted.minimize], np.round(beyond, 6)))
-        best = self.known[self.best]
-        _, missed, least = self.wanted.rank(best)
-        first = int(order[0])
+        _, missed, least = self.wanted.rank(self.known[self.best])
+        first = int(self.wanted.order(figures)[0])
         if beyond[first] < missed - GAIN or (missed and self._idle < PATIENCE):
             return ahead[first]
         gained = least - float(figures[self.wanted.minimize][first])
@@ -173,8 +174,8 @@ class Seeker:
         """The combination that promises most of all, tried or not, and what it promises."""
         every = self._reachable()
         figures = self._predicted(every)
-        order = np.lexsort((figures[self.wanted.minimize], np.round(self.wanted.beyond(figures), 6)))
-        return every[int(order[0])], {name: float(values[order[0]]) for name, values in figures.items()}
+        first = int(self.wanted.order(figures)[0])
+        return every[first], {name: float(values[first]) for name, values in figures.items()}
 
     def _reachable(self) -> list[Picks]:
         """Combinations of families that did something alone."""
