@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 import featherweight as fw
 from featherweight import deploy
@@ -341,3 +342,87 @@ def test_complex_buffers_are_saved(tmp_path) -> None:
     network, x = fw.capture(Turned().eval(), torch.randn(2, 4)), torch.randn(3, 4)
     network.save(tmp_path / "n.fw")
     assert torch.equal(fw.load(tmp_path / "n.fw")(x), network(x))
+
+
+# ---- halves end at 65504
+def test_weights_beyond_halves_stay_as_they_are_and_are_named() -> None:
+    """fp16 would make them infinite; bf16 reaches as far as floats."""
+    torch.manual_seed(0)
+    model, x = Folded().eval(), torch.randn(4, 3, 8, 8)
+    with torch.no_grad():
+        model.d.weight[2] *= 1e7
+    network = fw.capture(model, x)
+    plan = fw.quantize.Quantize("fp16", None).plan(network, fw.Task())
+    assert [s.reason for s in plan.skipped if s.path == "d.weight"] == [
+        f"its weights reach {float(network.tensor('d.weight').detach().abs().max()):.3g}, and fp16 ends at 65504; "
+        'write mixed={"d.weight": "bf16"}']
+    assert plan.apply(network).tensor("d.weight").dtype == torch.float32
+    half = fw.quantize.Quantize("fp16", None, mixed={"d.weight": "bf16"}).plan(network, fw.Task()).apply(network)
+    assert half.tensor("d.weight").dtype == torch.bfloat16
+    wanted = network(x).detach()
+    assert float((half(x).detach() - wanted).norm() / wanted.norm()) < 5e-3
+
+
+def test_a_network_that_gives_no_numbers_agrees_with_no_file(tmp_path) -> None:
+    network = folded(d=float("nan"))
+    target = deploy.target("onnxruntime")
+    target.export(network, tmp_path / "net.onnx")
+    found = deploy.verify(network, target.load(tmp_path / "net.onnx", like=network.signature),
+                          (torch.randn(4, 3, 8, 8),))
+    assert not found.ok
+    assert "not finite" in found.complaint()
+
+
+# ---- a detector
+def block(given: int, made: int, stride: int = 1, size: int = 3) -> nn.Module:
+    return nn.Sequential(nn.Conv2d(given, made, size, stride, size // 2, bias=False), nn.BatchNorm2d(made), nn.ReLU())
+
+
+class Detector(nn.Module):
+    """Two levels, the coarse one enlarged and added to the fine one; classes and boxes of every place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fine = nn.Sequential(block(3, 16, 2), block(16, 32, 2), block(32, 64, 2), block(64, 64))
+        self.coarse = nn.Sequential(block(64, 96, 2), block(96, 96))
+        self.left, self.top, self.mix = block(64, 32, size=1), block(96, 32, size=1), block(32, 32)
+        self.classes, self.boxes = nn.Conv2d(32, 3, 1), nn.Conv2d(32, 4, 1)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        fine = self.fine(x)
+        mixed = self.mix(self.left(fine) + F.interpolate(self.top(self.coarse(fine)), scale_factor=2.0))
+        return self.classes(mixed), F.relu(self.boxes(mixed))
+
+
+def detector(images: int, size: int) -> tuple[fw.Network, Tensor]:
+    torch.manual_seed(0)
+    x = torch.randn(images, 3, size, size)
+    return fw.capture(Detector().eval(), x[:2]), x
+
+
+def test_a_plan_computes_as_much_as_some_twenty_passes_over_the_data() -> None:
+    """A detector of 350 pixels was still without a plan after six minutes; what a plan computes is counted here."""
+    step = fw.prune.Channels(macs=1 / 1.3, score="reconstruction", allocation="sensitivity",
+                             compensate="least_squares")
+    network, x = detector(64, 64)
+    with FlopCounterMode(display=False) as once, torch.no_grad():
+        network(x)
+    with FlopCounterMode(display=False) as counted:
+        step.plan(network, fw.Task(calibration=[(part, None) for part in x.split(16)]))
+    passes = counted.get_total_flops() / once.get_total_flops()
+    assert 1 < passes < 30, passes
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", pytest.param("openvino", marks=pytest.mark.slow)])
+def test_a_detector_in_int8_agrees_with_its_file(runtime: str, tmp_path) -> None:
+    if runtime == "openvino":
+        pytest.importorskip("openvino")
+    network, x = detector(4, 96)
+    rounded = fw.quantize.Quantize().plan(network, fw.Task(calibration=[(x, None)])).apply(network)
+    target = deploy.target(runtime)
+    path = tmp_path / f"net{target.suffix}"
+    target.export(rounded, path)
+    runner = target.load(path, like=rounded.signature)
+    assert (found := deploy.verify(rounded, runner, (x,))).ok, found
+    for got, wanted in zip(runner(x), network(x), strict=True):
+        assert float((got - wanted.detach()).norm() / wanted.detach().norm()) < 0.05
