@@ -17,8 +17,10 @@ import featherweight as fw
 from featherweight import deploy, measure
 from featherweight.cli.app import app
 from featherweight.demo import digits
+from featherweight.deploy.target import QUANTIZE
 from featherweight.errors import ExportError, InputError
 from featherweight.quantize import Quantize
+from featherweight.steps import Context
 from problems import PROBLEMS, task
 from problems import network as problem
 from test_quantize import fitted
@@ -318,6 +320,59 @@ def test_without_the_package_the_line_to_write_is_told(tmp_path, monkeypatch):
     network = fw.capture(nn.Linear(3, 3).eval(), torch.randn(2, 3))
     with pytest.raises(ExportError, match=r"pip install 'featherweight\[openvino\]'"):
         TARGET.export(network, tmp_path / "m.xml")
+
+
+# ---- queries and keys
+class Attending(nn.Module):
+    """Attention written in one of several ways; the rest is the same."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.how, self.table = how, nn.Parameter(torch.randn(16, 16))
+        self.q, self.k, self.v, self.out = (nn.Linear(32, 32) for _ in range(4))
+
+    def forward(self, x):
+        q, k, v = (f(x).view(x.shape[0], 16, 2, 16).transpose(1, 2) for f in (self.q, self.k, self.v))
+        return self.out(HOW[self.how](self, q, k, v).transpose(1, 2).reshape(x.shape[0], 16, 32))
+
+
+HOW = {
+    "fused": lambda own, q, k, v: F.scaled_dot_product_attention(q, k, v),
+    "plain": lambda own, q, k, v: torch.softmax(q @ k.transpose(-1, -2) / 4, -1) @ v,
+    "scaled before": lambda own, q, k, v: torch.softmax((q * 0.25) @ k.transpose(-1, -2), -1) @ v,
+    "with positions": lambda own, q, k, v: torch.softmax(q @ k.transpose(-1, -2) / 4 + own.table, -1) @ v,
+    "masked": lambda own, q, k, v: torch.softmax((q @ k.transpose(-1, -2)).masked_fill(own.table > 1, -1e4), -1) @ v,
+    "linear": lambda own, q, k, v: q.relu() @ (k.relu().transpose(-1, -2) @ v) / 16,
+    "read twice": lambda own, q, k, v: torch.softmax(w := q @ k.transpose(-1, -2) / 4, -1) @ v + w,
+    "a weight": lambda own, q, k, v: torch.softmax(q @ own.table, -1) @ v,
+}
+
+
+@pytest.mark.parametrize(("how", "rounded"), [
+    ("fused", {"q", "k"}), ("plain", {"q", "k"}), ("scaled before", {"mul", "k"}), ("with positions", {"q", "k"}),
+    ("masked", {"q", "k"}), ("linear", set()), ("read twice", set()), ("a weight", set())])
+def test_queries_and_keys_are_rounded_where_a_softmax_compares_them(how, rounded, tmp_path):
+    torch.manual_seed(0)
+    x = torch.randn(4, 16, 32)
+    network, data = fw.capture(Attending(how).eval(), x), fw.Task(calibration=lambda: [(x, None)])
+    plans = {name: Quantize(target=name).plan(network, data) for name in ("openvino", "onnxruntime")}
+    more = {p.node for p in plans["openvino"].points} - {p.node for p in plans["onnxruntime"].points}
+    names = {n.name: n.meta.get("module") or n.target.__name__.split(".")[0] for n in network.calls()}
+    assert {names[name] for name in more} == rounded
+    if how == "fused":
+        small, path = plans["openvino"].apply(network), tmp_path / "m.xml"
+        TARGET.export(small, path)
+        runner = TARGET.load(path, like=small.signature)
+        assert deploy.verify(small, runner, (x,)).ok
+        wanted = network(x).detach()
+        assert float((runner(x) - wanted).norm() / wanted.norm()) < 0.05
+        kinds = [op.get_type_name() for op in openvino.Core().read_model(path).get_ops()]
+        assert kinds.count("FakeQuantize") == len(plans["openvino"].points)
+        batches = [(x, torch.zeros(4, 16, 32))]
+        data = fw.Task(train=lambda: batches, calibration=lambda: batches, loss=F.mse_loss)
+        train = fw.recover.Train(epochs=1, lr=1e-3, during=(Quantize(target="openvino"),))
+        trained = train.fit(network, data, Context(original=network))
+        assert len(trained.calls(QUANTIZE)) == len(small.calls(QUANTIZE))
 
 
 # ---- a job from end to end

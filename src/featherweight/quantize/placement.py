@@ -9,6 +9,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -109,6 +110,7 @@ class _Placer:
         self.supplied: set[Node] = set()  # activations that come from an integer kernel
         self.demanded: set[Node] = set()  # activations that an integer kernel reads
         self.whole: set[Node] = set()  # joiners that run on integers
+        self.compared = {n: given for n in self.calls if (given := self._computed(rules.compared(n)))}
 
     def place(self) -> Placement:
         for node in self.calls:
@@ -127,6 +129,15 @@ class _Placer:
                          {name: r for name, r in readers.items() if r},
                          tuple(n.name for n in self.calls if n.name in self.kernels), tuple(dict.fromkeys(skipped)),
                          joiners={n.name: groups[p].name for n in self.whole if (p := self._settle(n)) in groups})
+
+    def _computed(self, given: list[Any]) -> list[Node]:
+        """``given`` if all of it is float values computed from the input, otherwise nothing."""
+        plain = all(isinstance(v, Node) and v.op != "get_attr" and v.name in self.float for v in given)
+        return given if plain and not any(self._weight(v) for v in given) else []
+
+    def _weight(self, node: Node) -> bool:
+        """Whether a value is a weight that was moved."""
+        return node.op == "get_attr" or any(self._weight(given) for given in carried(node))
 
     # ---- who gives and who wants integers
     def _flow(self) -> None:
@@ -163,6 +174,8 @@ class _Placer:
             elif node in self.whole:
                 found.add(self._settle(node))
                 found.update(self.joined[node])
+            elif node in self.compared:
+                found.update(self._source(given) for given in self.compared[node])
             elif node in self.demanded and any(self._on_grid(i, found) for i in carried(node)):
                 found.add(node)
         return [n for n in (*self._inputs(), *self.calls) if n in found and n.name in self.float]
@@ -181,6 +194,14 @@ class _Placer:
                 break
             node = user
         return node
+
+    def _source(self, node: Node) -> Node:
+        """Where a value that is compared is rounded: as an integer kernel gives it, before it is moved, if nobody else
+        reads it; otherwise as it comes."""
+        source = node
+        while (given := carried(source)) and len(given[0].users) == 1:
+            source = given[0]
+        return source if source in self.supplied else node
 
     def _on_grid(self, node: Node, found: set[Node]) -> bool:
         return node in found or (node.target in SPLITTERS and any(i in found for i in carried(node)))
@@ -239,7 +260,7 @@ class _Placer:
         for user in point.users:
             splits = user.target in SPLITTERS and user in self.demanded
             carries = bool(carried(user)) and (user in points or splits)
-            if self._is_kernel(user) or user in self.whole or carries:
+            if self._is_kernel(user) or user in self.whole or user in self.compared or carries:
                 found.append(user.name)
         return found
 
