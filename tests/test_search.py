@@ -138,6 +138,18 @@ def test_what_is_found_is_nearly_what_trying_everything_finds(seed: int) -> None
     assert found.shares["latency"] <= 1.05 * best.shares["latency"]
 
 
+def test_amounts_that_change_nothing_alone_are_in_no_combination() -> None:
+    names = ("a", "b")
+    offers = tuple(tuple(Amount(str(i), i / 4, fw.prune.Layers(count=i, names=(name,))) for i in range(1, 4))
+                   for name in names)
+    seeker = Seeker(None, Space(names, offers), Wanted({}, "latency", 0.1), Watch(None), 9,  # type: ignore[arg-type]
+                    lambda what, done: None)
+    same = {"latency": 1.02, "file_bytes": 1.0, "macs": 1.0}
+    seeker.known = {(0, 0): Trial("", same, 0.0), (1, 0): Trial("", same, 0.0), (3, 0): Trial("", {"macs": 0.9}, 0.1),
+                    (0, 1): Trial("", {}, 0.0, failed="no"), (0, 3): Trial("", {}, 0.0, failed="no")}
+    assert seeker._reachable() == [(0, 0), (2, 0), (3, 0)]
+
+
 def test_at_most_one_form_of_numbers() -> None:
     space = Space.of(NETWORK, {"archive_bytes"}, tuple(AXES))
     both = [space.chosen(picks) for picks in space.all()]

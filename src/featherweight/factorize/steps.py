@@ -60,8 +60,8 @@ class LowRank(Rewrite):
     Or for all layers together, of least total damage, as a fraction 0..1 that is to remain of the whole network's; one
     or several, which hold together:
     macs, params, bytes: counted. latency: the sum of all convolution and linear calls, each measured alone in the
-        runtime ``target`` (None: the one that is compressed for), on this machine or on the device of the folder
-        ``times`` (``featherweight bench-table``).
+        runtime ``target`` (None: the one that is compressed for), less what a call of next to nothing takes, on this
+        machine or on the device of the folder ``times`` (``featherweight bench-table``).
     how: damage for these: "output", "loss", "score" or "hessian" (``fw.sensitivity``), measured once a layer on
         ``batches`` of calibration data (None: all) and scaled by the squared error; or "error", these errors alone.
     round_to: ranks are multiples of this, where there is a budget.

@@ -15,7 +15,8 @@ from featherweight.numerics.factors.forms import Ranks
 
 @dataclass(frozen=True)
 class LinkTimes:
-    """Seconds of calls in a runtime, each call alone at batch one; what a runtime gains by fusing is not in them.
+    """Seconds of calls in a runtime, each call alone at batch one, less what the runtime takes to be called; what it
+    gains by fusing is not in them.
 
     every: all convolution and linear calls of the network that could be timed.
     """

@@ -27,10 +27,10 @@ from featherweight.errors import FileError, Untimed
 from featherweight.files import checksum, written_whole
 from featherweight.judge import time_them
 from featherweight.judge.figures import Figures, cache_folder
-from featherweight.judge.layer_times import SECONDS, TimedLayer, Timer, Times, exported, time_all
-from featherweight.judge.time_them import MANIFEST, RESULT, SCRIPT
+from featherweight.judge.layer_times import SECONDS, SMALL, TimedLayer, Timer, Times, exported, time_all
+from featherweight.judge.time_them import MANIFEST, NOTHING, RESULT, SCRIPT
 
-FORMAT = 1
+FORMAT = 2
 #: seconds that a network is timed for
 NETWORK_S = 1.0
 #: the device's name in a name of ``times.json``
@@ -104,7 +104,7 @@ class Elsewhere:
         """How many files are to be timed."""
         files = self._manifest()["files"]
         done = {name.rpartition(" ")[2] if "beside" in files.get(name.rpartition(" ")[2], {}) else name
-                for name in self.known}
+                for name in (*self.known, NOTHING)}
         return len(files.keys() - done)
 
     def untimed(self) -> Untimed:
@@ -119,11 +119,12 @@ class Elsewhere:
         runtime, entries, there = target_named(self.target), {}, self._manifest()["files"]
         place = self.folder / "layers"
         place.mkdir(exist_ok=True)
-        for key, layer in ((key, layer) for key, layer in layers.items() if key not in there):
-            file = place / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}{runtime.suffix}"
-            network = exported(layer, runtime, file)
-            item = network.signature.inputs[0]
-            entries[key] = {"file": self._name(file), "inputs": {item.name: ["float32", layer.input(1)]}}
+        for key, layer in {NOTHING: None, **layers}.items():
+            if key not in there:
+                file = place / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}{runtime.suffix}"
+                item = exported(layer, runtime, file).signature.inputs[0]
+                size = SMALL if layer is None else layer.input(1)
+                entries[key] = {"file": self._name(file), "inputs": {item.name: ["float32", size]}}
         self._add(entries)
 
     def asked(self, layers: Mapping[str, TimedLayer]) -> Untimed:

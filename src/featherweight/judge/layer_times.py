@@ -17,11 +17,16 @@ from featherweight.axes.rules.weights import whole_groups
 from featherweight.deploy import Target
 from featherweight.deploy import target as target_named
 from featherweight.judge.figures import Figures, place
+from featherweight.judge.time_them import own
 from featherweight.measure.timing import side_by_side
 from featherweight.network import Network, capture
 
 #: seconds that each layer at each width is run for
 SECONDS = 0.02
+#: the input of the network that computes next to nothing
+SMALL = (1, 8)
+#: in the names of figures: less what a call of nothing takes
+NET = "net "
 
 
 @dataclass(frozen=True)
@@ -98,9 +103,17 @@ class One(nn.Module):
         return made
 
 
-def exported(layer: TimedLayer, runtime: Target, file: Path) -> Network:
-    """The layer alone as a network, written to ``file``."""
-    network = capture(One(layer).eval(), torch.zeros(layer.input(2)))
+class Nothing(nn.Module):
+    """Next to nothing: what a runtime takes for it, it takes to be called."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return -x
+
+
+def exported(layer: TimedLayer | None, runtime: Target, file: Path) -> Network:
+    """The layer alone as a network, written to ``file``; None: next to nothing, of an input ``SMALL``."""
+    model, size = (Nothing(), (2, *SMALL[1:])) if layer is None else (One(layer), layer.input(2))
+    network = capture(model.eval(), torch.zeros(size))
     assert isinstance(network, Network)
     runtime.export(network, file)
     return network
@@ -108,20 +121,22 @@ def exported(layer: TimedLayer, runtime: Target, file: Path) -> Network:
 
 def time_all(layers: Sequence[TimedLayer], target: str, threads: int) -> list[float]:
     """The least seconds of one call of each layer, in interleaved rounds, batch of one: other processes only ever add,
-    and to a long call more often than to a short one."""
+    and to a long call more often than to a short one. What a call of nothing takes is taken off, as in a network it is
+    paid once."""
     runtime, runners, calls = target_named(target), [], {}
     with tempfile.TemporaryDirectory() as folder:
-        for i, layer in enumerate(layers):
+        for i, layer in enumerate((*layers, None)):
             file = Path(folder) / f"{i}{runtime.suffix}"
             network = exported(layer, runtime, file)
             runner = runtime.load(file, threads, like=network.signature)
             runners.append(runner)
-            x = torch.randn(layer.input(1))
+            x = torch.randn(SMALL if layer is None else layer.input(1))
             calls[str(i)] = lambda runner=runner, x=x: runner(x)
-        found = side_by_side(calls, seconds=SECONDS * len(layers), threads=threads)
+        found = side_by_side(calls, seconds=SECONDS * len(calls), threads=threads)
         for runner in runners:
             runner.close()
-    return [min(found.seconds[str(i)]) for i in range(len(layers))]
+    *least, nothing = (min(found.seconds[str(i)]) for i in range(len(calls)))
+    return [own(seconds, nothing) for seconds in least]
 
 
 class Times:
@@ -129,7 +144,7 @@ class Times:
 
     def __init__(self, path: Path, target: str, threads: int, timer: Timer) -> None:
         self.target, self.threads, self.timer = target, threads, timer
-        self.figures, self.prefix = Figures(path), place(target, threads)
+        self.figures, self.prefix = Figures(path), f"{place(target, threads)}{NET}"
 
     def times(self, layers: Sequence[TimedLayer]) -> list[float]:
         """Seconds of each layer; what is not known yet is measured together, and kept at once."""

@@ -28,6 +28,10 @@ Part = tuple[str, list[str]]
 MANIFEST, SCRIPT, RESULT = "manifest.json", "time_them.py", "times.json"
 #: files that are loaded at a time, least rounds, untimed calls before the first round
 TOGETHER, ROUNDS, WARM = 8, 11, 3
+#: name of a file that computes next to nothing: what it takes, a runtime takes to be called, and a layer alone as well
+NOTHING = "nothing"
+#: of the seconds of a layer alone, what is its own at least
+OWN = 0.05
 #: a call this long (seconds) needs no untimed call before it to warm the caches
 LONG = 0.02
 
@@ -106,8 +110,8 @@ def rounds(calls: Mapping[str, Call], seconds: float) -> dict[str, list[float]]:
 
 def parts_of(files: Mapping[str, Any], known: set[str]) -> list[Part]:
     """The work that is left, a few files at a time."""
-    layers = [name for name, entry in files.items() if "beside" not in entry and name not in known]
-    found: list[Part] = [("", layers[i:i + TOGETHER]) for i in range(0, len(layers), TOGETHER)]
+    layers = [name for name, entry in files.items() if "beside" not in entry and name not in {*known, NOTHING}]
+    found: list[Part] = [("", [NOTHING, *layers[i:i + TOGETHER]]) for i in range(0, len(layers), TOGETHER)]
     for first in dict.fromkeys(entry["beside"] for entry in files.values() if "beside" in entry):
         others = [name for name, entry in files.items()
                   if entry.get("beside") == first != name and first + " " + name not in known]
@@ -118,15 +122,21 @@ def parts_of(files: Mapping[str, Any], known: set[str]) -> list[Part]:
 
 
 def figures(first: str, taken: Mapping[str, Sequence[float]]) -> dict[str, float]:
-    """Name -> the least seconds of a layer; the median seconds of the file that others are timed beside, and "its name
-    the other's" -> the median share of its seconds that the other takes in the same round."""
+    """Name -> the least seconds of a layer, less those of nothing; the median seconds of the file that others are timed
+    beside, and "its name the other's" -> the median share of its seconds that the other takes in the same round."""
     if not first:
-        return {name: min(seconds) for name, seconds in taken.items()}
-    own = np.array(taken[first])
-    found = {first + " " + name: float(np.median(np.array(seconds) / own))
+        least = {name: min(seconds) for name, seconds in taken.items()}
+        return {name: own(seconds, least[NOTHING]) for name, seconds in least.items() if name != NOTHING}
+    beside = np.array(taken[first])
+    found = {first + " " + name: float(np.median(np.array(seconds) / beside))
              for name, seconds in taken.items() if name != first}
-    found[first] = float(np.median(own))
+    found[first] = float(np.median(beside))
     return found
+
+
+def own(seconds: float, nothing: float) -> float:
+    """What a layer alone takes in a network: less than by itself, as a runtime is called once for all layers."""
+    return max(seconds - nothing, OWN * seconds)
 
 
 def main(folder: Path) -> None:

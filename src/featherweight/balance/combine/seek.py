@@ -178,10 +178,13 @@ class Seeker:
         return every[first], {name: float(values[first]) for name, values in figures.items()}
 
     def _reachable(self) -> list[Picks]:
-        """Combinations of families that did something alone."""
-        useless = {axis for axis in range(len(self.space.names)) if all(
-            trial.failed for picks, trial in self.known.items() if picks[axis] and sum(map(bool, picks)) == 1)}
-        return [picks for picks in self.space.all() if not any(picks[axis] for axis in useless)]
+        """Combinations of families that did not fail alone, each beyond the amounts at which it did nothing."""
+        alone = [{picks[axis]: trial for picks, trial in self.known.items()
+                  if picks[axis] and sum(map(bool, picks)) == 1} for axis in range(len(self.space.names))]
+        last = [max((pick for pick, trial in mine.items() if _void(trial)), default=0) for mine in alone]
+        useless = {axis for axis, mine in enumerate(alone) if all(trial.failed for trial in mine.values())}
+        return [picks for picks in self.space.all() if not any(
+            pick and (axis in useless or pick <= last[axis]) for axis, pick in enumerate(picks))]
 
     def _predicted(self, ahead: Sequence[Picks]) -> dict[str, npt.NDArray[np.float64]]:
         """Figure -> what the surrogate expects of each combination."""
@@ -195,6 +198,12 @@ class Seeker:
             else:
                 found[name] = np.exp(fit(places, np.log(figures)).at(asked))
         return found
+
+
+def _void(trial: Trial) -> bool:
+    """Whether the network stayed what it was: nothing that is counted changed."""
+    counted = (trial.shares.get(name, 1.0) for name in ("file_bytes", "archive_bytes", "macs"))
+    return not trial.failed and trial.drop == 0 and all(share == 1.0 for share in counted)
 
 
 def front(trials: Sequence[Trial], figure: str) -> tuple[Trial, ...]:
