@@ -42,7 +42,7 @@ TOKENS, SAMPLES = 8, 64
 TIMED_S = 2.0
 #: worlds that differ in what families save and cost
 WORLDS = 5
-LAYERS = (50, 100, 200, 400, 800, 1600)
+LAYERS = (50, 100, 200, 400, 800, 1600, 3200, 6400)
 
 
 class Block(nn.Module):

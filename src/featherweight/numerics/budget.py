@@ -108,17 +108,42 @@ def _relaxed(options: Options, budget: float) -> tuple[float, Ints]:
 
 
 def _searched(options: Options, budget: float, price: float, first: Ints, held: int) -> tuple[Ints | None, bool]:
-    """The best choice below ``first``, None if there is none; and whether nothing was left out unseen."""
+    """The best choice below ``first``, None if there is none; and whether nothing was left out unseen.
+
+    Options whose price alone takes them above ``first`` are left out beforehand (chapter 11.2); most items have one
+    left then, and only the others are searched."""
     known, known_cost = _sums(options, first)
+    close = EXACT * max(1.0, abs(known), price * abs(budget))
+    over = [d + price * c - (d + price * c).min() for d, c in options]
+    bound = sum(float((d + price * c).min()) for d, c in options) - price * budget
+    left = [np.flatnonzero(o <= known - bound + close) for o in over]
+    picks = np.array([mine[0] for mine in left], np.int64)
+    open_items = [i for i, mine in enumerate(left) if len(mine) > 1]
+    rest = [i for i, mine in enumerate(left) if len(mine) == 1]
+    damage, cost = (np.array([total]) for total in _sums([options[i] for i in rest], picks[rest]))
+    if not open_items and cost[0] > budget:
+        return None, True
+    found, whole = _summed([(options[i][0][left[i]], options[i][1][left[i]]) for i in open_items], damage, cost,
+                           budget, price, known, held)
+    if found is None:
+        return None, whole
+    for i, k in zip(open_items, found, strict=True):
+        picks[i] = left[i][k]
+    return (None if _sums(options, picks) >= (known, known_cost) else picks), whole
+
+
+def _summed(options: Options, damage: Floats, cost: Floats, budget: float, price: float, known: float,
+            held: int) -> tuple[list[int] | None, bool]:
+    """The options of least damage beside a ``damage`` and a ``cost`` [1] that are spent, None where none promises to
+    get below ``known``; and whether nothing was left out unseen."""
     rest_cost = np.append(np.cumsum([c.min() for _, c in options][::-1])[::-1], 0.0)
     priced = np.append(np.cumsum([(d + price * c).min() for d, c in options][::-1])[::-1], 0.0)
-    damage, cost = np.zeros(1), np.zeros(1)
+    close = EXACT * max(1.0, abs(known), price * abs(budget))
     trace: list[tuple[Ints, Ints]] = []
     whole = True
     for i, (d, c) in enumerate(options):
         damages, costs = (damage[:, None] + d).ravel(), (cost[:, None] + c).ravel()
         bound = damages + price * costs + priced[i + 1] - price * budget
-        close = EXACT * max(1.0, abs(known), price * abs(budget))
         kept = np.flatnonzero((costs + rest_cost[i + 1] <= budget) & (bound <= known + close))
         kept = kept[np.lexsort((damages[kept], costs[kept]))]
         before = np.concatenate([[np.inf], np.minimum.accumulate(damages[kept])[:-1]]) if len(kept) else damages[kept]
@@ -130,13 +155,11 @@ def _searched(options: Options, budget: float, price: float, first: Ints, held: 
             return None, whole
         trace.append((kept // len(d), kept % len(d)))
         damage, cost = damages[kept], costs[kept]
-    best = int(np.lexsort((cost, damage))[0]) if options else 0
-    if not options or (damage[best], cost[best]) >= (known, known_cost):
-        return None, whole
-    picks = np.zeros(len(options), np.int64)
+    best = int(np.lexsort((cost, damage))[0])
+    picks = [0] * len(options)
     for i in range(len(options) - 1, -1, -1):
         above, option = trace[i]
-        picks[i], best = option[best], int(above[best])
+        picks[i], best = int(option[best]), int(above[best])
     return picks, whole
 
 
