@@ -69,8 +69,8 @@ def test_every_job_file_fits(name: str) -> None:
 
 @pytest.mark.parametrize("words", [
     ["--model", "torchvision:resnet18", "--images", "photos"], ["--model", "timm:x", "--npz", "a.npz"],
-    ["--model", "m:make", "--csv", "rows.csv", "--target", "y"],
-    ["--model", "transformers:x", "--csv", "rows.csv", "--target", "y", "--text", "t", "--tokenizer", "x"]])
+    ["--model", "m:make", "--csv", "rows.csv", "--label", "y"],
+    ["--model", "transformers:x", "--csv", "rows.csv", "--label", "y", "--text", "t", "--tokenizer", "x"]])
 def test_what_init_writes_fits_with_every_comment_taken_up(words: list[str], tmp_path: Path,
                                                            monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)

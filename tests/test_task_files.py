@@ -269,6 +269,9 @@ def test_init_takes_a_task_of_ones_own_and_says_what_nobody_answers(tmp_path: Pa
     silent = run.invoke(app, ["init", "--model", "mine:make"], input="")
     assert silent.exit_code == 2
     assert "there is nobody to ask for 'data'; write --model, and one of" in " ".join(silent.output.split())
+    wrong = run.invoke(app, ["init", "--model", "mine:make", "--csv", "a.csv", "--target", "label"])
+    assert wrong.exit_code == 2
+    assert "no target named 'label'" in wrong.output
     both = run.invoke(app, ["init", "--model", "mine:make", "--task", "mine:task", "--images", "photos"])
     assert both.exit_code == 2
     assert "--images and --task" in both.output

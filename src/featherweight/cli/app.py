@@ -148,10 +148,10 @@ def init(model: Annotated[str | None, typer.Option(
          npz: Annotated[str | None, typer.Option(metavar="FILE", help="arrays x and y")] = None,
          task: Annotated[str | None, typer.Option(metavar="NAME", help="module:function of an fw.Task, for other data"
                                                   )] = None,
-         predict: Annotated[str | None, typer.Option("--target", metavar="COLUMN", help="what a csv is to say")] = None,
+         label: Annotated[str | None, typer.Option(metavar="COLUMN", help="what a csv is to say")] = None,
          text: Annotated[str | None, typer.Option(metavar="COLUMN", help="the texts of a csv")] = None,
          tokenizer: Annotated[str | None, typer.Option(metavar="NAME", help="name or folder, for texts")] = None,
-         runtime: Annotated[str, typer.Option(help="runtime to deploy to")] = "onnxruntime",
+         target: Target = "onnxruntime",
          out: Annotated[Path, typer.Option(metavar="JOB.toml", help="the file to write")] = Path("job.toml")) -> None:
     """Write a job file that runs: for a model that has a name and data in files, no Python is needed."""
     def ask(what: str) -> str:
@@ -161,15 +161,15 @@ def init(model: Annotated[str | None, typer.Option(
             if sys.stdin.isatty():
                 raise
             raise RecipeError(f"there is nobody to ask for {what.partition(':')[0]!r}; write --model, and one of "
-                              "--images, --csv with --target, --npz, --task") from error
+                              "--images, --csv with --label, --npz, --task") from error
 
     if out.exists():
         raise FileError(f"{out} is there already; write --out another.toml, or remove it")
-    deploy.target(runtime)
+    deploy.target(target)
     data = begin.source({"images": images, "csv": csv, "npz": npz, "task": task},
-                        {"target": predict, "text": text, "tokenizer": tokenizer}, ask)
+                        {"target": label, "text": text, "tokenizer": tokenizer}, ask)
     told = begin.text(model or ask("model: timm:NAME, torchvision:NAME, transformers:NAME, module:function or a .fw"),
-                      weights, data, runtime, str(out))
+                      weights, data, target, str(out))
     with written_whole(out) as part:
         part.write_text(told, encoding="utf-8")
     show.line(f"{out}: read it, then featherweight compress {out}")
