@@ -6,9 +6,8 @@
 
 Each LeNet is trained, pruned in a training taught by itself, and given codebooks whose errors weights make up for (bits
 and price chosen on images kept from training); then its vectors are rounded. The ResNets get codebooks and no training;
-or, --trained, masks and then codebooks in trainings taught by the original's outputs and the ends of its stages (rows of
-before 19 o'clock on 28 November 2026: of its blocks), 15 epochs at most together, with settings that were fixed
-beforehand; or masks alone so, and then codebooks without one.
+or, --trained, masks and then codebooks in trainings taught by the original's outputs and the ends of its stages, 15
+epochs at most together, with settings that were fixed beforehand; or masks alone so, and then codebooks without one.
 The test split is read once, of the network that the archive gives back. Rows: results/deep_compression.json.
 """
 
