@@ -457,7 +457,7 @@ def test_calibration_batches_bounds_what_is_read():
 def test_a_plan_for_another_network_is_refused():
     network, task, _ = prepared(nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4)), 8)
     plan = Quantize().plan(network, task)
-    with pytest.raises(PlanError, match="plan again for this network"):
+    with pytest.raises(PlanError, match="plan again for"):
         plan.apply(prepared(nn.Linear(8, 8), 8)[0])
     with pytest.raises(PlanError, match="plan again for this network"):
         plan.apply(prepared(nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 4)), 8)[0])

@@ -16,7 +16,7 @@ from featherweight.demo import digits
 from featherweight.errors import RecipeError, TaskError
 from featherweight.network import fold_batch_norm
 from featherweight.quantize import Quantize
-from featherweight.quantize.prepare.biases import corrected
+from featherweight.quantize.prepare.biases import corrected, nearer
 from featherweight.quantize.prepare.equalize import equalized
 from featherweight.quantize.prepare.smooth import smoothed
 from featherweight.steps import Plan
@@ -300,7 +300,22 @@ def test_correction_of_an_equalized_network_aims_at_the_equalized_means(trained)
     x = images(task)
     for rounding, bound in (("nearest", 0.8), ("gptq", 1.05)):  # GPTQ leaves little of the means to correct
         step = Quantize(weights="int4", ends=None, weight_ranges="minmax", equalize=True, rounding=rounding)
-        assert error(replace(step, correct_bias=True), bad, task, x) < error(step, bad, task, x) * bound
+        plain, better = (error(replace(step, correct_bias=c), bad, task, x) for c in (False, True))
+        assert better < plain * bound
+
+
+def test_biases_are_corrected_unasked_where_outputs_get_nearer(trained):
+    network, task = trained
+    step = Quantize(weights="int4", ends=None, weight_ranges="minmax")
+    plans = {c: replace(step, correct_bias=c).plan(network, task) for c in (None, False, True)}
+    biases = {c: {n for n in plan.changed if n.endswith("bias")} for c, plan in plans.items()}
+    assert biases[None] == biases[True] > biases[False]
+    assert nearer(plans[True], plans[False], network, task, None)
+    assert not nearer(plans[False], plans[True], network, task, None)
+    worse = {name: tensor + 0.5 * (name in biases[True]) for name, tensor in plans[True].tensors.items()}
+    assert not nearer(replace(plans[True], tensors=worse), plans[False], network, task, None)
+    without = replace(step, activations=None).plan(network, task)
+    assert not any(n.endswith("bias") for n in without.changed)
 
 
 def test_calls_without_a_bias_are_named_and_data_is_asked_for():

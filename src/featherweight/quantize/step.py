@@ -12,12 +12,12 @@ from featherweight import deploy
 from featherweight.calibrate.distilled import CALIBRATIONS, calibrated
 from featherweight.errors import RecipeError, TaskError
 from featherweight.network import Network, fold_batch_norm
-from featherweight.numerics.formats import ACTIVATIONS, GRIDS, HALVES
+from featherweight.numerics.formats import ACTIVATIONS, DYNAMIC, GRIDS, HALVES
 from featherweight.quantize.grids import prepared, value_grids, weight_scales
 from featherweight.quantize.layers import LayerForm, layers
 from featherweight.quantize.placement import Placement, integer_calls
 from featherweight.quantize.plan import QuantizePlan, announced
-from featherweight.quantize.prepare.biases import corrected
+from featherweight.quantize.prepare.biases import corrected, nearer
 from featherweight.quantize.prepare.expand_activations import gated, write_out
 from featherweight.quantize.prepare.rescale import Product, rescaled
 from featherweight.quantize.prepare.uneven import UNEVEN, evenly_placed, unevenness
@@ -33,6 +33,8 @@ from featherweight.steps import ALONE, Context, Rewrite, Skipped, Stage
 from featherweight.steps.options import BATCH_LIMIT, Numbers, check_known, check_numbers
 from featherweight.task import Task
 
+#: batches by which biases are corrected, and that is judged, where nobody asked for it
+FEW = 2
 #: options of which None takes the usual one
 USUAL = {"ranges": RANGES, "weight_ranges": ("minmax", "mse")}
 NUMBERS = {"smooth": Numbers(0.5, least=0, most=1, none="none"), "calibration_batches": BATCH_LIMIT}
@@ -72,7 +74,8 @@ class Quantize(Rewrite):
     smooth: SmoothQuant's alpha (0.5 as the paper has it), None for none.
     rescale: where the channels of a value differ too much for one grid, and no neighbour absorbs a scale for each of
         them (as equalize and smooth need), products with vectors are put in before and after it.
-    correct_bias: shifts biases so that the mean of every channel stays what it was.
+    correct_bias: shifts biases so that the mean of every channel stays what it was; None: where activations are rounded
+        to fixed grids, and the outputs on two batches of calibration data get nearer to the float ones by it.
     mixed: pattern -> another form for what it fits: {"blocks.3.*": "int8"}, with activations: {"head": "int8/uint8"} or
         {"stem": "int8/float"}. The last pattern that fits holds.
     ends: the same for the calls that see the input or give the output, where fewer than 8 bits are asked for; None
@@ -119,7 +122,7 @@ class Quantize(Rewrite):
     equalize: bool | None = None
     smooth: float | None = None
     rescale: bool = False
-    correct_bias: bool = False
+    correct_bias: bool | None = None
     mixed: Mapping[str, str] = field(default_factory=dict)
     ends: str | None = "int8/uint8"
     learn: str = "lsq"
@@ -142,6 +145,11 @@ class Quantize(Rewrite):
         made = self._rounded(ready, task, said)
         if self.correct_bias:
             made = corrected(made, network, task, self.calibration_batches, ready.even)
+        elif self.correct_bias is None and any(point.kind != DYNAMIC for point in made.points):
+            few = min(self.calibration_batches or FEW, FEW)
+            moved = corrected(made, network, task, few, ready.even)
+            if nearer(moved, made, network, task, few):
+                made = replace(moved, skipped=made.skipped)
         _check_finite(made)
         if not ready.found:
             return announced(made, network)
@@ -219,7 +227,7 @@ class Quantize(Rewrite):
         """Raises RecipeError for options that have no meaning during training."""
         for name, given, plain in (("rounding", self.rounding, "nearest"), ("equalize", self.equalize or False, False),
                                    ("smooth", self.smooth, None), ("rescale", self.rescale, False),
-                                   ("correct_bias", self.correct_bias, False)):
+                                   ("correct_bias", self.correct_bias or False, False)):
             if given != plain:
                 raise RecipeError(f"{name}={given!r} is for networks that are trained no more; leave it out, or put "
                                   "Quantize after Train")

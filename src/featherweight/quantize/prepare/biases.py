@@ -11,11 +11,12 @@ from torch.fx import Node
 
 from featherweight.calibrate.pair import Pair
 from featherweight.errors import TaskError
-from featherweight.network import Network, fold_batch_norm
+from featherweight.network import Network, fold_batch_norm, trees
 from featherweight.network.edit import WEIGHTED, bias_name
 from featherweight.quantize.plan import QuantizePlan
 from featherweight.steps import Skipped
 from featherweight.task import Task
+from featherweight.task.batches import call as run
 
 
 def corrected(plan: QuantizePlan, network: Network, task: Task, batches: int | None,
@@ -40,6 +41,22 @@ def corrected(plan: QuantizePlan, network: Network, task: Task, batches: int | N
         skipped += [Skipped("calibration", f"biases are corrected by a part of it: {said}")] if said else []
     return replace(plan, changed=tuple(sorted({*plan.changed, *found})), tensors={**plan.tensors, **found},
                    skipped=tuple(dict.fromkeys([*plan.skipped, *skipped])))
+
+
+def nearer(plan: QuantizePlan, other: QuantizePlan, network: Network, task: Task, batches: int | None) -> bool:
+    """Whether the outputs of ``plan`` on calibration data are nearer to those of the network than those of ``other``,
+    by the sum of squared differences."""
+    whole, *rounded = (made.eval() for made in (network.copy(), plan.apply(network), other.apply(network)))
+    apart = [0.0, 0.0]
+    with torch.no_grad():
+        for inputs, _ in task.batches("calibration", batches):
+            wanted = trees.flatten(run(whole, inputs))[0]
+            for i, made in enumerate(rounded):
+                given = trees.flatten(run(made, inputs))[0]
+                apart[i] += sum(float((w.double() - g.double()).square().sum())
+                                for w, g in zip(wanted, given, strict=True)
+                                if isinstance(w, Tensor) and w.is_floating_point())
+    return apart[0] < apart[1]
 
 
 aten_linear = torch.ops.aten.linear.default
