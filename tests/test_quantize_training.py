@@ -370,7 +370,7 @@ def at_two_bits(learn, **more):
 
 def test_learned_scales_beat_fixed_ones_and_both_beat_rounding_afterwards():
     network, task = trained_digits()
-    two = Quantize(weights="int2", activations="uint2", ends=None)
+    two = Quantize(weights="int2", activations="uint2", ends=None, correct_bias=False)
     after = missed(two.plan(network, task).apply(network))
     fixed = at_two_bits("ste", ranges="minmax")
     learned = at_two_bits("lsq")
