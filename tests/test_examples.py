@@ -83,7 +83,12 @@ def examples(name: str, value: Any) -> list[doctest.DocTest]:
     return [test for test in found if test.examples]
 
 
-@pytest.mark.parametrize("name", sorted(n for n, v in NAMES.items() if examples(n, v)))
+#: their examples do what another one does that runs as well
+LIKE_OTHERS = ("featherweight.errors.Untimed", "featherweight.Advice", "featherweight.balance.Trial")
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n in LIKE_OTHERS))
+                                  for n in sorted(n for n, v in NAMES.items() if examples(n, v))])
 def test_the_example_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for test in examples(name, NAMES[name]):

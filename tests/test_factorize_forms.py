@@ -234,7 +234,7 @@ def calibrated(count: int = 3) -> Task:
     return Task(calibration=lambda: batches, loss=nn.functional.cross_entropy)
 
 
-@pytest.mark.parametrize("budget", ["macs", "params", "bytes"])
+@pytest.mark.parametrize("budget", ["macs", *(pytest.param(b, marks=pytest.mark.slow) for b in ("params", "bytes"))])
 def test_a_budget_is_met_and_closely(network: fw.Network, budget: str) -> None:
     def size(net: fw.Network) -> float:
         if budget == "macs":

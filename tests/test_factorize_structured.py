@@ -165,7 +165,8 @@ def network() -> fw.Network:
     return fw.capture(Net().eval(), images(2))  # type: ignore[return-value]
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", [pytest.param(form, marks=[pytest.mark.slow] * (form not in ("monarch", "circulant")))
+                                  for form in FORMS])
 def test_the_graph_computes_with_the_matrix_and_both_runtimes_take_it(network: fw.Network, form: str,
                                                                      tmp_path: Path) -> None:
     blocks, terms = (8, 1) if form in ("displaced", "fourier") else (4, 2)
