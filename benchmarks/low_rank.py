@@ -15,6 +15,9 @@ scratch: a fresh ResNet-20 on 5,000 images, dense for 6 epochs, beside one that 
     an epoch of warm-up and trained on under Frobenius decay: as many epochs, and as many as fit into the processor time
     of the dense training.
 
+gate: no retraining, 70 % and half of the calls' latency in ONNX Runtime: what the calls alone are told to take of the
+    original's, and what the file takes, one thread, batch 1, interleaved.
+
 dense: a linear layer of 4096 x 4096 whose singular values fall as j^-0.7, at the rank that keeps 95 % of the energy, in
     float and int8; linear layers of 1024 and 4096 as structured matrices; in ONNX Runtime and OpenVINO, one thread,
     batch 1, interleaved with the dense layer.
@@ -44,6 +47,7 @@ from torch import nn
 
 import featherweight as fw
 from featherweight import deploy, measure
+from featherweight.factorize.times import LinkTimes
 from featherweight.steps import Context
 
 HERE = Path(__file__).parent
@@ -51,6 +55,7 @@ sys.path.insert(0, str(HERE.parent / "examples/cifar10_resnet56"))
 import cifar10  # noqa: E402
 
 POINTS = (0.83, 0.7)  #: parameters that remain
+SHARES = (0.7, 0.5)  #: of the calls' latency that remain
 EPOCHS = 15
 #: where the factorized network is held against the original: the end of every block
 BLOCKS = tuple(f"layer{stage}.{block}" for stage in (1, 2, 3) for block in range(3))
@@ -172,6 +177,24 @@ class Bench:
         add("factorized after 1 epoch, equal time", replace(decayed, epochs=max(1, more)), thin, warmed)
 
     # ---- speed
+    def gate(self, seconds: float = 2.0) -> None:
+        runtime, image = deploy.target("onnxruntime"), torch.zeros(1, 3, 32, 32)
+        for share in SHARES:
+            name = f"resnet20 latency={share} auto, data"
+            if name in self.rows:
+                continue
+            made = self.low_rank(latency=share, form="auto", data=True)
+            with tempfile.TemporaryDirectory() as folder:
+                calls = {}
+                for arm, network in (("whole", self.base), ("made", made)):
+                    runtime.export(network, file := Path(folder, f"{arm}.onnx"))
+                    calls[arm] = partial(runtime.load(file, like=network.signature), image)
+                timed = measure.interleave(calls, seconds=seconds, threads=1, batch=1, runtime="onnxruntime")
+            alone = [LinkTimes.of(network, "onnxruntime").total() for network in (self.base, made)]
+            self.add(name, lambda m=made: m, calls_told=alone[1] / alone[0],
+                     latency=timed["made"].median_s / timed["whole"].median_s, calls_s=alone[0],
+                     whole_s=timed["whole"].median_s)
+
     def dense(self) -> None:
         for width in (1024, 4096):
             dense = linear(width)
@@ -263,7 +286,7 @@ def main() -> None:
     bench = Bench(given.checkpoints)
     parts: dict[str, Callable[[], None]] = {"at-once": bench.at_once, "trained": bench.trained,
                                             "tensorly-torch": bench.tensorly_torch,
-                                            "scratch": bench.scratch, "dense": bench.dense}
+                                            "scratch": bench.scratch, "gate": bench.gate, "dense": bench.dense}
     for part in given.parts or parts:
         parts[part]()
 

@@ -119,7 +119,15 @@ def searched(rows: Rows) -> list[str]:
                    lines)]
 
 
+def peers(rows: Rows) -> list[str]:
+    lines = [[name, f"{row['top1']:.2f}", f"{1 / row['latency']:.2f}", f"{row['bytes'] / 1e3:.0f}"]
+             for name, row in rows.items()]
+    return ["## The search beside peers", "", "`benchmarks/search_peers.py`: ResNet-20 in OpenVINO, no training; the "
+            "mildest cut with which Torch-Pruning and NNCF take no longer than what `fw.search` found.",
+            *table(["", "test %", "times faster", "file (kB)"], lines)]
+
+
 #: result file -> its tables
 SECTIONS: dict[str, Callable[[Rows], list[str]]] = {
     "low_rank_speed": low_rank_speed, "low_rank": dense, "filters": filters, "distillation_beyond": beyond,
-    "distillation_costs": costs, "deep_compression": compressed, "search": searched}
+    "distillation_costs": costs, "deep_compression": compressed, "search": searched, "search_peers": peers}
