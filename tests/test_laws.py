@@ -116,12 +116,23 @@ VARIANTS = ("share.Codebook channels", "share.Codebook priced", "share.Codebook 
             "factorize.Structured circulant", "factorize.Structured monarch", "factorize.Structured displaced",
             "factorize.Structured sparse", "factorize.Structured fourier", "factorize.LowRank budget",
             "factorize.Compact", "factorize.Compact fire", "factorize.Compact shift", "distill.Student shallow")
-pairs = over(pair(s, p, *[pytest.mark.slow] * (s in VARIANTS and p not in EXPORTED[1:2]))
-             for s in STEPS for p in PROBLEMS)
-#: every step on a third of the problems, every problem under a third of the steps; the rest say the same: slow
-thirds = over(pair(s, p, *[pytest.mark.slow] * ((i + j) % 3 > 0 or (s in VARIANTS and p not in EXPORTED[1:2])))
-              for i, s in enumerate(STEPS) for j, p in enumerate(PROBLEMS))
-cut_pairs = over(pair(s, p) for s in STEPS for p in PROBLEMS if cuts(s, p))
+#: other scores, budgets and forms of steps that have rows of their own: on a third of the problems
+FORMS = ("prune.Channels taylor", "prune.Channels l2, params", "prune.Channels fpgm, bytes",
+         "prune.Channels bn by sensitivity", "prune.Channels fisher, bias", "prune.Weights blocks",
+         "quantize.Quantize groups", "quantize.Quantize rescaled", "quantize.Quantize few bits", "balance.Mixed",
+         "balance.Mixed families")
+
+
+def slow(step: str, problem: str, third: bool = False) -> list[Any]:
+    """The mark of a pair that says what others say; third: of all steps, two thirds of the problems do."""
+    apart = (list(STEPS).index(step) + list(PROBLEMS).index(problem)) % 3 > 0
+    said = (step in VARIANTS and problem not in EXPORTED[1:2]) or (apart and (third or step in FORMS))
+    return [pytest.mark.slow] * said
+
+
+pairs = over(pair(s, p, *slow(s, p)) for s in STEPS for p in PROBLEMS)
+thirds = over(pair(s, p, *slow(s, p, True)) for s in STEPS for p in PROBLEMS)
+cut_pairs = over(pair(s, p, *slow(s, p)) for s in STEPS for p in PROBLEMS if cuts(s, p))
 #: every step into two files, every problem into nine; the other two thirds say the same of other widths: slow
 exports = over(pair(s, p, *[pytest.mark.slow] * ((i + j) % 3 > 0 or s in VARIANTS))
                for i, s in enumerate(STEPS) for j, p in enumerate(EXPORTED))
