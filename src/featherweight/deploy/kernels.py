@@ -199,7 +199,7 @@ class Rules:
 ONNX_RUNTIME = Rules(conv_rounds=True, fuses=False, transposed=False, gates=True)
 #: as seen in the graphs that OpenVINO 2026.4 runs. An add within a convolution leaves out the rounding of what the
 #: convolution gives to it; but only where that is there does it run within the convolution. Encoders of BERT-base's
-#: shape take 0.94 of the time where queries and keys are rounded too.
+#: shape take 0.95 of the time where queries and keys are rounded too.
 OPENVINO = Rules(conv_rounds=False, fuses=True, transposed=True, compares=True)
 #: values of fewer than 8 bits, for which no runtime here has kernels: only what meets a weight is rounded, as the
 #: literature has it (sums and residual streams stay float)
