@@ -16,7 +16,8 @@ from torch.utils import _pytree as pytree
 
 import featherweight as fw
 from featherweight import deploy
-from featherweight.deploy.onnx import file, tables
+from featherweight.deploy.onnx import model as exporting
+from featherweight.deploy.onnx import tables
 from featherweight.errors import ExportError, InputError
 
 
@@ -350,9 +351,9 @@ def test_what_the_exporter_is_spared_changes_no_file(tmp_path, monkeypatch, name
         network = fw.quantize.Quantize().plan(network, fw.Task(calibration=[(inputs, None)])).apply(network)
     runner, path = deployed(network, tmp_path)
     (tmp_path / "plain").mkdir()
-    monkeypatch.setattr(file, "decompose_where_needed", lambda program: None)
+    monkeypatch.setattr(exporting, "decompose_where_needed", lambda program: None)
     for spared in ("kept_tables", "parameters_once", "rules_where_they_apply"):
-        monkeypatch.setattr(file, spared, contextlib.nullcontext)
+        monkeypatch.setattr(exporting, spared, contextlib.nullcontext)
     plain, other = deployed(network, tmp_path / "plain")
     args, _ = network.example_inputs(3, seed=5)
     assert all(map(torch.equal, pytree.tree_leaves(runner(*args)), pytree.tree_leaves(plain(*args))))

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from featherweight.deploy.nest import feed, given, nested
-from featherweight.deploy.onnx.file import METADATA, beside, to_onnx, write
+from featherweight.deploy.onnx.file import METADATA, beside, write
+from featherweight.deploy.onnx.model import to_onnx
 from featherweight.deploy.onnx.passes import ONNX_RUNTIME
 from featherweight.deploy.onnx.profile import profile
 from featherweight.deploy.onnx.weights import for_onnx_runtime

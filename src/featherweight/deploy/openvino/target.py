@@ -4,7 +4,7 @@ The IR is made from our ONNX form. OpenVINO computes float operators in bfloat16
 otherwise: the target "openvino" tells it to compute in float32, "openvino-bf16" in bfloat16.
 
 As pairs of files can be torn apart, the graph carries the SHA-256 of its weights, and ``load`` looks at it. The graph's
-metadata holds under "featherweight" how outputs are nested (as in ``onnx_file``).
+metadata holds under "featherweight" how outputs are nested (as in ``deploy.onnx.file``).
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from featherweight.deploy.nest import feed, given, nested
-from featherweight.deploy.onnx.file import METADATA, to_onnx, write
+from featherweight.deploy.onnx.file import METADATA, write
+from featherweight.deploy.onnx.model import to_onnx
 from featherweight.deploy.onnx.ready import computed_beforehand, unrounded
 from featherweight.deploy.onnx.recurrent.projected import unprojected
 from featherweight.deploy.onnx.weights import for_openvino
