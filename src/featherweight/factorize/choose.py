@@ -29,8 +29,6 @@ from featherweight.task import Task
 BUDGETS = ("macs", "params", "bytes", "latency")
 #: energies at which the ranks of the forms are offered
 LADDER = (0.3, 0.4, 0.5, 0.6, 0.7, 0.75, 0.8, 0.84, 0.88, 0.91, 0.94, 0.96, 0.975, 0.985, 0.993)
-#: every how many of them are offered where each must be timed
-TIMED = 3
 #: shares of the output channels that are the ranks offered of CP, which has no spectrum
 CP_SHARES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0, 2.5)
 #: numbers of a kernel up to which "auto" offers CP as well: its fit takes as long as these times the rank
@@ -73,7 +71,8 @@ def chosen(goal: Goal, network: Network, task: Task, layers: Sequence[Factorable
     clock = LinkTimes.of(network, goal.target or "onnxruntime", times=goal.times) if "latency" in goal.shares else None
     prices = [_price(goal, name, network, clock) for name in goal.shares]
     grams = _grams(goal, network, task, layers) if goal.data else {}
-    offers = [_offers(goal, layer, grams.get(layer.layer.weight), [price for price, _ in prices]) for layer in layers]
+    offers = [_offers(goal, layer, grams.get(layer.layer.weight), [price for price, _ in prices], clock)
+              for layer in layers]
     if clock is not None:
         clock.times.settled()
     weights = _sensitivities(goal, network, task, offers)
@@ -100,25 +99,31 @@ def chosen(goal: Goal, network: Network, task: Task, layers: Sequence[Factorable
 
 
 # ---- what is offered
-def _offers(goal: Goal, layer: Factorable, grams: tuple[Tensor, ...] | None,
-            prices: Sequence[Price]) -> list[Offer]:
-    """The forms of a layer that cost less of a budget, and let no count grow."""
-    found: dict[tuple[str, Ranks], Offer] = {}
+def _offers(goal: Goal, layer: Factorable, grams: tuple[Tensor, ...] | None, prices: Sequence[Price],
+            clock: LinkTimes | None) -> list[Offer]:
+    """The forms of a layer that cost less of a budget, and let no count grow. clock: where seconds are one."""
+    found: list[Offer] = []
     for form in _forms(goal, layer):
         names = None if FORMS[form].most is not None else spectra(layer, form, grams)
         over = layer.growth(form, fixed(layer, form, 1), goal.data) - _bytes(layer, form, fixed(layer, form, 1))
-        for ranks in _ladder(goal, layer, form, names):
-            count = layer.cost(form, ranks, goal.data)
-            small = count.params < layer.whole.params and count.macs <= layer.whole.macs
-            if (form, ranks) in found or not small or _bytes(layer, form, ranks) + over >= 0:
-                continue
+        ladder = [ranks for ranks in _ladder(goal, layer, form, names) if _smaller(goal, layer, form, ranks, over)]
+        if clock is not None:
+            clock.along(layer, form, ladder)
+        for ranks in ladder:
             costs = tuple(price(layer, (form, ranks)) for price in prices)
             if all(cost >= price(layer, None) for cost, price in zip(costs, prices, strict=True)):
                 continue
             exact = names is not None and FORMS[form].exact and (grams is None or form == "svd")
             error = _lost(names[0], ranks[0]) if exact and names is not None else layer.error(form, ranks, grams)
-            found[form, ranks] = Offer(layer, form, ranks, error, costs, grams)
-    return list(found.values())
+            found.append(Offer(layer, form, ranks, error, costs, grams))
+    return found
+
+
+def _smaller(goal: Goal, layer: Factorable, form: str, ranks: Ranks, over: int) -> bool:
+    """Whether no count grows; over: bytes that the file grows by besides the weights."""
+    count = layer.cost(form, ranks, goal.data)
+    return (count.params < layer.whole.params and count.macs <= layer.whole.macs
+            and _bytes(layer, form, ranks) + over < 0)
 
 
 def _forms(goal: Goal, layer: Factorable) -> list[str]:
@@ -128,13 +133,15 @@ def _forms(goal: Goal, layer: Factorable) -> list[str]:
 
 
 def _ladder(goal: Goal, layer: Factorable, form: str, values: Sequence[Tensor] | None) -> list[Ranks]:
-    step, apart = goal.round_to, TIMED if "latency" in goal.shares else 1
+    """All ranks that are offered, each once."""
+    step = goal.round_to
     if values is None:
-        return [fixed(layer, form, max(step, round(share * layer.shape[0] / step) * step)) for share in
-                CP_SHARES[::apart]]
-    return [FORMS[form].within(layer.shape, tuple(max(step, round(r / step) * step)
-                                                  for r in by_rule(layer, form, by_energy(energy), values)))
-            for energy in LADDER[::apart]]
+        found = [fixed(layer, form, max(step, round(share * layer.shape[0] / step) * step)) for share in CP_SHARES]
+    else:
+        found = [FORMS[form].within(layer.shape, tuple(max(step, round(r / step) * step)
+                                                       for r in by_rule(layer, form, by_energy(energy), values)))
+                 for energy in LADDER]
+    return list(dict.fromkeys(found))
 
 
 def _bytes(layer: Factorable, form: str, ranks: Ranks) -> int:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+
+import numpy as np
 
 from featherweight.factorize.layers import Factorable
 from featherweight.judge.costs import alone
@@ -11,6 +14,9 @@ from featherweight.judge.layer_times import TimedLayer, Times
 from featherweight.judge.widths import timed_layers
 from featherweight.network import Network
 from featherweight.numerics.factors.forms import Ranks
+
+#: every how many ranks of a form are timed
+APART = 3
 
 
 @dataclass(frozen=True)
@@ -43,6 +49,16 @@ class LinkTimes:
             network = alone(layer.network, layer.layer.weight) if at is None else layer.split(*at)
             self.known[key] = sum(self.times.times(list(timed_layers(network)[0].values())))
         return self.known[key]
+
+    def along(self, layer: Factorable, form: str, ladder: Sequence[Ranks]) -> None:
+        """Learns the seconds of one form at many ranks. Some are timed; what lies between is taken to lie on the lines
+        between them, over the multiply-accumulates."""
+        macs = {ranks: layer.cost(form, ranks).macs for ranks in ladder}
+        ordered = sorted(macs, key=lambda ranks: macs[ranks])
+        timed = {macs[ranks]: self.seconds(layer, (form, ranks)) for ranks in (*ordered[::APART], *ordered[-1:])}
+        for ranks in ordered:
+            known = float(np.interp(macs[ranks], list(timed), list(timed.values())))
+            self.known.setdefault((layer.layer.weight, form, ranks), known)
 
 
 __all__ = ["LinkTimes"]
