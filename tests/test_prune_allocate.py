@@ -18,7 +18,7 @@ from featherweight.axes.groups import AxisGroup, AxisGroups, axis_groups
 from featherweight.axes.zero import zero
 from featherweight.errors import ExportError, FileError, RecipeError, TaskError
 from featherweight.judge.layer_times import One, TimedLayer, time_all
-from featherweight.judge.widths import LatencyTable
+from featherweight.judge.widths import LatencyTable, timed_chains
 from featherweight.measure.macs import macs
 from featherweight.prune.channels.allocate import ALLOCATIONS, Allocation, Case, Keep, quantiles, slopes
 from featherweight.prune.channels.costs import COSTS, everything, saved_each
@@ -373,7 +373,27 @@ def test_layers_run_in_a_runtime() -> None:
     layers = [TimedLayer("aten.linear.default", (3, 4), (1,), True),
               TimedLayer("aten.conv2d.default", (4, 1, 3, 3), (5, 5), False,
                     (("stride", (1, 1)), ("padding", (1, 1)), ("dilation", (1, 1)), ("groups", 4)))]
-    assert all(s > 0 for s in time_all(layers, "onnxruntime", 1))
+    chain = replace(layers[1], then=(replace(layers[1], weight=(2, 4, 1, 1), options=(("stride", (2, 2)),)),))
+    assert all(s > 0 for s in time_all([*layers, chain], "onnxruntime", 1))
+    assert chain.key() != layers[1].key()
+
+
+class Forked(nn.Module):
+    """Two convolutions and no more between them than a value; a third that reads an activation; a value read twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c, self.d = (nn.Conv2d(i, o, 1) for i, o in ((3, 4), (4, 5), (5, 6), (6, 6)))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.c(torch.relu(self.b(self.a(x))))
+        return self.d(y) + y
+
+
+def test_calls_that_only_read_one_another_are_timed_as_one() -> None:
+    net = fw.capture(Forked().eval(), images())
+    found = [[layer.weight[:2] for layer in (chain, *chain.then)] for chain in timed_chains(net)]
+    assert found == [[(4, 3), (5, 4)], [(6, 5)], [(6, 6)]]
 
 
 def test_quantiles_are_ranks() -> None:

@@ -11,7 +11,7 @@ from featherweight.factorize.layers import Factorable
 from featherweight.judge.costs import alone
 from featherweight.judge.elsewhere import TimesElsewhere, times_of
 from featherweight.judge.layer_times import TimedLayer, Times
-from featherweight.judge.widths import timed_layers
+from featherweight.judge.widths import timed_chains, timed_layers
 from featherweight.network import Network
 from featherweight.numerics.factors.forms import Ranks
 
@@ -21,8 +21,8 @@ APART = 3
 
 @dataclass(frozen=True)
 class LinkTimes:
-    """Seconds of calls in a runtime, each call alone at batch one, less what the runtime takes to be called; what it
-    gains by fusing is not in them.
+    """Seconds of calls in a runtime, each call or chain alone at batch one, less what the runtime takes to be called;
+    what it gains by fusing is not in them.
 
     every: all convolution and linear calls of the network that could be timed.
     """
@@ -47,7 +47,7 @@ class LinkTimes:
         key = (layer.layer.weight, *(at or ("", ())))
         if key not in self.known:
             network = alone(layer.network, layer.layer.weight) if at is None else layer.split(*at)
-            self.known[key] = sum(self.times.times(list(timed_layers(network)[0].values())))
+            self.known[key] = sum(self.times.times(timed_chains(network)))
         return self.known[key]
 
     def along(self, layer: Factorable, form: str, ladder: Sequence[Ranks]) -> None:

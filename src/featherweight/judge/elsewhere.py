@@ -211,7 +211,8 @@ class TimesElsewhere:
     def times(self, layers: Sequence[TimedLayer]) -> list[float]:
         """Seconds of each layer."""
         self.asked |= {layer.key(): layer for layer in layers if layer.key() not in self.known}
-        return [self.known.get(layer.key(), GUESS * math.prod((*layer.weight, *layer.size))) for layer in layers]
+        return [self.known.get(layer.key(), GUESS * sum(math.prod((*call.weight, *call.size))
+                                                        for call in (layer, *layer.then))) for layer in layers]
 
     def settled(self) -> None:
         """Raises Untimed where a time was guessed."""

@@ -34,7 +34,8 @@ class TimedLayer:
     """One convolution or linear call by itself: what it takes to build it.
 
     options: its arguments after the bias (a linear call has none). size: its input's shape without the channels and,
-    for a convolution, without the batch. turned: it reads its weight, [i, o], turned around.
+    for a convolution, without the batch. turned: it reads its weight, [i, o], turned around. then: the calls behind it,
+    each of the one before, where a chain is timed as one: alone, each would be brought into a runtime's own layout.
     """
 
     operator: str
@@ -43,6 +44,7 @@ class TimedLayer:
     bias: bool
     options: tuple[tuple[str, Any], ...] = ()
     turned: bool = False
+    then: tuple[TimedLayer, ...] = ()
 
     @property
     def inputs_first(self) -> bool:
@@ -80,7 +82,8 @@ class TimedLayer:
 
     def key(self) -> str:
         turned = ["turned"] if self.turned else []
-        return json.dumps([self.operator, self.weight, self.size, self.bias, self.options, *turned])
+        then = [{"then": [json.loads(layer.key()) for layer in self.then]}] if self.then else []
+        return json.dumps([self.operator, self.weight, self.size, self.bias, self.options, *turned, *then])
 
 
 #: (layers of one kind at several widths, target's name, threads) -> seconds of each
@@ -112,8 +115,8 @@ class Nothing(nn.Module):
 
 def exported(layer: TimedLayer | None, runtime: Target, file: Path) -> Network:
     """The layer alone as a network, written to ``file``; None: next to nothing, of an input ``SMALL``."""
-    model, size = (Nothing(), (2, *SMALL[1:])) if layer is None else (One(layer), layer.input(2))
-    network = capture(model.eval(), torch.zeros(size))
+    model: nn.Module = Nothing() if layer is None else nn.Sequential(*map(One, (layer, *layer.then)))
+    network = capture(model.eval(), torch.zeros((2, *SMALL[1:]) if layer is None else layer.input(2)))
     assert isinstance(network, Network)
     runtime.export(network, file)
     return network

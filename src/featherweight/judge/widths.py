@@ -144,6 +144,16 @@ def timed_layers(network: Network) -> tuple[dict[str, TimedLayer], list[Skipped]
     return found, left
 
 
+def timed_chains(network: Network) -> list[TimedLayer]:
+    """The layers of ``timed_layers``, those that only read one another as one."""
+    timed, found = timed_layers(network)[0], dict[str, list[TimedLayer]]()
+    for node in (n for n in network.calls() if n.name in timed):
+        before = node.args[0]
+        only = before.name if isinstance(before, Node) and len(before.users) == 1 else ""
+        found[node.name] = [*found.pop(only, []), timed[node.name]]
+    return [replace(first, then=tuple(rest)) for first, *rest in found.values()]
+
+
 def _has_bias(node: Node) -> bool:
     return bias_name(node) is not None or (len(node.args) > 2 and node.args[2] is not None)
 
