@@ -9,7 +9,8 @@ macs 1.2, macs 1.5, ...: no training, so many times fewer MACs, the score's drop
 
 Combinations are tried on 2,000 images kept from the training set, which the checkpoint has seen in its training: it is
 right on 99.8 % of them, and no training without them leaves that. "trained" arms therefore begin with the checkpoint
-after those 12 epochs (without these images), whose score is what may be lost of; "test_whole" is the checkpoint's. The
+after those 12 epochs (without these images), whose score is what may be lost of, and are tried on 5,000 of them;
+"test_whole" is the checkpoint's. The
 test images are scored once an arm. Arms of one runtime share their trials, which lie in out/search. Every arm leaves a
 row in benchmarks/results/search.json: what was chosen, beside the best of each family alone, and the front.
 """
@@ -104,12 +105,12 @@ def main() -> None:
         out = WORK / f"{given.depth} {runtime}{' trained' * trained}".removeprefix("20 ")
         began = time.perf_counter()
         if name == "fixed":
-            result = fw.compress(network, few, FIXED, runtime, out.with_name(f"{out.name} fixed"), seconds=0.5)
+            result = fw.compress(network, task, FIXED, runtime, out.with_name(f"{out.name} fixed"), seconds=0.5)
             found = fixed(result, time.perf_counter() - began)
         else:
             budget, minimize = ARMS[name]
-            answer = fw.search(network, few, budget, runtime, out, minimize=minimize, minutes=given.minutes,
-                               trials=200, seconds=0.5, recover=TRAIN if trained else None)
+            answer = fw.search(network, task if trained else few, budget, runtime, out, minimize=minimize, trials=200,
+                               minutes=given.minutes, seconds=0.5, recover=TRAIN if trained else None)
             found = row(answer, time.perf_counter() - began)
             print(answer, flush=True)
         if trained:

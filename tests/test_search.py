@@ -190,6 +190,8 @@ def test_a_trial_with_the_short_training_says_so() -> None:
     wanted = Wanted({DROP: 1.0}, "latency", 0.1, left=0.5)
     assert wanted.met(probe)
     assert not wanted.met(shipped)
+    wanted = Wanted({DROP: 1.0}, "latency", 0.1, short=1.5, left=2.0)
+    assert (wanted.figure(probe, DROP), wanted.figure(shipped, DROP)) == (1.0, 2.0)
 
 
 def test_the_front() -> None:

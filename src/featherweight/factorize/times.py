@@ -39,8 +39,12 @@ class LinkTimes:
         return cls(tuple(layers.values()), times_of(target, threads, times))
 
     def total(self) -> float:
-        """Seconds of all calls."""
+        """Seconds of all calls, as they are in the network."""
         return sum(self.times.times(self.every))
+
+    def factorized(self, network: Network) -> float:
+        """Seconds of all calls of a network whose layers became chains."""
+        return sum(self.times.times(timed_chains(network)))
 
     def seconds(self, layer: Factorable, at: tuple[str, Ranks] | None) -> float:
         """Seconds of a layer's calls, whole (None) or as chains."""

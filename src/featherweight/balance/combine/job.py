@@ -39,9 +39,11 @@ NUMBERS = {"trials": Numbers(60, least=1, whole=True), "minutes": Numbers(30, ab
 CARRIED = 16
 #: combinations that are made as they would ship, at most
 SHIPPED = 4
-#: share of a training's epochs that a trial gets; what the whole training is taken to leave of a drop after that,
-#: before one was seen, and what it leaves at least
-PROBE, LEFT, LEAST_LEFT = 0.1, 0.4, 0.02
+#: share of a training's epochs that a trial gets
+PROBE = 0.1
+#: what the whole training is taken to leave of what a trial lost beyond the original with the short training, before
+#: one was seen; and what it leaves at least and at most
+LEFT, LEAST_LEFT, MOST_LEFT = 0.7, 0.02, 4.0
 
 
 def search(network: Network, task: Task, budget: Budget, target: str = "onnxruntime", out: str | Path | None = None,
@@ -55,8 +57,9 @@ def search(network: Network, task: Task, budget: Budget, target: str = "onnxrunt
         "archive_bytes", "macs", "memory" or "score_drop"; None takes the score's drop where the budget does not limit
         it, else the latency.
     recover: a training after the cut (and before integers), beside which weights are pruned; None is none. Every trial
-        with a cut gets a tenth of its epochs, one at least; what the whole training leaves of a drop after that is
-        learned from the combinations that are trained, four at most. The limit of the drop is for the trained network.
+        with a cut gets a tenth of its epochs, one at least, and so does the original, once; what the whole training
+        leaves of the drop between them is learned from the combinations that get it, four at most. The limit of the
+        drop is for the trained network.
     families: names in ``balance.combine.axes.AXES``. trials: combinations that are tried at most; minutes: how long it
         may take, training and the last job not counted. What was found by then is the answer.
     times: the folder of another device (``balance.bench_table``), on which latencies are measured instead. The search
@@ -142,12 +145,13 @@ class _Search:
         limits = self.budget.limits(trials.costs())
         if self.budget.score_drop is not None:
             limits[DROP] = self.budget.score_drop
-        wanted = Wanted(limits, self.minimize, trials.points)
+        probe = short(self.recover)
+        wanted = Wanted(limits, self.minimize, trials.points, 0.0 if probe is None else _lost(trials, probe))
         figures = {*self.budget.limited, self.minimize} - {DROP}
         times = None if self.times is None else str(self.times)
         space = Space.of(self.original, figures or FIGURES, self.families, times)
         seeker = Seeker(trials, space, wanted, Watch(self.options["minutes"]), self.options["trials"], self._tell,
-                        short(self.recover), expect=trials.expect)
+                        probe, expect=trials.expect)
         shipped = self._shipped(seeker)
         picks = min(shipped, key=lambda picks: wanted.rank(shipped[picks]))
         result, known = self._job(space, picks, self.task), {**seeker.known, **shipped}
@@ -177,8 +181,8 @@ class _Search:
                 if len(result.trail) > 1 else cut
             if asked.met(made[picks]) and not cut.probe:
                 break
-            if cut.probe and cut.drop > asked.points / 10:
-                left = min(max(made[picks].drop / cut.drop, LEAST_LEFT), 1.0)
+            if cut.probe and cut.drop - asked.short > asked.points / 10:
+                left = min(max(made[picks].drop / (cut.drop - asked.short), LEAST_LEFT), MOST_LEFT)
             seeker.known[picks] = made[picks]
         return made
 
@@ -209,6 +213,12 @@ class _Search:
 def short(training: Train | None) -> Train | None:
     """The training of trials: a tenth of the epochs, one at least."""
     return training and dataclasses.replace(training, epochs=max(1, round(PROBE * training.epochs)))
+
+
+def _lost(trials: Trials, training: Train) -> float:
+    """Points of the score that a training costs the original."""
+    before, after = trials.start().score, trials.ready("nothing, shortly trained", (training,)).measured
+    return 0.0 if before is None or after is None or after.score is None else before - after.score
 
 
 @contextmanager

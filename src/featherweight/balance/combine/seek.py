@@ -35,18 +35,20 @@ FAR = 4.0
 class Wanted:
     """limits: figure -> share of the original's that may remain, and "score_drop" -> points. minimize: the figure that
     is to be least. points: how many of the score count as much as a tenth of a share, where combinations are compared
-    that keep no limit. left: what the whole training is taken to leave of a drop after the short one of trials."""
+    that keep no limit. short: points that the short training of trials costs the original, and so any of them. left:
+    what the whole training is taken to leave of what a trial lost beyond that."""
 
     limits: Mapping[str, float]
     minimize: str
     points: float
+    short: float = 0.0
     left: float = 1.0
 
     def figure(self, trial: Trial, name: str) -> float:
         """What a trial costs, or the points that it would lose as it ships."""
         if name != DROP:
             return trial.shares.get(name, 1.0)
-        return trial.drop * (self.left if trial.probe else 1.0)
+        return (trial.drop - self.short) * self.left if trial.probe else trial.drop
 
     def met(self, trial: Trial) -> bool:
         """Whether a trial keeps within all limits."""
