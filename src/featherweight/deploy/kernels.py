@@ -78,13 +78,13 @@ SHARING: set[Any] = {aten.cat.default, aten.concat.default}
 
 #: operators that carry activations along, on one grid with what goes in
 CARRIERS: set[Any] = {
-    aten.max_pool2d.default, aten.flatten.using_ints, aten.unflatten.int, aten.view.default, aten.reshape.default,
-    aten._unsafe_view.default, aten.transpose.int, aten.permute.default, aten.t.default, aten.slice.Tensor,
-    aten.select.int, aten.index_select.default, aten.squeeze.default, aten.squeeze.dim, aten.squeeze.dims,
-    aten.unsqueeze.default, aten.expand.default, aten.contiguous.default, aten.clone.default, aten.alias.default,
-    aten.detach.default, aten.pad.default, aten.constant_pad_nd.default, aten.pixel_shuffle.default,
-    aten.pixel_unshuffle.default, aten.channel_shuffle.default, aten.upsample_nearest2d.vec, aten.dropout.default,
-    aten.feature_dropout.default,
+    aten.max_pool2d.default, aten.amax.default, aten.amin.default, aten.flatten.using_ints, aten.unflatten.int,
+    aten.view.default, aten.reshape.default, aten._unsafe_view.default, aten.transpose.int, aten.permute.default,
+    aten.t.default, aten.slice.Tensor, aten.select.int, aten.index_select.default, aten.squeeze.default,
+    aten.squeeze.dim, aten.squeeze.dims, aten.unsqueeze.default, aten.expand.default, aten.contiguous.default,
+    aten.clone.default, aten.alias.default, aten.detach.default, aten.pad.default, aten.constant_pad_nd.default,
+    aten.pixel_shuffle.default, aten.pixel_unshuffle.default, aten.channel_shuffle.default,
+    aten.upsample_nearest2d.vec, aten.dropout.default, aten.feature_dropout.default,
 }
 #: operators that give a list whose items (read by getitem) are carried
 SPLITTERS: set[Any] = {aten.chunk.default, aten.split.Tensor, aten.split_with_sizes.default, aten.unbind.int,

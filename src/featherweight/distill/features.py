@@ -110,7 +110,7 @@ class Features:
     loss: str = "hint"
     weight: float = 1.0
     taps: str | tuple[str, ...] | Mapping[str, str] = "stages"
-    teacher: Any = field(default=None, repr=False)
+    teacher: Any = field(default=None, repr=False, metadata={"file": True})
     mask: Where = field(default=None, repr=False)
     end: float = 1.0
     masked: float = 0.65

@@ -86,7 +86,7 @@ class Logits:
 
     temperature: float = 4.0
     weight: float = 0.9
-    teacher: Any = field(default=None, repr=False)
+    teacher: Any = field(default=None, repr=False, metadata={"file": True})
     output: str | int | None = None
     axis: int = 1
     loss: str = "kd"

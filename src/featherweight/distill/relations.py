@@ -53,7 +53,7 @@ class Relations:
     loss: str = "rkd"
     weight: float = 1.0
     taps: str | tuple[str, ...] | Mapping[str, str] = "trunk"
-    teacher: Any = field(default=None, repr=False)
+    teacher: Any = field(default=None, repr=False, metadata={"file": True})
     temperature: float = 0.07
     bank: int = 4096
     width: int = 128

@@ -15,6 +15,7 @@ from featherweight.network import Network, load
 from featherweight.network.devices import placed
 from featherweight.network.file.digest import digest
 from featherweight.network.trees import flatten, unflatten
+from featherweight.steps.content import content
 from featherweight.task import Inputs, call, move
 
 Key = tuple[Any, ...]
@@ -135,11 +136,7 @@ def _mark(member: Any) -> str:
     if not isinstance(member, nn.Module):
         raise RecipeError("outputs of a teacher that is a function cannot be cached, since nobody can tell when it "
                           "changes; write teacher=module, or leave cache out")
-    total = hashlib.sha256(repr(member).encode())
-    for name, tensor in member.state_dict().items():
-        total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        total.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return total.hexdigest()
+    return content(member)
 
 
 __all__ = ["Teacher", "started"]

@@ -87,7 +87,8 @@ def compress(network: Network, task: Task, recipe: Recipe | Iterable[Step], targ
         state = State(folder)
         with state.held() if processes.first else nullcontext():
             unsteady = processes.share(lambda: state.claim(
-                mark, resume, lambda split: split_mark(first_batches(task, split, seed)) if split in EARLY else None))
+                mark, resume, lambda split: split_mark(first_batches(task, split, seed), task, split)
+                if split in EARLY else None))
             sample = next((begun[split][0][0] for split in ("validation", "calibration") if split in begun), None)
             work = _Work(network, known, ready, target, state, processes, threads, seed,
                          progress or (lambda what, done, total, figures: None), seconds, memory, preface, unsteady,

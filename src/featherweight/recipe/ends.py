@@ -29,7 +29,7 @@ def scores_on_test(gauge: Gauge, original: Network, network: Network, last: int)
     file = gauge.state.folder / "final.json"
 
     def mark() -> dict[str, Any]:
-        return split_mark(first_batches(gauge.task, "test", gauge.seed))
+        return split_mark(first_batches(gauge.task, "test", gauge.seed), gauge.task, "test")
 
     now = mark()
     if file.exists():

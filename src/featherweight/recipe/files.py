@@ -194,7 +194,8 @@ def _told(who: Path) -> str:
 
 
 def _same_form(was: Any, now: Any) -> bool:
-    return isinstance(was, Mapping) and isinstance(now, Mapping) and "form" in now and was.get("form") == now["form"]
+    return isinstance(was, Mapping) and isinstance(now, Mapping) and "form" in now and all(
+        was.get(what) == now[what] for what in ("form", "whole"))
 
 
 __all__ = ["JOB_FORMAT", "Holder", "Sealed", "State", "refused", "seal", "unsealed"]

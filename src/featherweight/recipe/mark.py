@@ -2,30 +2,27 @@
 
 from __future__ import annotations
 
-import dataclasses
-import functools
 import hashlib
-import itertools
 import platform
-import types
 from collections.abc import Iterable, Mapping
 from importlib import metadata
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from featherweight import __version__, deploy
 from featherweight.network import Network
 from featherweight.network.file.digest import digest
 from featherweight.seeds import generators_kept, seed_all, seed_from
+from featherweight.steps.content import content
 from featherweight.steps.fingerprint import canonical
 from featherweight.task import Batch, Task, described
 
 #: of a job's state, as ``fingerprint.json`` says it
-JOB_FORMAT = 4
+JOB_FORMAT = 5
 #: formats that are gone on from no more -> the version that wrote them
-OLD_JOB_FORMATS = {1: "0.1", 2: "0.2.0.dev0", 3: "0.2.0.dev0"}
+OLD_JOB_FORMATS = {1: "0.1", 2: "0.2.0.dev0", 3: "0.2.0.dev0", 4: "0.2.0"}
 #: batches of each split that are compared
 FIRST = 2
 #: splits that are compared before the work; the test split is read, and compared, at its end
@@ -42,7 +39,7 @@ def job_mark(network: Network, task: Task, steps: Iterable[Any], target: str, ba
         "versions": {"featherweight": __version__, "python": platform.python_version(), "torch": str(torch.__version__),
                      package: metadata.version(package)},
         "loss": function_mark(task.loss), "score": function_mark(task.score), "score_name": task.score_name,
-        **{split: split_mark(batches[split]) if split in batches else None for split in EARLY}}
+        **{split: split_mark(batches[split], task, split) if split in batches else None for split in EARLY}}
 
 
 # ---- data
@@ -54,15 +51,16 @@ def first_batches(task: Task, split: str, seed: int) -> list[Batch]:
         return list(task.batches(split, FIRST))
 
 
-def split_mark(batches: Iterable[Batch]) -> dict[str, Any]:
-    """Inputs and targets by digest, and what they look like."""
+def split_mark(batches: Iterable[Batch], task: Task, split: str) -> dict[str, Any]:
+    """Inputs and targets of the first batches by digest, and what they look like; and what the whole split is."""
     inputs, targets = hashlib.sha256(), hashlib.sha256()
     form = []
     for given, target in batches:
         _feed(inputs, given)
         _feed(targets, target)
         form.append(f"{_form(given)} -> {_form(target)}")
-    return {"inputs": inputs.hexdigest(), "targets": targets.hexdigest(), "form": form}
+    return {"inputs": inputs.hexdigest(), "targets": targets.hexdigest(), "form": form,
+            "whole": content(getattr(task, split))}
 
 
 def _feed(into: Any, value: Any) -> None:
@@ -94,55 +92,11 @@ def _form(value: Any) -> str:
 # ---- functions
 
 def function_mark(given: Any) -> str | None:
-    """A function by its name and by what it does: its code, defaults and the plain values it closes over."""
+    """A function by its name and by what it does."""
     if given is None:
         return None
-    found = hashlib.sha256()
-    _describe_call(found, given)
     kind = given if hasattr(given, "__qualname__") else type(given)
-    return f"{kind.__module__}.{kind.__qualname__} {found.hexdigest()[:16]}"
-
-
-def _describe_call(into: Any, given: Any) -> None:
-    if isinstance(given, functools.partial):
-        for part in (given.func, *given.args, *itertools.chain(*sorted(given.keywords.items()))):
-            _describe_call(into, part)
-    elif isinstance(given, types.MethodType):
-        _describe_call(into, given.__func__)
-        _describe_call(into, given.__self__)
-    elif isinstance(given, types.FunctionType):
-        _describe_code(into, given.__code__)
-        cells = [cell.cell_contents for cell in given.__closure__ or () if _holds(cell)]
-        for part in (*(given.__defaults__ or ()), *itertools.chain(*sorted((given.__kwdefaults__ or {}).items())),
-                     *cells):
-            _describe_call(into, part)
-    elif isinstance(given, nn.Module):
-        plain = {k: v for k, v in vars(given).items() if isinstance(v, (str, int, float)) and k != "training"}
-        _feed(into, [repr(given), plain, dict(given.state_dict())])
-    elif isinstance(given, (Tensor, str, bytes, bool, int, float, tuple)) or given is None:
-        _feed(into, given)
-    elif dataclasses.is_dataclass(given) and not isinstance(given, type):
-        into.update(repr(canonical(given)).encode())
-    else:  # a counter, a cache, a class: what may change while the job runs is known by its kind
-        into.update(getattr(given, "__qualname__", type(given).__qualname__).encode())
-
-
-def _holds(cell: Any) -> bool:
-    try:
-        cell.cell_contents  # noqa: B018
-    except ValueError:  # a name that is bound later
-        return False
-    return True
-
-
-def _describe_code(into: Any, code: types.CodeType) -> None:
-    into.update(code.co_code)
-    into.update(repr(code.co_names).encode())
-    for constant in code.co_consts:
-        if isinstance(constant, types.CodeType):
-            _describe_code(into, constant)
-        else:
-            into.update(repr(sorted(constant, key=repr) if isinstance(constant, frozenset) else constant).encode())
+    return f"{kind.__module__}.{kind.__qualname__} {content(given)[:16]}"
 
 
 # ---- in words
@@ -171,6 +125,8 @@ def _split_said(split: str, was: Any, now: Any) -> str:
     if was.get("form") != now.get("form"):
         return f"its first batches were {was.get('form')} and are {now.get('form')}"
     other = [what for what in ("inputs", "targets") if was.get(what) != now.get(what)]
+    if not other:
+        return "its first batches are the same, but not what gives the rest: the data, or the function that reads it"
     return f"its first batches have other {' and other '.join(other)}"
 
 

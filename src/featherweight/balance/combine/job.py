@@ -241,7 +241,7 @@ def trials_of(network: Network, task: Task, target: str, folder: Path, memory: b
                     times=None if device is None else str(device.folder))
     with state.held():
         state.claim(mark, resume,
-                    lambda split: split_mark(first_batches(task, split, seed)) if split in EARLY else None)
+                    lambda split: split_mark(first_batches(task, split, seed), task, split) if split in EARLY else None)
         yield Trials(network, known, target, folder, threads, seed, seconds, memory, device)
 
 

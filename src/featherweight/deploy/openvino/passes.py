@@ -5,6 +5,7 @@ number of channels; these forms it computes wrongly, or does not join (seen on 2
   zero point.
 - The stride of a convolution with a window of one moves to the call before, as if it had no padding.
 - The axis of a Fourier transform is taken for 1, whatever it is.
+- The largest or least of floats along an axis, rounded behind it: the kernel that does both gives other numbers.
 - Values of fewer than 8 bits are cut off before the rounding instead of after it (``onnx.ready.cut_off``): OpenVINO
   joins a rounding with what reads it only where nothing is between.
 """
@@ -97,6 +98,30 @@ def _along_first(graph: Any, node: Any) -> None:
                                                 name=f"{node.name}_back")])
 
 
+def _largest_of_rounded(graph: Any, node: Any) -> None:
+    """The largest, or least, of rounded values instead of the rounded largest value, which is the same."""
+    import onnx_ir as ir
+
+    uses = list(node.outputs[0].uses())
+    rounding = uses[0].node if len(uses) == 1 else None
+    if rounding is None or rounding.op_type != "QuantizeLinear" or node.outputs[0].is_graph_output() \
+            or any(v is None or v.ndim for v in map(constant_value, rounding.inputs[1:])):
+        return
+    back = [use.node for use in rounding.outputs[0].uses()]
+    if any(reader.op_type != "DequantizeLinear" for reader in back):
+        return
+    down = ir.node("QuantizeLinear", [node.inputs[0], *rounding.inputs[1:]], dict(rounding.attributes),
+                   name=f"{rounding.name}_before")
+    up = ir.node("DequantizeLinear", [down.outputs[0], *rounding.inputs[1:]], name=f"{rounding.name}_back")
+    graph.insert_before(node, [down, up])
+    node.replace_input_with(0, up.outputs[0])
+    for reader in back:
+        reader.outputs[0].replace_all_uses_with(node.outputs[0])
+        graph.remove(reader, safe=True)
+    graph.remove(rounding, safe=True)
+
+
 OPENVINO: Passes = {"Max": (clamp_by_relu,), "Clip": (_clamp_floats,),
                     "Pad": (pad_in_convolutions, pad_whole_numbers), "AveragePool": (whole_windows, _zeros_counted),
-                    "Conv": (_window_of_two,), "DFT": (_along_first,)}
+                    "Conv": (_window_of_two,), "DFT": (_along_first,),
+                    "ReduceMax": (_largest_of_rounded,), "ReduceMin": (_largest_of_rounded,)}
