@@ -232,6 +232,8 @@ ROWS: dict[str, Row] = {
     "bmm": Row(lambda op, y, g: op(y, op(last(y), y)), 3),
     "baddbmm": Row(lambda op, y, g: op(aten.clone.default(y), y, aten.bmm.default(last(y), y)), 3),
     "addmm": Row(lambda op, y, g: op(aten.clone.default(y), y, g.stored(CHANNELS, CHANNELS)), 2),
+    "embedding_bag": Row(lambda op, y, g: aten.add.Tensor(op(
+        g.stored(5, CHANNELS), g.stored(of=torch.tensor([3, 1])), g.stored(of=torch.tensor([0])))[0], y), 2),
     "einsum": Row(lambda op, y, g: op("nchw,cd->ndhw", [y, g.stored(CHANNELS, 8)])),
     **{f"{name}.input": Row(rnn, 3) for name in ("lstm", "gru", "rnn_tanh", "rnn_relu")},
     **dict.fromkeys(["view", "reshape", "_unsafe_view"], Row(lambda op, y, g: op(y, [length(y), CHANNELS, 36]))),

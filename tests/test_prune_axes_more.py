@@ -269,11 +269,19 @@ def cells(m: Any, x: Tensor) -> Tensor:
     return m.head(s)
 
 
+def of_three(m: Any, x: Tensor) -> Tensor:
+    """Two matrices around what a layer makes."""
+    made = torch.einsum("ab,cd,nlac->nlbd", m.m, m.k, m.a(x).unflatten(-1, (3, 4)))
+    return m.out(made.flatten(-2)).mean(1)
+
+
 Built = tuple[Callable[[], nn.Module], Callable[[], Tensor], list[int]]
 #: name -> (module, inputs, sizes of the groups)
 CASES: dict[str, Built] = {
     "einsum attention": (lambda: Lambda(by_einsum, q=p(4, 12, 6), k=p(4, 12, 6), v=p(4, 12, 6), out=p(4, 6, 5)), rows,
                          [4, 6]),
+    "einsum of three": (lambda: Lambda(of_three, m=p(3, 5), k=p(4, 6), a=nn.Linear(12, 12), out=nn.Linear(30, 5)), rows,
+                        [3]),
     "baddbmm attention": (lambda: Lambda(by_baddbmm, bias=p(4, 7, 7), **projections()), rows, [4]),
     "grouped queries": (lambda: Lambda(grouped, **projections(kv=12)), rows, [2]),
     "repeated keys": (lambda: Lambda(repeated, **projections(kv=12)), rows, [2]),

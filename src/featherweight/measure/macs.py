@@ -22,7 +22,7 @@ from torch.fx.node import map_arg
 
 from featherweight.network import Network
 from featherweight.network.edit import constant_nodes
-from featherweight.network.operators import has_schema
+from featherweight.network.operators import contracted, has_schema
 
 #: (arguments by schema name, result) -> MACs
 Counter = Callable[[Mapping[str, Any], Any], int]
@@ -117,15 +117,7 @@ def _einsum(a: Mapping[str, Any], out: Any) -> int:
     sizes: dict[str, int] = {}
     axes = [_einsum_axes(term, tensor, sizes) for term, tensor in zip(terms, tensors, strict=True)]
     final = _einsum_axes(result, None, sizes)
-    total, current = 0, axes[0]
-    for index, other in enumerate(axes[1:], start=2):
-        later = final.union(*axes[index:])
-        both = current | other
-        kept = both & later
-        if (current & other) - kept:
-            total += math.prod(sizes[c] for c in both)
-        current = kept
-    return total
+    return sum(math.prod(sizes[c] for c in pair) for pair in contracted(axes, final))
 
 
 def _einsum_axes(term: str, tensor: Tensor | None, sizes: dict[str, int]) -> set[str]:

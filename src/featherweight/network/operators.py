@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -129,3 +129,14 @@ def functional_form(target: Any) -> Callable[..., Any] | None:
     given = [a.name for a in target._schema.arguments]
     same = [a.name for a in found._schema.arguments][1: len(given)] == given[1:]
     return found if same else None
+
+
+def contracted(terms: Sequence[Collection[str]], result: Collection[str]) -> Iterator[set[str]]:
+    """The letters of an einsum's products, two by two from the left: those of each pair that sums over a shared one."""
+    current = set(terms[0])
+    for index, other in enumerate(terms[1:], start=2):
+        both = current.union(other)
+        kept = both.intersection(set(result).union(*terms[index:]))
+        if current.intersection(other) - kept:
+            yield both
+        current = kept

@@ -17,6 +17,7 @@ from torch.fx import Node
 from featherweight.axes.labels import Cost, Field, Ints, Labels, Value
 from featherweight.axes.rules.basics import broadcast, rule, unknown
 from featherweight.axes.trace import Trace
+from featherweight.network.operators import contracted
 from featherweight.network.operators import schema_argument as argument
 
 aten = torch.ops.aten
@@ -65,13 +66,14 @@ def product(trace: Trace, node: Node, inputs: Sequence[Labels], terms: Terms, re
     for x, term in zip(inputs, terms, strict=True):
         fields += [_placed(f, term, result) for f in x.fields
                    if all(term[d] in result and term[d] not in shared for d in f.dims)]
-    axes: list[Ints] = [f.atoms for f in fields]
+    axes = [({result[d] for d in f.dims}, f.atoms) for f in fields]
     for letter in sizes:
         if letter not in result:
-            axes += _contracted(trace, inputs, terms, letter, node)
-    if any(c not in result for c in shared) and len(inputs) == 2 and not all(x.stored for x in inputs):
-        total = math.prod(sizes.values()) / math.prod(a.size for a in axes)
-        trace.costs.append(Cost(node.name, total / trace.batch, tuple(axes)))
+            axes += [({letter}, atoms) for atoms in _contracted(trace, inputs, terms, letter, node)]
+    for pair in contracted(terms, result) if not all(x.stored for x in inputs) else ():
+        atoms = [own for named, own in axes if named <= pair]
+        total = math.prod(sizes[c] for c in pair) / math.prod(own.size for own in atoms)
+        trace.costs.append(Cost(node.name, total / trace.batch, tuple(atoms)))
     if sum(x.stored for x in inputs) == 1:
         i = next(i for i, x in enumerate(inputs) if x.stored)
         free = [d for d, c in enumerate(terms[i]) if c in result and c not in shared]

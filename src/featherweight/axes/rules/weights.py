@@ -159,11 +159,19 @@ def _grouped(trace: Trace, node: Node, read: Ints | None, weight: tuple[Ints | N
 
 @rule("embedding")
 def embedding(trace: Trace, node: Node) -> Value:
-    w, shape = first(trace, node), trace.shape(node)
+    w, plain = first(trace, node), trace.plain(node)
+    shape = plain[0].shape if isinstance(plain, list) else trace.shape(node)
     trace.role(node.args[0], "weight", node, out=1)
     trace.freeze(w.field(0), node, "it is looked up by number")
     rows = trace.axis(w, 1, node)
     return Labels(shape, (Field((len(shape) - 1,), rows),) if rows is not None else ())
+
+
+@rule("embedding_bag")
+def embedding_bag(trace: Trace, node: Node) -> Value:
+    """Sums, means or largest ones of rows; what is given beside them tells of rows alone."""
+    made, plain = embedding(trace, node), trace.plain(node)
+    return [made, *plain[1:]] if isinstance(plain, list) and isinstance(made, Labels) else made
 
 
 # ---- products of values
