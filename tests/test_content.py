@@ -88,6 +88,7 @@ MAKERS: dict[str, Callable[[Any], Any]] = {
     "a function closed over": lambda by: closing(closing([by])), "a global, through another function": named,
     "an attribute": Scoring, "a list as attribute": lambda by: Scoring([by]),
     "a method": lambda by: Scoring(by).__call__,
+    "a function that is cached": lambda by: functools.cache(closing(by)),
     "a partial": lambda by: functools.partial(closing, by), "options": lambda by: Options([by]),
     "a module's plain attribute": Scaled, "the code of a class": kind_with,
     "a list": lambda by: [(torch.zeros(2), torch.tensor(by))], "a loader": lambda by: DataLoader(rows(by), 2),

@@ -15,6 +15,7 @@ import dataclasses
 import functools
 import hashlib
 import itertools
+import os
 import sys
 import types
 from collections.abc import Callable, Iterable, Mapping
@@ -164,20 +165,30 @@ class _Walk:
 
     def any(self, value: Any) -> bytes:
         cls = type(value)
+        if isinstance(getattr(value, "__wrapped__", None), types.FunctionType):  # as ``functools.cache`` leaves it
+            return self.digest(value.__wrapped__)
         if dataclasses.is_dataclass(value):
             fields = tuple((f.name, getattr(value, f.name)) for f in dataclasses.fields(value))
             return self.all("fields", (cls, fields))
         if _own(cls.__module__) and hasattr(value, "__dict__"):
             return self.all("object", (cls, vars(value)))
-        length = len(value) if hasattr(value, "__len__") else None
-        name = getattr(value, "__qualname__", cls.__qualname__)
-        return self.plain((name, length, getattr(value, HUGGING_FACE, None)))
+        return self.known(value)
+
+    def known(self, value: Any) -> bytes:
+        """By name alone, and by length."""
+        try:
+            length = len(value)
+        except Exception:  # whatever an object that has none raises
+            length = None
+        return self.plain((getattr(value, "__qualname__", type(value).__qualname__), length,
+                           getattr(value, HUGGING_FACE, None)))
 
 
 #: kinds of values -> how each is gone through; the first that fits
 FORMS: tuple[tuple[Any, Callable[[_Walk, Any], bytes]], ...] = (
     (PLAIN, _Walk.plain), (Tensor, _Walk.tensor), (np.ndarray, _Walk.array), (Path, _Walk.file),
-    ((tuple, range), _Walk.row), (list, _Walk.list), ((set, frozenset), _Walk.set), (Mapping, _Walk.mapping),
+    ((tuple, range), _Walk.row), (list, _Walk.list), ((set, frozenset), _Walk.set),
+    (type(os.environ), _Walk.known), (Mapping, _Walk.mapping),
     (functools.partial, _Walk.partial), (types.MethodType, _Walk.method), (types.FunctionType, _Walk.function),
     (types.CodeType, _Walk.code), (type, _Walk.kind), (Network, _Walk.network), (nn.Module, _Walk.module),
     (DataLoader, _Walk.data), (TensorDataset, _Walk.tensors), (Subset, _Walk.part), (ConcatDataset, _Walk.parts),
