@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 import featherweight as fw
 from featherweight.cli.app import app
 from featherweight.errors import RecipeError, TaskError
-from featherweight.task.images import classes
+from featherweight.task.images import ImageForm, classes, least_side
 from featherweight.task.named import model_named
 
 X, Y = torch.randn(20, 4, generator=torch.Generator().manual_seed(0)), torch.arange(20) % 3
@@ -127,6 +127,59 @@ def test_images_may_lie_in_folders_of_splits(tmp_path: Path) -> None:
     (tmp_path / "train/cat/0.png").write_bytes(b"nothing")
     with pytest.raises(TaskError, match="is no image that Pillow reads"):
         list(fw.task.images(tmp_path / "train", validation=0.1, test=0.1).batches("train"))
+
+
+#: mode of Pillow's -> an image whose pixels are half of white, and the file's suffix
+HALF = {"8 bits": (np.full((9, 9), 128, np.uint8), "png"), "16 bits": (np.full((9, 9), 32896, np.uint16), "png"),
+        "16 bits of a TIFF": (np.full((9, 9), 32896, np.uint16), "tif"),
+        "16 bits of a PGM": (np.full((9, 9), 32896, np.int32), "pgm")}
+
+
+@pytest.mark.parametrize("name", HALF)
+@pytest.mark.parametrize("mean", [(0.0,), (0.0, 0.0, 0.0)])
+def test_grey_images_are_as_bright_in_16_bits(tmp_path: Path, name: str, mean: tuple[float, ...]) -> None:
+    pixels, suffix = HALF[name]
+    Image.fromarray(pixels).save(tmp_path / f"a.{suffix}")
+    read = ImageForm(8, 8, mean, tuple(1.0 for _ in mean)).read(tmp_path / f"a.{suffix}")
+    torch.testing.assert_close(read, torch.full((len(mean), 8, 8), 128 / 255))
+
+
+def test_images_of_an_unknown_range_are_refused(tmp_path: Path) -> None:
+    for dtype, message in ((np.float32, "holds floats"), (np.int32, "holds signed or 32-bit integers")):
+        Image.fromarray(np.ones((9, 9), dtype)).save(tmp_path / "a.tif")
+        with pytest.raises(TaskError, match=f"a.tif {message}, whose black and white are not known"):
+            ImageForm(8, 8, (0.5,), (0.5,)).read(tmp_path / "a.tif")
+
+
+#: what a folder holds -> what is said
+FOLDERS: dict[str, tuple[tuple[str, ...], str]] = {
+    "no train": (("val/a/1.png", "test/a/1.png"), "holds test and val, and no train; expected"),
+    "an empty class": (("a/1.png", "b/"), "b holds no images; expected files of .jpg"),
+    "a class of another suffix": (("train/a/1.png", "train/b/1.gif"), "b holds no images; expected files of .jpg"),
+    "an empty split": (("train/a/1.png", "val/a/"), "val holds no images; expected files of"),
+    "no classes": (("1.png",), "holds no images in folders of classes"),
+}
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_folders_without_images_are_told(tmp_path: Path, name: str) -> None:
+    held, message = FOLDERS[name]
+    for path in held:
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        if path.endswith("/"):
+            (tmp_path / path).mkdir(exist_ok=True)
+        else:
+            Image.new("L", (8, 8)).save(tmp_path / path)
+    for asked in (fw.task.images, least_side):
+        with pytest.raises(TaskError, match=message):
+            asked(tmp_path)
+
+
+def test_the_first_image_of_a_class_is_one(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a/1.png").write_bytes(b"nothing")
+    with pytest.raises(TaskError, match="1.png is no image that Pillow reads"):
+        least_side(tmp_path)
 
 
 def test_mirrored_images_are_those_of_training_alone(tmp_path: Path) -> None:

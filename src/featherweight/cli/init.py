@@ -78,7 +78,7 @@ def sized(data: Source) -> Source:
     if data.kind != "images":
         return data
     usual, own = inspect.signature(data.reader).parameters["size"].default, least_side(data.path)
-    small = {"size": own, "resize": own} if own is not None and own < usual else {}
+    small = {"size": own, "resize": own} if own < usual else {}
     return Source(data.kind, data.path, {**small, **data.options})
 
 
