@@ -178,7 +178,7 @@ def test_folders_without_images_are_told(tmp_path: Path, name: str) -> None:
 def test_the_first_image_of_a_class_is_one(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "a/1.png").write_bytes(b"nothing")
-    with pytest.raises(TaskError, match="1.png is no image that Pillow reads"):
+    with pytest.raises(TaskError, match=r"1.png is no image that Pillow reads"):
         least_side(tmp_path)
 
 
@@ -237,6 +237,65 @@ def test_a_table_is_read_by_columns(tmp_path: Path) -> None:
             fw.task.table(path, **given)  # type: ignore[arg-type]
     with pytest.raises(TaskError, match=r"line 3 has not 2 cells"):
         fw.task.table(rows(tmp_path / "b.csv", "a,b\n1,2\n3\n"), "b")
+
+
+def test_values_near_the_largest_float_are_scaled_too(tmp_path: Path) -> None:
+    lines = "\n".join(f"{k}e36,{k}" for k in range(40))
+    x, _ = next(fw.task.table(rows(tmp_path / "a.csv", "a,y\n" + lines), "y", batch=100).batches("train"))
+    torch.testing.assert_close(x.std(0, correction=0), torch.ones(1))
+
+
+#: name -> (the line of names, the cells of line 7, the target, what is said of them)
+CELLS = {
+    "NA in a target": ("a,b,y", "1,2,NA", "y", r"line 7 has 'NA' in 'y', a column of numbers; .* leave the row out"),
+    "nan in a target": ("a,b,y", "1,2,nan", "y", "line 7 has 'nan' in 'y'"),
+    "inf in a target": ("a,b,y", "1,2,-inf", "y", "line 7 has '-inf' in 'y'"),
+    "NA in an input": ("a,b,y", "NA,2,3", "y", "line 7 has 'NA' in 'a', a column of numbers; .* or an empty cell"),
+    "inf in an input": ("a,b,y", "1,inf,3", "y", "line 7 has 'inf' in 'b'"),
+    "more than 32 bits hold": ("a,b,y", "1,1e39,3", "y", r"line 7 has '1e39' in 'b'.* up to 3.4e\+38"),
+    "an underscore": ("a,b,y", "1_0,2,3", "y", "line 7 has '1_0' in 'a'"),
+    "an empty target": ("a,b,y", "1,2,", "y", "line 7 has nothing in 'y'"),
+    "a cell too many": ("a,b,y", "1,2,3,4", "y", "line 7 has not 3 cells, as the line of names has, but 4"),
+    "lines within a cell": ("a,b,y", '1,"2\n",x\n1,2,nan', "y", "line 7 has 'x' in 'y'"),
+    "a name twice": ("a,a,y", "1,2,3", "y", "has two columns 'a'"),
+    "no such target": ("a,b,y", "1,2,3", "z", "has no column 'z'; known: a, b, y"),
+}
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_a_cell_that_is_no_number_is_named(tmp_path: Path, name: str) -> None:
+    names, cells, target, message = CELLS[name]
+    lines = [f"{k},{k / 2},{k / 4}" for k in range(40)]
+    lines[4:4] = ["", cells]
+    with pytest.raises(TaskError, match=message):
+        fw.task.table(rows(tmp_path / "a.csv", "\n".join([names, *lines])), target)
+
+
+def test_blank_cells_and_columns_are_no_numbers(tmp_path: Path) -> None:
+    lines = "\n".join(f"{k},{'' if k % 2 else ' nan'},{k % 7}x,{k / 3},," for k in range(40))
+    path = rows(tmp_path / "a.csv", "\ufeffa,b,c,y,,\n" + lines)
+    assert next(fw.task.table(path, "y").batches("train"))[0].shape[1] == 1
+    assert next(fw.task.table(path, "y", columns=["a"]).batches("train"))[0].shape[1] == 1
+    for columns in ("a", ["a", "y"]):
+        with pytest.raises(TaskError, match=r"expected a list of names without the target: write columns=\['a'\]"):
+            fw.task.table(path, "y", columns=columns)
+
+
+#: bytes -> what is said
+FILES = {"": "has no rows", "a,y\n": "has no rows", "a,y\n1,\u00e9": "is no text in UTF-8",
+         f"a,y\n1,{'x' * 140_000}": "line 2 is no row of a CSV file: field larger than field limit"}
+
+
+@pytest.mark.parametrize(("text", "message"), FILES.items(), ids=("empty", "names alone", "latin-1", "long"))
+def test_files_that_are_no_csv_are_told(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "a.csv"
+    path.write_bytes(text.encode("latin-1"))
+    for asked in (lambda: fw.task.table(path, "y"), lambda: fw.task.texts(path, "y", text="a", tokenizer=spaced)):
+        with pytest.raises(TaskError, match=message):
+            asked()
+    path.write_bytes(text.encode("utf-16"))
+    with pytest.raises(TaskError, match="is no text in UTF-8"):
+        fw.task.table(path, "y")
 
 
 def spaced(texts: list[str], max_length: int, padding: Any, **options: Any) -> dict[str, Tensor]:
