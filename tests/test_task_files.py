@@ -88,6 +88,33 @@ def test_what_is_no_batch_is_said() -> None:
         fw.Task.classification(k=3)
 
 
+#: task -> a target of [2, 3] that is no class of three, and what is said
+OUTSIDE: dict[str, tuple[fw.Task, int, str]] = {
+    "top-1": (fw.Task.classification(), 9, "the target 9 lies outside 0..2; expected one of the network's 3 classes"),
+    "top-5": (fw.Task.classification(k=5), -100, "the target -100 lies outside 0..2"),
+    "mean IoU": (fw.Task.segmentation(), 3, r"the target 3 lies outside 0..2 and is not 255 \(ignored\)"),
+    "right tokens": (fw.Task.language(), 3, r"the target 3 lies outside 0..2 and is not -100 \(ignored\)"),
+}
+
+
+@pytest.mark.parametrize("name", OUTSIDE)
+def test_a_target_that_is_no_class_counts_as_nothing(name: str) -> None:
+    task, target, message = OUTSIDE[name]
+    logits, wanted = torch.randn(2, 3, 3), torch.tensor([[0, 1, 2], [0, 1, target]])
+    assert task.score is not None
+    assert task.score(lambda x: logits, [(X, wanted.clamp(0, 2))]) <= 100
+    with pytest.raises(TaskError, match=message):
+        task.score(lambda x: logits, [(X, wanted.clamp(0, 2)), (X, wanted)])
+
+
+def test_targets_of_classes_in_a_regression_are_told() -> None:
+    task = fw.Task.regression()
+    assert task.score is not None
+    with pytest.raises(TaskError, match=r"both must have one shape; where the targets are classes write "
+                                        r"fw.Task.classification\(...\), and in a file words, or 0, 1, 2"):
+        task.score(lambda x: torch.zeros(20, 3), [(X, Y + 1)])
+
+
 # ---- from files
 def drawn(folder: Path, each: int = 10, size: tuple[int, int] = (20, 16)) -> Path:
     for number, name in enumerate(("cat", "dog", "eel")):

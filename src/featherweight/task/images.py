@@ -131,7 +131,7 @@ def classes(folder: str | Path) -> list[str]:
 
 def least_side(folder: str | Path) -> int:
     """The shorter side in pixels of the smallest of the classes' first images."""
-    sides = []
+    sides: list[int] = []
     for path in {kind: path for path, kind in reversed(_listed(Path(folder))["train"])}.values():
         with _opened(path) as image:
             sides.append(min(image.size))
