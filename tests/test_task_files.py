@@ -241,6 +241,56 @@ def test_arrays_are_scaled_as_the_training_split(tmp_path: Path) -> None:
         fw.task.arrays(tmp_path / "c.npz")
 
 
+def test_arrays_are_scaled_by_all_training_samples(tmp_path: Path) -> None:
+    x = np.repeat(np.arange(4.0), 300)[:, None] * np.ones((1, 2))    # sorted by class
+    np.savez(tmp_path / "a.npz", x_train=x, y_train=x[:, 0].astype(int), x_val=x, y_val=x[:, 0].astype(int))
+    given, _ = next(fw.task.arrays(tmp_path / "a.npz", batch=2000, test=0).batches("validation"))
+    torch.testing.assert_close(given.double(), torch.from_numpy((x - x.mean(0)) / x.std(0)))
+    given, _ = next(fw.task.arrays(tmp_path / "a.npz", batch=2000, mean=1.0, test=0).batches("validation"))
+    torch.testing.assert_close(given.double(), torch.from_numpy((x - 1) / x.std(0)))
+
+
+TWENTY, FEW = np.ones((20, 3)), np.arange(20) % 3
+#: arrays of a file -> what is said
+ARRAYS: dict[str, tuple[dict[str, Any], str]] = {
+    "no targets of test": ({"x": TWENTY, "y": FEW, "x_test": TWENTY}, "has x_test alone; expected x_test and y_test"),
+    "two trainings": ({"x": TWENTY, "y": FEW, "x_train": TWENTY, "y_train": FEW}, "x and x_train, which are both"),
+    "complex": ({"x": TWENTY * 1j, "y": FEW}, r"x is complex128\[20, 3\]; expected real numbers .*x.real, x.imag"),
+    "words": ({"x": TWENTY, "y": np.array(["a", "b"] * 10)}, r"y is <U1\[20\]; .* y=np.unique\(y, return_inverse=True"),
+    "objects": ({"x": TWENTY, "y": FEW.astype(object)}, "y cannot be read: it is damaged, or holds Python objects"),
+    "a number": ({"x": np.array(1.0), "y": FEW}, r"x is float64\[\]; expected real numbers \[n"),
+    "too few targets": ({"x": TWENTY, "y": FEW[:9]}, "inputs of train have 20 samples and its targets 9"),
+    "none": ({"x": TWENTY, "y": FEW, "x_test": TWENTY[:0], "y_test": FEW[:0]}, "inputs of test have 0 samples"),
+}
+
+
+@pytest.mark.parametrize("name", ARRAYS)
+def test_arrays_that_are_no_samples_are_told(tmp_path: Path, name: str) -> None:
+    held, message = ARRAYS[name]
+    np.savez(tmp_path / "a.npz", allow_pickle=True, **held)
+    with pytest.raises(TaskError, match=message):
+        fw.task.arrays(tmp_path / "a.npz")
+
+
+@pytest.mark.parametrize("dtype", ["u2", ">f4", "f2", "g", "?"])
+def test_arrays_of_every_real_type_are_read(tmp_path: Path, dtype: str) -> None:
+    np.savez(tmp_path / "a.npz", x=(np.arange(60).reshape(20, 3) % 2).astype(dtype), y=FEW.astype(dtype))
+    assert next(fw.task.arrays(tmp_path / "a.npz").batches("train"))[0].dtype == torch.float32
+
+
+def test_files_that_are_no_whole_npz_are_told(tmp_path: Path) -> None:
+    path = tmp_path / "a.npz"
+    np.savez(path, x=TWENTY, y=FEW)
+    whole = path.read_bytes()
+    flipped = bytes(byte ^ (at == 200) for at, byte in enumerate(whole))
+    np.save(tmp_path / "a.npy", TWENTY)
+    torn = (b"garbage", whole[:300], b"", whole[:-60] + bytes(60), (tmp_path / "a.npy").read_bytes())
+    for held, message in (*((one, "is no whole .npz file") for one in torn), (flipped, "x cannot be read")):
+        path.write_bytes(held)
+        with pytest.raises(TaskError, match=message):
+            fw.task.arrays(path)
+
+
 def rows(path: Path, text: str) -> Path:
     path.write_text(text)
     return path

@@ -43,8 +43,8 @@ def _check_classes(target: Tensor, classes: int, ignore: int | None = None) -> N
         odd &= target != ignore
     if bool(odd.any()):
         beside = "" if ignore is None else f" and is not {ignore} (ignored)"
-        raise TaskError(f"the target {target[odd][0].item()} lies outside 0..{classes - 1}{beside}; expected one of the "
-                        f"network's {classes} classes, counted from 0")
+        raise TaskError(f"the target {target[odd][0].item()} lies outside 0..{classes - 1}{beside}; expected one of "
+                        f"the network's {classes} classes, counted from 0")
 
 
 def _top(predict: Predict, batches: Iterable[Batch], k: int) -> float:
