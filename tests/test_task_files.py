@@ -375,6 +375,33 @@ def test_files_that_are_no_csv_are_told(tmp_path: Path, text: str, message: str)
         fw.task.table(path, "y")
 
 
+#: function of fw.task -> options that are none
+OPTIONS: dict[str, list[dict[str, Any]]] = {
+    "images": [{"size": "8"}, {"size": (8, 8)}, {"size": 0}, {"size": 8.5}, {"resize": 0}, {"mean": 0.5},
+               {"mean": ["a"]}, {"std": [0.0]}, {"batch": 0}, {"validation": "0.1"}],
+    "table": [{"batch": -1}, {"seed": "a"}, {"test": 1.0}, {"validation": float("nan")}],
+    "texts": [{"length": 0}, {"batch": True}],
+    "arrays": [{"mean": "0"}, {"std": -1}, {"std": [1, 0]}, {"batch": 2.0}, {"seed": None}],
+}
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_options_are_refused_before_files_are_read(name: str) -> None:
+    needed = {"images": {}, "arrays": {}, "table": {"target": "y"}, "texts": {"target": "y", "tokenizer": spaced}}[name]
+    for given in OPTIONS[name]:
+        option = next(iter(given))
+        with pytest.raises(TaskError, match=rf"^fw.task.{name} was given {option}=.*expected .*, as in "
+                                            rf"fw.task.{name}\({option}=.*\)$"):
+            getattr(fw.task, name)("nothing", **needed, **given)
+
+
+def test_means_are_one_or_one_a_channel(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", x=TWENTY, y=FEW)
+    assert next(fw.task.arrays(tmp_path / "a.npz", mean=[0, 0, 0], std=2).batches("train"))[0].shape[1] == 3
+    with pytest.raises(TaskError, match="given 2 numbers as mean; expected one, or one for each of the 3 channels"):
+        fw.task.arrays(tmp_path / "a.npz", mean=[0, 0])
+
+
 def spaced(texts: list[str], max_length: int, padding: Any, **options: Any) -> dict[str, Tensor]:
     cut = [[len(word) for word in one.split()][:max_length] for one in texts]
     longest = max_length if padding == "max_length" else max(map(len, cut))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -12,6 +12,7 @@ from numpy.lib.npyio import NpzFile
 from torch import Tensor
 
 from featherweight.errors import TaskError
+from featherweight.task.bounds import DRAWN, NORM, check_lists, check_options
 from featherweight.task.splits import SPLITS, parted, passes
 from featherweight.task.task import Task
 
@@ -36,6 +37,8 @@ def arrays(npz: str | Path, *, batch: int = 64, mean: float | list[float] | None
         >>> next(task.batches("train"))[0].shape
         torch.Size([8, 1, 8, 8])
     """
+    check_options("fw.task.arrays", DRAWN, batch=batch, validation=validation, test=test, seed=seed)
+    check_lists("fw.task.arrays", NORM, mean=_listed(mean), std=_listed(std))
     path = Path(npz)
     if not path.is_file():
         raise TaskError(f"{path}: no such file; expected arrays saved by numpy.savez(\"{path.name}\", x=..., y=...)")
@@ -132,6 +135,10 @@ def _images(x: Tensor) -> Tensor:
 
 def _floats(x: Tensor) -> Tensor:
     return x.float() / 255 if x.dtype == torch.uint8 else x.float()
+
+
+def _listed(given: Any) -> Iterable[Any]:
+    return given if isinstance(given, Iterable) else [] if given is None else [given]
 
 
 def _norm(x: Tensor, mean: Any, std: Any) -> tuple[Tensor, Tensor]:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from featherweight.errors import TaskError
+from featherweight.task.bounds import DRAWN, NORM, Numbers, check_lists, check_options
 from featherweight.task.splits import parted, passes
 from featherweight.task.task import Task
 
@@ -20,6 +21,7 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", "
 FOLDERS = {"train": ("train", "training"), "validation": ("validation", "val", "valid"), "test": ("test", "testing")}
 #: Pillow's modes of 16 bits a pixel, and the formats whose "I" holds 16 bits; Pillow clips them where it converts them
 DEEP, DEEP_FORMATS = ("I;16", "I;16B", "I;16L", "I;16N"), ("PNG", "PPM")
+SIZES = {"size": Numbers(224, least=1, whole=True), "resize": Numbers(256, least=1, whole=True, none="8/7 of size")}
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  #: of ImageNet
 
 
@@ -47,6 +49,9 @@ def images(folder: str | Path, *, size: int = 224, resize: int | None = None, me
         >>> next(task.batches("train"))[0].shape
         torch.Size([4, 3, 8, 8])
     """
+    check_options("fw.task.images", SIZES | DRAWN, size=size, resize=resize, batch=batch, validation=validation,
+                  test=test, seed=seed)
+    check_lists("fw.task.images", NORM, mean=mean, std=std)
     pillow()
     root = Path(folder)
     found = _found(root, validation, test, seed)

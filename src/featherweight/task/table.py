@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from featherweight.errors import TaskError, did_you_mean
+from featherweight.task.bounds import COUNT, DRAWN, check_options
 from featherweight.task.sheet import Sheet, sheet
 from featherweight.task.splits import parted, passes
 from featherweight.task.task import Task
@@ -36,6 +37,7 @@ def table(path: str | Path, target: str, *, columns: Sequence[str] | None = None
         >>> [t.shape for t in next(task.batches("train"))]
         [torch.Size([8, 2]), torch.Size([8])]
     """
+    check_options("fw.task.table", DRAWN, batch=batch, validation=validation, test=test, seed=seed)
     held = sheet(path, target)
     numeric = [c for c in held.columns if c != target and held.numeric(c)]
     used = numeric if columns is None else list(columns)
@@ -87,6 +89,8 @@ def texts(path: str | Path, target: str, *, text: str = "text", tokenizer: str |
     """
     if pad not in ("length", "longest"):
         raise TaskError(f"texts(pad={pad!r}); expected 'length' or 'longest'")
+    check_options("fw.task.texts", DRAWN | {"length": COUNT}, length=length, batch=batch, validation=validation,
+                  test=test, seed=seed)
     held = sheet(path, target, text)
     cut = _tokenizer(tokenizer) if isinstance(tokenizer, str) else tokenizer
     own = parted(len(held.lines), validation, test, seed)
