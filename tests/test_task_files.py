@@ -474,6 +474,7 @@ def test_init_takes_a_task_of_ones_own_and_says_what_nobody_answers(tmp_path: Pa
                                                                     monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     run = CliRunner()
+    Path("mine.py").write_text("def make(): ...\ndef task(): ...\n")
     for words, answers in ((["--model", "mine:make", "--task", "mine:task"], ""), ([], "mine:task\nmine:make\n")):
         made = run.invoke(app, ["init", *words], input=answers)
         assert made.exit_code == 0, made.output
@@ -491,6 +492,35 @@ def test_init_takes_a_task_of_ones_own_and_says_what_nobody_answers(tmp_path: Pa
     both = run.invoke(app, ["init", "--model", "mine:make", "--task", "mine:task", "--images", "photos"])
     assert both.exit_code == 2
     assert "--images and --task" in both.output
+
+
+#: flags of init -> what is said
+MISSING = {"--model owned:none --images pets": "module 'owned' has no function 'none'",
+           "--model nowhere:make --images pets": "there is no module 'nowhere'",
+           "--model owned:make --task owned:none": "module 'owned' has no function 'none'",
+           "--model timm:small --weights none.pth --images pets": "--weights none.pth: no such file",
+           "--model none.fw --images pets": "--model none.fw: no such file",
+           "--model owned:make --images torn": "no image that Pillow reads",
+           "--model owned:make --csv empty.csv --label y": "has no rows",
+           "--model owned:make --csv latin.csv --label y": "is no text in UTF-8",
+           "--model owned:make --csv latin.csv --label y --text a --tokenizer owned": "is no text in UTF-8",
+           "--model owned:make --npz empty.csv": "is no whole .npz file"}
+
+
+@pytest.mark.parametrize("words", MISSING)
+def test_init_writes_no_job_that_could_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("owned.py").write_text("def make(): ...\n")
+    Path("empty.csv").write_bytes(b"")
+    Path("latin.csv").write_bytes(b"a,y\n1,\xe9\n")
+    drawn(Path("pets"), 4)
+    drawn(Path("torn"), 4)
+    Path("torn/cat/0.png").write_bytes(b"nothing")
+    made = CliRunner().invoke(app, ["init", *words.split()])
+    assert made.exit_code == 2, made.output
+    assert made.stderr.count("error: ") == 1
+    assert MISSING[words] in " ".join(made.output.split())
+    assert not Path("job.toml").exists()
 
 
 @pytest.mark.usefixtures("zoo")

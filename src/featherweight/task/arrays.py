@@ -158,7 +158,7 @@ def _mean(x: Tensor, of: Callable[[Tensor], Tensor]) -> Tensor:
     """The mean of a function of all samples, each channel for itself."""
     over = [0, *range(2, x.dim())]
     total = torch.stack([of(_floats(part)).sum(over, keepdim=True, dtype=torch.float64)
-                         for part in x.split(PORTION)]).sum(0)
+                         for part in (x[at:at + PORTION] for at in range(0, len(x), PORTION))]).sum(0)
     return (total / (x.numel() / total.numel())).float()[0]
 
 
