@@ -8,7 +8,9 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 from typer.testing import CliRunner
 
 import featherweight as fw
@@ -69,13 +71,17 @@ def test_every_job_file_fits(name: str) -> None:
 
 @pytest.mark.parametrize("words", [
     ["--model", "torchvision:resnet18", "--images", "photos"], ["--model", "timm:x", "--npz", "a.npz"],
-    ["--model", "m:make", "--csv", "rows.csv", "--label", "y"],
+    ["--model", "schema_model:make", "--csv", "rows.csv", "--label", "y"],
     ["--model", "transformers:x", "--csv", "rows.csv", "--label", "y", "--text", "t", "--tokenizer", "x"]])
 def test_what_init_writes_fits_with_every_comment_taken_up(words: list[str], tmp_path: Path,
                                                            monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "photos" / "cat").mkdir(parents=True)
-    (tmp_path / "rows.csv").write_text("t,y\na,b\nc,d\n")
+    for k in range(9):
+        Image.new("L", (8, 8)).save(tmp_path / "photos" / "cat" / f"{k}.png")
+    (tmp_path / "rows.csv").write_text("t,a,y\n" + "a,1,b\n" * 9)
+    (tmp_path / "schema_model.py").write_text("def make(): ...\n")
+    np.savez(tmp_path / "a.npz", x=np.zeros((9, 2)), y=np.arange(9))
     assert CliRunner().invoke(app, ["init", *words]).exit_code == 0
     text = (tmp_path / "job.toml").read_text()
     assert faults(tomllib.loads(text), SCHEMA) == []

@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 import featherweight as fw
 from featherweight.cli.app import app
 from featherweight.errors import RecipeError, TaskError
-from featherweight.task.images import classes
+from featherweight.task.images import ImageForm, classes, least_side
 from featherweight.task.named import model_named
 
 X, Y = torch.randn(20, 4, generator=torch.Generator().manual_seed(0)), torch.arange(20) % 3
@@ -88,6 +88,33 @@ def test_what_is_no_batch_is_said() -> None:
         fw.Task.classification(k=3)
 
 
+#: task -> a target of [2, 3] that is no class of three, and what is said
+OUTSIDE: dict[str, tuple[fw.Task, int, str]] = {
+    "top-1": (fw.Task.classification(), 9, "the target 9 lies outside 0..2; expected one of the network's 3 classes"),
+    "top-5": (fw.Task.classification(k=5), -100, "the target -100 lies outside 0..2"),
+    "mean IoU": (fw.Task.segmentation(), 3, r"the target 3 lies outside 0..2 and is not 255 \(ignored\)"),
+    "right tokens": (fw.Task.language(), 3, r"the target 3 lies outside 0..2 and is not -100 \(ignored\)"),
+}
+
+
+@pytest.mark.parametrize("name", OUTSIDE)
+def test_a_target_that_is_no_class_counts_as_nothing(name: str) -> None:
+    task, target, message = OUTSIDE[name]
+    logits, wanted = torch.randn(2, 3, 3), torch.tensor([[0, 1, 2], [0, 1, target]])
+    assert task.score is not None
+    assert task.score(lambda x: logits, [(X, wanted.clamp(0, 2))]) <= 100
+    with pytest.raises(TaskError, match=message):
+        task.score(lambda x: logits, [(X, wanted.clamp(0, 2)), (X, wanted)])
+
+
+def test_targets_of_classes_in_a_regression_are_told() -> None:
+    task = fw.Task.regression()
+    assert task.score is not None
+    with pytest.raises(TaskError, match=r"both must have one shape; where the targets are classes write "
+                                        r"fw.Task.classification\(...\), and in a file words, or 0, 1, 2"):
+        task.score(lambda x: torch.zeros(20, 3), [(X, Y + 1)])
+
+
 # ---- from files
 def drawn(folder: Path, each: int = 10, size: tuple[int, int] = (20, 16)) -> Path:
     for number, name in enumerate(("cat", "dog", "eel")):
@@ -129,6 +156,59 @@ def test_images_may_lie_in_folders_of_splits(tmp_path: Path) -> None:
         list(fw.task.images(tmp_path / "train", validation=0.1, test=0.1).batches("train"))
 
 
+#: mode of Pillow's -> an image whose pixels are half of white, and the file's suffix
+HALF = {"8 bits": (np.full((9, 9), 128, np.uint8), "png"), "16 bits": (np.full((9, 9), 32896, np.uint16), "png"),
+        "16 bits of a TIFF": (np.full((9, 9), 32896, np.uint16), "tif"),
+        "16 bits of a PGM": (np.full((9, 9), 32896, np.int32), "pgm")}
+
+
+@pytest.mark.parametrize("name", HALF)
+@pytest.mark.parametrize("mean", [(0.0,), (0.0, 0.0, 0.0)])
+def test_grey_images_are_as_bright_in_16_bits(tmp_path: Path, name: str, mean: tuple[float, ...]) -> None:
+    pixels, suffix = HALF[name]
+    Image.fromarray(pixels).save(tmp_path / f"a.{suffix}")
+    read = ImageForm(8, 8, mean, tuple(1.0 for _ in mean)).read(tmp_path / f"a.{suffix}")
+    torch.testing.assert_close(read, torch.full((len(mean), 8, 8), 128 / 255))
+
+
+def test_images_of_an_unknown_range_are_refused(tmp_path: Path) -> None:
+    for dtype, message in ((np.float32, "holds floats"), (np.int32, "holds signed or 32-bit integers")):
+        Image.fromarray(np.ones((9, 9), dtype)).save(tmp_path / "a.tif")
+        with pytest.raises(TaskError, match=f"a.tif {message}, whose black and white are not known"):
+            ImageForm(8, 8, (0.5,), (0.5,)).read(tmp_path / "a.tif")
+
+
+#: what a folder holds -> what is said
+FOLDERS: dict[str, tuple[tuple[str, ...], str]] = {
+    "no train": (("val/a/1.png", "test/a/1.png"), "holds test and val, and no train; expected"),
+    "an empty class": (("a/1.png", "b/"), "b holds no images; expected files of .jpg"),
+    "a class of another suffix": (("train/a/1.png", "train/b/1.gif"), "b holds no images; expected files of .jpg"),
+    "an empty split": (("train/a/1.png", "val/a/"), "val holds no images; expected files of"),
+    "no classes": (("1.png",), "holds no images in folders of classes"),
+}
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_folders_without_images_are_told(tmp_path: Path, name: str) -> None:
+    held, message = FOLDERS[name]
+    for path in held:
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        if path.endswith("/"):
+            (tmp_path / path).mkdir(exist_ok=True)
+        else:
+            Image.new("L", (8, 8)).save(tmp_path / path)
+    for asked in (fw.task.images, least_side):
+        with pytest.raises(TaskError, match=message):
+            asked(tmp_path)
+
+
+def test_the_first_image_of_a_class_is_one(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a/1.png").write_bytes(b"nothing")
+    with pytest.raises(TaskError, match=r"1.png is no image that Pillow reads"):
+        least_side(tmp_path)
+
+
 def test_mirrored_images_are_those_of_training_alone(tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
@@ -161,6 +241,56 @@ def test_arrays_are_scaled_as_the_training_split(tmp_path: Path) -> None:
         fw.task.arrays(tmp_path / "c.npz")
 
 
+def test_arrays_are_scaled_by_all_training_samples(tmp_path: Path) -> None:
+    x = np.repeat(np.arange(4.0), 300)[:, None] * np.ones((1, 2))    # sorted by class
+    np.savez(tmp_path / "a.npz", x_train=x, y_train=x[:, 0].astype(int), x_val=x, y_val=x[:, 0].astype(int))
+    given, _ = next(fw.task.arrays(tmp_path / "a.npz", batch=2000, test=0).batches("validation"))
+    torch.testing.assert_close(given.double(), torch.from_numpy((x - x.mean(0)) / x.std(0)))
+    given, _ = next(fw.task.arrays(tmp_path / "a.npz", batch=2000, mean=1.0, test=0).batches("validation"))
+    torch.testing.assert_close(given.double(), torch.from_numpy((x - 1) / x.std(0)))
+
+
+TWENTY, FEW = np.ones((20, 3)), np.arange(20) % 3
+#: arrays of a file -> what is said
+ARRAYS: dict[str, tuple[dict[str, Any], str]] = {
+    "no targets of test": ({"x": TWENTY, "y": FEW, "x_test": TWENTY}, "has x_test alone; expected x_test and y_test"),
+    "two trainings": ({"x": TWENTY, "y": FEW, "x_train": TWENTY, "y_train": FEW}, "x and x_train, which are both"),
+    "complex": ({"x": TWENTY * 1j, "y": FEW}, r"x is complex128\[20, 3\]; expected real numbers .*x.real, x.imag"),
+    "words": ({"x": TWENTY, "y": np.array(["a", "b"] * 10)}, r"y is <U1\[20\]; .* y=np.unique\(y, return_inverse=True"),
+    "objects": ({"x": TWENTY, "y": FEW.astype(object)}, "y cannot be read: it is damaged, or holds Python objects"),
+    "a number": ({"x": np.array(1.0), "y": FEW}, r"x is float64\[\]; expected real numbers \[n"),
+    "too few targets": ({"x": TWENTY, "y": FEW[:9]}, "inputs of train have 20 samples and its targets 9"),
+    "none": ({"x": TWENTY, "y": FEW, "x_test": TWENTY[:0], "y_test": FEW[:0]}, "inputs of test have 0 samples"),
+}
+
+
+@pytest.mark.parametrize("name", ARRAYS)
+def test_arrays_that_are_no_samples_are_told(tmp_path: Path, name: str) -> None:
+    held, message = ARRAYS[name]
+    np.savez(tmp_path / "a.npz", allow_pickle=True, **held)
+    with pytest.raises(TaskError, match=message):
+        fw.task.arrays(tmp_path / "a.npz")
+
+
+@pytest.mark.parametrize("dtype", ["u2", ">f4", "f2", "g", "?"])
+def test_arrays_of_every_real_type_are_read(tmp_path: Path, dtype: str) -> None:
+    np.savez(tmp_path / "a.npz", x=(np.arange(60).reshape(20, 3) % 2).astype(dtype), y=FEW.astype(dtype))
+    assert next(fw.task.arrays(tmp_path / "a.npz").batches("train"))[0].dtype == torch.float32
+
+
+def test_files_that_are_no_whole_npz_are_told(tmp_path: Path) -> None:
+    path = tmp_path / "a.npz"
+    np.savez(path, x=TWENTY, y=FEW)
+    whole = path.read_bytes()
+    flipped = bytes(byte ^ (at == 200) for at, byte in enumerate(whole))
+    np.save(tmp_path / "a.npy", TWENTY)
+    torn = (b"garbage", whole[:300], b"", whole[:-60] + bytes(60), (tmp_path / "a.npy").read_bytes())
+    for held, message in (*((one, "is no whole .npz file") for one in torn), (flipped, "x cannot be read")):
+        path.write_bytes(held)
+        with pytest.raises(TaskError, match=message):
+            fw.task.arrays(path)
+
+
 def rows(path: Path, text: str) -> Path:
     path.write_text(text)
     return path
@@ -184,6 +314,92 @@ def test_a_table_is_read_by_columns(tmp_path: Path) -> None:
             fw.task.table(path, **given)  # type: ignore[arg-type]
     with pytest.raises(TaskError, match=r"line 3 has not 2 cells"):
         fw.task.table(rows(tmp_path / "b.csv", "a,b\n1,2\n3\n"), "b")
+
+
+def test_values_near_the_largest_float_are_scaled_too(tmp_path: Path) -> None:
+    lines = "\n".join(f"{k}e36,{k}" for k in range(40))
+    x, _ = next(fw.task.table(rows(tmp_path / "a.csv", "a,y\n" + lines), "y", batch=100).batches("train"))
+    torch.testing.assert_close(x.std(0, correction=0), torch.ones(1))
+
+
+#: name -> (the line of names, the cells of line 7, the target, what is said of them)
+CELLS = {
+    "NA in a target": ("a,b,y", "1,2,NA", "y", r"line 7 has 'NA' in 'y', a column of numbers; .* leave the row out"),
+    "nan in a target": ("a,b,y", "1,2,nan", "y", "line 7 has 'nan' in 'y'"),
+    "inf in a target": ("a,b,y", "1,2,-inf", "y", "line 7 has '-inf' in 'y'"),
+    "NA in an input": ("a,b,y", "NA,2,3", "y", "line 7 has 'NA' in 'a', a column of numbers; .* or an empty cell"),
+    "inf in an input": ("a,b,y", "1,inf,3", "y", "line 7 has 'inf' in 'b'"),
+    "more than 32 bits hold": ("a,b,y", "1,1e39,3", "y", r"line 7 has '1e39' in 'b'.* up to 3.4e\+38"),
+    "an underscore": ("a,b,y", "1_0,2,3", "y", "line 7 has '1_0' in 'a'"),
+    "an empty target": ("a,b,y", "1,2,", "y", "line 7 has nothing in 'y'"),
+    "a cell too many": ("a,b,y", "1,2,3,4", "y", "line 7 has not 3 cells, as the line of names has, but 4"),
+    "lines within a cell": ("a,b,y", '1,"2\n",x\n1,2,nan', "y", "line 7 has 'x' in 'y'"),
+    "a name twice": ("a,a,y", "1,2,3", "y", "has two columns 'a'"),
+    "no such target": ("a,b,y", "1,2,3", "z", "has no column 'z'; known: a, b, y"),
+}
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_a_cell_that_is_no_number_is_named(tmp_path: Path, name: str) -> None:
+    names, cells, target, message = CELLS[name]
+    lines = [f"{k},{k / 2},{k / 4}" for k in range(40)]
+    lines[4:4] = ["", cells]
+    with pytest.raises(TaskError, match=message):
+        fw.task.table(rows(tmp_path / "a.csv", "\n".join([names, *lines])), target)
+
+
+def test_blank_cells_and_columns_are_no_numbers(tmp_path: Path) -> None:
+    lines = "\n".join(f"{k},{'' if k % 2 else ' nan'},{k % 7}x,{k / 3},," for k in range(40))
+    path = rows(tmp_path / "a.csv", "\ufeffa,b,c,y,,\n" + lines)
+    assert next(fw.task.table(path, "y").batches("train"))[0].shape[1] == 1
+    assert next(fw.task.table(path, "y", columns=["a"]).batches("train"))[0].shape[1] == 1
+    for columns in ("a", ["a", "y"]):
+        with pytest.raises(TaskError, match=r"expected a list of names without the target: write columns=\['a'\]"):
+            fw.task.table(path, "y", columns=columns)
+
+
+#: bytes -> what is said
+FILES = {"": "has no rows", "a,y\n": "has no rows", "a,y\n1,\u00e9": "is no text in UTF-8",
+         f"a,y\n1,{'x' * 140_000}": "line 2 is no row of a CSV file: field larger than field limit"}
+
+
+@pytest.mark.parametrize(("text", "message"), FILES.items(), ids=("empty", "names alone", "latin-1", "long"))
+def test_files_that_are_no_csv_are_told(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "a.csv"
+    path.write_bytes(text.encode("latin-1"))
+    for asked in (lambda: fw.task.table(path, "y"), lambda: fw.task.texts(path, "y", text="a", tokenizer=spaced)):
+        with pytest.raises(TaskError, match=message):
+            asked()
+    path.write_bytes(text.encode("utf-16"))
+    with pytest.raises(TaskError, match="is no text in UTF-8"):
+        fw.task.table(path, "y")
+
+
+#: function of fw.task -> options that are none
+OPTIONS: dict[str, list[dict[str, Any]]] = {
+    "images": [{"size": "8"}, {"size": (8, 8)}, {"size": 0}, {"size": 8.5}, {"resize": 0}, {"mean": 0.5},
+               {"mean": ["a"]}, {"std": [0.0]}, {"batch": 0}, {"validation": "0.1"}],
+    "table": [{"batch": -1}, {"seed": "a"}, {"test": 1.0}, {"validation": float("nan")}],
+    "texts": [{"length": 0}, {"batch": True}],
+    "arrays": [{"mean": "0"}, {"std": -1}, {"std": [1, 0]}, {"batch": 2.0}, {"seed": None}],
+}
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_options_are_refused_before_files_are_read(name: str) -> None:
+    needed = {"images": {}, "arrays": {}, "table": {"target": "y"}, "texts": {"target": "y", "tokenizer": spaced}}[name]
+    for given in OPTIONS[name]:
+        option = next(iter(given))
+        with pytest.raises(TaskError, match=rf"^fw.task.{name} was given {option}=.*expected .*, as in "
+                                            rf"fw.task.{name}\({option}=.*\)$"):
+            getattr(fw.task, name)("nothing", **needed, **given)
+
+
+def test_means_are_one_or_one_a_channel(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", x=TWENTY, y=FEW)
+    assert next(fw.task.arrays(tmp_path / "a.npz", mean=[0, 0, 0], std=2).batches("train"))[0].shape[1] == 3
+    with pytest.raises(TaskError, match="given 2 numbers as mean; expected one, or one for each of the 3 channels"):
+        fw.task.arrays(tmp_path / "a.npz", mean=[0, 0])
 
 
 def spaced(texts: list[str], max_length: int, padding: Any, **options: Any) -> dict[str, Tensor]:
@@ -258,6 +474,7 @@ def test_init_takes_a_task_of_ones_own_and_says_what_nobody_answers(tmp_path: Pa
                                                                     monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     run = CliRunner()
+    Path("mine.py").write_text("def make(): ...\ndef task(): ...\n")
     for words, answers in ((["--model", "mine:make", "--task", "mine:task"], ""), ([], "mine:task\nmine:make\n")):
         made = run.invoke(app, ["init", *words], input=answers)
         assert made.exit_code == 0, made.output
@@ -275,6 +492,35 @@ def test_init_takes_a_task_of_ones_own_and_says_what_nobody_answers(tmp_path: Pa
     both = run.invoke(app, ["init", "--model", "mine:make", "--task", "mine:task", "--images", "photos"])
     assert both.exit_code == 2
     assert "--images and --task" in both.output
+
+
+#: flags of init -> what is said
+MISSING = {"--model owned:none --images pets": "module 'owned' has no function 'none'",
+           "--model nowhere:make --images pets": "there is no module 'nowhere'",
+           "--model owned:make --task owned:none": "module 'owned' has no function 'none'",
+           "--model timm:small --weights none.pth --images pets": "--weights none.pth: no such file",
+           "--model none.fw --images pets": "--model none.fw: no such file",
+           "--model owned:make --images torn": "no image that Pillow reads",
+           "--model owned:make --csv empty.csv --label y": "has no rows",
+           "--model owned:make --csv latin.csv --label y": "is no text in UTF-8",
+           "--model owned:make --csv latin.csv --label y --text a --tokenizer owned": "is no text in UTF-8",
+           "--model owned:make --npz empty.csv": "is no whole .npz file"}
+
+
+@pytest.mark.parametrize("words", MISSING)
+def test_init_writes_no_job_that_could_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("owned.py").write_text("def make(): ...\n")
+    Path("empty.csv").write_bytes(b"")
+    Path("latin.csv").write_bytes(b"a,y\n1,\xe9\n")
+    drawn(Path("pets"), 4)
+    drawn(Path("torn"), 4)
+    Path("torn/cat/0.png").write_bytes(b"nothing")
+    made = CliRunner().invoke(app, ["init", *words.split()])
+    assert made.exit_code == 2, made.output
+    assert made.stderr.count("error: ") == 1
+    assert MISSING[words] in " ".join(made.output.split())
+    assert not Path("job.toml").exists()
 
 
 @pytest.mark.usefixtures("zoo")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from featherweight.errors import RecipeError
+from featherweight.recipe.job import factory_named
 from featherweight.task.images import classes, least_side
 from featherweight.task.named import PACKAGES, SOURCES, Source
 from featherweight.task.table import words
@@ -42,8 +43,9 @@ activations = "uint8"
 
 
 def text(model: str, weights: str | None, data: Source | str, target: str, out: str) -> str:
-    """The job as TOML. data: what the files hold, or the module:function that gives the task. Raises RecipeError where
-    the files are not there."""
+    """The job as TOML. data: what the files hold, or the module:function that gives the task. Raises RecipeError or
+    TaskError where a file or function is not there, or is none that the job could read."""
+    _check(model, weights, data)
     data = sized(data) if isinstance(data, Source) else data
     rows = [f"# Run it: featherweight compress {out}", "", "[model]"]
     package = model.partition(":")[0]
@@ -65,6 +67,21 @@ def text(model: str, weights: str | None, data: Source | str, target: str, out: 
     return "\n".join(rows) + "\n" + STEPS
 
 
+def _check(model: str, weights: str | None, data: Source | str) -> None:
+    """Looks for all that the job names. Tokenizers and models of packages may have to be fetched: they wait for it."""
+    files = {"--model": model if model.endswith(".fw") else None, "--weights": weights}
+    for flag, path in files.items():
+        if path is not None and not Path(path).is_file():
+            raise RecipeError(f"{flag} {path}: no such file; expected one that is there, seen from the job file")
+    if not model.endswith(".fw") and model.partition(":")[0] not in PACKAGES:
+        factory_named(model, ".", "the model's")
+    if isinstance(data, str):
+        factory_named(data, ".", "the task's")
+    else:
+        Source(data.kind, data.path, {key: print if key == "tokenizer" else value
+                                      for key, value in data.options.items()}).task(".")
+
+
 def _data(data: Source) -> list[str]:
     """The table of the files, with the other options of what reads them as comments."""
     parameters = list(inspect.signature(data.reader).parameters.values())[1:]
@@ -78,7 +95,7 @@ def sized(data: Source) -> Source:
     if data.kind != "images":
         return data
     usual, own = inspect.signature(data.reader).parameters["size"].default, least_side(data.path)
-    small = {"size": own, "resize": own} if own is not None and own < usual else {}
+    small = {"size": own, "resize": own} if own < usual else {}
     return Source(data.kind, data.path, {**small, **data.options})
 
 

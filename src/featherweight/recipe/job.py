@@ -23,7 +23,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -215,8 +215,9 @@ def example_of(task: Task) -> Inputs:
     return torch.utils._pytree.tree_map(few, inputs)  # type: ignore[no-any-return]
 
 
-def call_factory(name: str, arguments: Mapping[str, Any], folder: str, where: str) -> Any:
-    """What the function "module:function" gives for ``arguments``; modules are looked for in ``folder`` too."""
+def factory_named(name: str, folder: str, where: str) -> Callable[..., Any]:
+    """The function "module:function"; modules are looked for in ``folder`` too. Raises RecipeError where it is not
+    there."""
     module, _, function = name.partition(":")
     if not module or not function:
         raise RecipeError(f"{where} factory is {name!r}; expected module:function, e.g. \"mymodels:resnet20\"")
@@ -232,6 +233,13 @@ def call_factory(name: str, arguments: Mapping[str, Any], folder: str, where: st
                           "recipe's folder or the Python path") from error
     if not callable(found):
         raise RecipeError(f"{where} factory {name!r}: module {module!r} has no function {function!r}")
+    made: Callable[..., Any] = found
+    return made
+
+
+def call_factory(name: str, arguments: Mapping[str, Any], folder: str, where: str) -> Any:
+    """What the function "module:function" gives for ``arguments``."""
+    found = factory_named(name, folder, where)
     try:
         return found(**arguments)
     except TypeError as error:

@@ -8,65 +8,24 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Collection, Mapping
-from dataclasses import KW_ONLY, dataclass
-from numbers import Integral, Real
+from numbers import Real
 from typing import Any
 
 from featherweight.errors import RecipeError
+from featherweight.task.bounds import COUNT, SEED, Numbers
 
 #: splits that a choice may be made on
 CHOICE_SPLITS = ("validation", "calibration", "train")
 
-
-@dataclass(frozen=True)
-class Numbers:
-    """Finite numbers within bounds; True and False are none.
-
-    like: one of them, for the line to write. whole: integers only. noun, unit: the words before and after the bounds.
-    none: what None stands for; "" where None is refused.
-    """
-
-    like: float
-    _: KW_ONLY
-    above: float | None = None
-    least: float | None = None
-    below: float | None = None
-    most: float | None = None
-    whole: bool = False
-    noun: str = "a number"
-    unit: str = ""
-    none: str = ""
-
-    def hold(self, value: Any) -> bool:
-        """Whether ``value`` is one of them."""
-        if value is None:
-            return bool(self.none)
-        if isinstance(value, bool) or not isinstance(value, Integral if self.whole else Real):
-            return False
-        x: Any = value
-        return ((isinstance(x, Integral) or math.isfinite(x))
-                and (self.above is None or x > self.above) and (self.least is None or x >= self.least)
-                and (self.below is None or x < self.below) and (self.most is None or x <= self.most))
-
-    def __str__(self) -> str:
-        noun = "an integer" if self.whole and self.noun == "a number" else self.noun
-        named = {"above": self.above, "from": self.least, "below": self.below, "up to": self.most}
-        bounds = " and ".join(f"{word} {bound:g}" for word, bound in named.items() if bound is not None)
-        return (f"{noun} {bounds}".rstrip() + self.unit) + (f", or None for {self.none}" if self.none else "")
-
-
 #: what remains of something, as a fraction of it; None where another target is given
 REMAINS = Numbers(0.5, above=0, most=1, noun="the fraction that remains,", none="another target")
-COUNT = Numbers(8, least=1, whole=True)
 BATCH_LIMIT = Numbers(4, least=1, whole=True, none="all")
-SEED = Numbers(0, whole=True)
 
 
 def check_number(name: str, option: str, given: Any, wanted: Numbers) -> None:
     """Raises RecipeError where ``given``, the ``option`` of the step called ``name``, is none of the ``wanted``."""
     if not wanted.hold(given):
-        raise RecipeError(f"{name} was given {option}={given!r}; expected {wanted}, as in "
-                          f"{name}({option}={wanted.like!r})")
+        raise RecipeError(wanted.refusal(name, option, given))
 
 
 def check_numbers(step: Any, table: Mapping[str, Numbers]) -> None:

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
+from numpy.lib.npyio import NpzFile
 from torch import Tensor
 
 from featherweight.errors import TaskError
+from featherweight.task.bounds import DRAWN, NORM, check_lists, check_options
 from featherweight.task.splits import SPLITS, parted, passes
 from featherweight.task.task import Task
 
 #: what the arrays of a split may be called behind x_ and y_
 NAMES = {"train": ("train",), "validation": ("validation", "val", "valid"), "test": ("test",)}
+PORTION = 256  #: samples that are made floats at a time
 
 
 def arrays(npz: str | Path, *, batch: int = 64, mean: float | list[float] | None = None,
@@ -25,7 +28,7 @@ def arrays(npz: str | Path, *, batch: int = 64, mean: float | list[float] | None
 
     Images of uint8 [n, h, w] or [n, h, w, channels] become floats 0..1 [n, channels, h, w]. mean, std: taken off and
     divided by, one number or one a channel; None: as in the training split, each channel for itself. Raises TaskError
-    for files without these arrays.
+    for files without these arrays, an x without its y, and arrays that do not hold real numbers.
 
     Example:
         >>> import numpy as np
@@ -34,12 +37,12 @@ def arrays(npz: str | Path, *, batch: int = 64, mean: float | list[float] | None
         >>> next(task.batches("train"))[0].shape
         torch.Size([8, 1, 8, 8])
     """
+    check_options("fw.task.arrays", DRAWN, batch=batch, validation=validation, test=test, seed=seed)
+    check_lists("fw.task.arrays", NORM, mean=_listed(mean), std=_listed(std))
     path = Path(npz)
     if not path.is_file():
         raise TaskError(f"{path}: no such file; expected arrays saved by numpy.savez(\"{path.name}\", x=..., y=...)")
-    with np.load(path, allow_pickle=False) as held:
-        found = {name: held[name] for name in held.files}
-    pairs = _pairs(found, path)
+    pairs = _pairs(path)
     for name, share in (("validation", validation), ("test", test)):
         if name not in pairs and share:
             x, y = pairs["train"]
@@ -58,21 +61,67 @@ def arrays(npz: str | Path, *, batch: int = 64, mean: float | list[float] | None
     return make(split("train", True), calibration=split("train"), **other)
 
 
-def _pairs(found: Mapping[str, np.ndarray], path: Path) -> dict[str, tuple[Tensor, Tensor]]:
-    if "x" in found and "y" in found:
-        found = {**found, "x_train": found["x"], "y_train": found["y"]}
-    pairs = {}
-    for split in SPLITS:
-        name = next((n for n in NAMES[split] if f"x_{n}" in found and f"y_{n}" in found), None)
-        if name is not None:
-            x, y = found[f"x_{name}"], found[f"y_{name}"]
-            if len(x) != len(y):
-                raise TaskError(f"{path}: x_{name} has {len(x)} samples and y_{name} {len(y)}")
-            pairs[split] = torch.from_numpy(x), torch.from_numpy(y.astype(np.float32 if y.dtype.kind == "f" else
-                                                                          np.int64))
-    if "train" not in pairs:
-        raise TaskError(f"{path} has {', '.join(found) or 'no arrays'}; expected x and y, or x_train and y_train")
+def _pairs(path: Path) -> dict[str, tuple[Tensor, Tensor]]:
+    """Split -> its inputs (uint8, else float32) and targets (float32 or int64)."""
+    with path.open("rb") as file:
+        held = _held(path, file)
+        pairs = {split: (_inputs(path, held, f"x{end}"), _wanted(path, held, f"y{end}"))
+                 for split, end in _ends(path, held).items()}
+    for split, (x, y) in pairs.items():
+        if len(x) != len(y) or not len(x):
+            raise TaskError(f"{path}: the inputs of {split} have {len(x)} samples and its targets {len(y)}; expected "
+                            "as many, one at least")
     return pairs
+
+
+def _held(path: Path, file: BinaryIO) -> NpzFile:
+    try:
+        held = np.load(file, allow_pickle=False)
+    except Exception:
+        held = None
+    if not isinstance(held, NpzFile):
+        raise TaskError(f"{path} is no whole .npz file; expected arrays saved by numpy.savez({path.name!r}, x=..., "
+                        "y=...)")
+    return held
+
+
+def _ends(path: Path, held: Collection[str]) -> dict[str, str]:
+    """Split -> what its arrays are called behind "x" and "y"."""
+    found: dict[str, str] = {}
+    for end, split in [("", "train"), *((f"_{name}", kind) for kind in SPLITS for name in NAMES[kind])]:
+        own = [name for name in (f"x{end}", f"y{end}") if name in held]
+        if len(own) == 1:
+            raise TaskError(f"{path} has {own[0]} alone; expected x{end} and y{end}, or neither")
+        if own and split in found:
+            raise TaskError(f"{path} has x{found[split]} and x{end}, which are both {split}; expected one of them")
+        if own:
+            found[split] = end
+    if "train" not in found:
+        raise TaskError(f"{path} has {', '.join(held) or 'no arrays'}; expected x and y, or x_train and y_train")
+    return found
+
+
+def _array(path: Path, held: Mapping[str, Any], name: str, write: str) -> np.ndarray:
+    """An array of real numbers [n, ...]. Raises TaskError for another one, with what to ``write``."""
+    try:
+        found = np.asarray(held[name])
+    except Exception as error:
+        raise TaskError(f"{path}: {name} cannot be read: it is damaged, or holds Python objects; expected an array of "
+                        f"numbers saved by numpy.savez({path.name!r}, ...)") from error
+    if found.dtype.kind not in "biuf" or not found.ndim:
+        raise TaskError(f"{path}: {name} is {found.dtype}{list(found.shape)}; expected real numbers [n, ...]: write "
+                        f"{name}={write}")
+    return found
+
+
+def _inputs(path: Path, held: Mapping[str, Any], name: str) -> Tensor:
+    x = _array(path, held, name, f"np.asarray({name}, np.float32), np.stack([{name}.real, {name}.imag], 1) of complex")
+    return torch.from_numpy(x if x.dtype == np.uint8 else x.astype(np.float32))
+
+
+def _wanted(path: Path, held: Mapping[str, Any], name: str) -> Tensor:
+    y = _array(path, held, name, f"np.unique({name}, return_inverse=True)[1]")
+    return torch.from_numpy(y.astype(np.float32 if y.dtype.kind == "f" else np.int64))
 
 
 def _images(x: Tensor) -> Tensor:
@@ -88,14 +137,29 @@ def _floats(x: Tensor) -> Tensor:
     return x.float() / 255 if x.dtype == torch.uint8 else x.float()
 
 
+def _listed(given: Any) -> Iterable[Any]:
+    return given if isinstance(given, Iterable) else [] if given is None else [given]
+
+
 def _norm(x: Tensor, mean: Any, std: Any) -> tuple[Tensor, Tensor]:
     """What is taken off and divided by, to be broadcast over a batch."""
-    over = [0, *range(2, x.dim())]
-    some = _floats(x[:10_000]).double()
-    own = some.mean(over), some.std(over, correction=0)
-    given = [torch.as_tensor(found if one is None else one, dtype=torch.float32).reshape(-1, *[1] * (x.dim() - 2))
-             for one, found in zip((mean, std), own, strict=True)]
+    centre = _mean(x, lambda part: part)
+    scale = _mean(x, lambda part: (part - centre).square()).sqrt()
+    given = [found if one is None else torch.as_tensor(one, dtype=torch.float32).reshape(-1, *[1] * (x.dim() - 2))
+             for one, found in ((mean, centre), (std, scale))]
+    for name, one in zip(("mean", "std"), given, strict=True):
+        if one.numel() not in (1, centre.numel()):
+            raise TaskError(f"arrays(...) was given {one.numel()} numbers as {name}; expected one, or one for each of "
+                            f"the {centre.numel()} channels of inputs {list(x.shape)}")
     return given[0], torch.where(given[1] > 0, given[1], 1.0)
+
+
+def _mean(x: Tensor, of: Callable[[Tensor], Tensor]) -> Tensor:
+    """The mean of a function of all samples, each channel for itself."""
+    over = [0, *range(2, x.dim())]
+    total = torch.stack([of(_floats(part)).sum(over, keepdim=True, dtype=torch.float64)
+                         for part in (x[at:at + PORTION] for at in range(0, len(x), PORTION))]).sum(0)
+    return (total / (x.numel() / total.numel())).float()[0]
 
 
 __all__ = ["arrays"]

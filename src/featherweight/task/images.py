@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,16 @@ import torch
 from torch import Tensor
 
 from featherweight.errors import TaskError
+from featherweight.task.bounds import DRAWN, NORM, Numbers, check_lists, check_options
 from featherweight.task.splits import parted, passes
 from featherweight.task.task import Task
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 #: what the folders of the splits may be called
 FOLDERS = {"train": ("train", "training"), "validation": ("validation", "val", "valid"), "test": ("test", "testing")}
+#: Pillow's modes of 16 bits a pixel, and the formats whose "I" holds 16 bits; Pillow clips them where it converts them
+DEEP, DEEP_FORMATS = ("I;16", "I;16B", "I;16L", "I;16N"), ("PNG", "PPM")
+SIZES = {"size": Numbers(224, least=1, whole=True), "resize": Numbers(256, least=1, whole=True, none="8/7 of size")}
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  #: of ImageNet
 
 
@@ -29,8 +34,9 @@ def images(folder: str | Path, *, size: int = 224, resize: int | None = None, me
 
     The shorter side becomes ``resize`` (None: 8/7 of ``size``), ``size`` x ``size`` of the middle is taken, floats 0..1
     are normalized by ``mean`` and ``std``, one number a channel (one number: grey images). mirror: training images are
-    mirrored half of the time. Needs Pillow: pip install 'featherweight[vision]'. Raises TaskError where there are no
-    images.
+    mirrored half of the time. Grey images of 16 bits are scaled to 8. An orientation in EXIF is not applied, as
+    torchvision's ImageFolder does not. Needs Pillow: pip install 'featherweight[vision]'. Raises TaskError where a
+    class or a split has no images, and for images of floats or of 32 bits, whose range is not known.
 
     Example:
         >>> from pathlib import Path
@@ -43,6 +49,9 @@ def images(folder: str | Path, *, size: int = 224, resize: int | None = None, me
         >>> next(task.batches("train"))[0].shape
         torch.Size([4, 3, 8, 8])
     """
+    check_options("fw.task.images", SIZES | DRAWN, size=size, resize=resize, batch=batch, validation=validation,
+                  test=test, seed=seed)
+    check_lists("fw.task.images", NORM, mean=mean, std=std)
     pillow()
     root = Path(folder)
     found = _found(root, validation, test, seed)
@@ -86,11 +95,8 @@ class ImageForm:
     def read(self, path: Path) -> Tensor:
         """[channels, size, size]."""
         module = pillow()
-        try:
-            with module.open(path) as file:
-                image = file.convert(self.mode)
-        except OSError as error:
-            raise TaskError(f"{path} is no image that Pillow reads: {error}") from error
+        with _opened(path) as file:
+            image = _eight_bits(file, path).convert(self.mode)
         scale = self.resize / min(image.size)
         wide, high = (max(self.size, round(side * scale)) for side in image.size)
         image = image.resize((wide, high), module.Resampling.BILINEAR)
@@ -100,36 +106,78 @@ class ImageForm:
         return ((found - self.mean) / self.std).contiguous()
 
 
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """An image of Pillow's; what Pillow raises while it is read is told as a TaskError."""
+    module = pillow()
+    try:
+        with module.open(path) as image:
+            yield image
+    except (OSError, SyntaxError, ValueError, module.DecompressionBombError) as error:
+        raise TaskError(f"{path} is no image that Pillow reads: {error}; save it anew, or take it out") from error
+
+
+def _eight_bits(image: Any, path: Path) -> Any:
+    """The same image in a mode whose numbers are 0..255."""
+    if image.mode in DEEP or (image.mode == "I" and image.format in DEEP_FORMATS):
+        return pillow().fromarray((np.asarray(image) / 257).round().astype(np.uint8))
+    if image.mode in ("I", "F"):
+        kind = "floats" if image.mode == "F" else "signed or 32-bit integers"
+        raise TaskError(f"{path} holds {kind}, whose black and white are not known; expected 8 or 16 bits: save pixels "
+                        "0..1 by Image.fromarray((pixels * 255).astype(\"uint8\")).save(...)")
+    return image
+
+
 def classes(folder: str | Path) -> list[str]:
     """The names of the classes of a folder of images, in order."""
-    root = Path(folder)
-    if not root.is_dir():
-        raise TaskError(f"{root}: no such folder; expected a folder with one folder of images for each class")
-    train = next((root / name for name in FOLDERS["train"] if (root / name).is_dir()), root)
+    train = _parts(Path(folder))["train"]
     return sorted(p.name for p in train.iterdir() if p.is_dir() and not p.name.startswith("."))
 
 
-def least_side(folder: str | Path) -> int | None:
-    """The shorter side in pixels of the smallest of the classes' first images; None where there are no images."""
-    root, names = Path(folder), classes(folder)
-    train = next((root / name for name in FOLDERS["train"] if (root / name).is_dir()), root)
-    firsts = {kind: path for path, kind in reversed(_listed(train, names))}
-    sides = []
-    for path in firsts.values():
-        with pillow().open(path) as image:
+def least_side(folder: str | Path) -> int:
+    """The shorter side in pixels of the smallest of the classes' first images."""
+    sides: list[int] = []
+    for path in {kind: path for path, kind in reversed(_listed(Path(folder))["train"])}.values():
+        with _opened(path) as image:
             sides.append(min(image.size))
-    return min(sides, default=None)
+    return min(sides)
 
 
-def _found(root: Path, validation: float, test: float, seed: int) -> dict[str, list[tuple[Path, int]]]:
-    """Split -> its images, each with its class."""
-    names = classes(root)
+def _parts(root: Path) -> dict[str, Path]:
+    """Split -> the folder that holds its classes; "train" is always there."""
+    if not root.is_dir():
+        raise TaskError(f"{root}: no such folder; expected a folder with one folder of images for each class")
     parts = {split: part for split, given in FOLDERS.items()
              if (part := next((root / name for name in given if (root / name).is_dir()), None)) is not None}
-    found = {split: _listed(part, names) for split, part in (parts if "train" in parts else {"train": root}).items()}
+    if "train" in parts:
+        return parts
+    named = {name for given in FOLDERS.values() for name in given}
+    held = sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
+    if held and named.issuperset(held):
+        raise TaskError(f"{root} holds {' and '.join(held)}, and no train; expected {root}/train/CLASS/name.jpg beside "
+                        f"them, or write fw.task.images({str(root / held[-1])!r}), which draws the splits from there")
+    return {"train": root}
+
+
+def _listed(root: Path) -> dict[str, list[tuple[Path, int]]]:
+    """Split -> the images in its folder, each with its class."""
+    names, parts = classes(root), _parts(root)
+    found = {split: _images(part, names) for split, part in parts.items()}
     if not found["train"]:
         raise TaskError(f"{root} holds no images in folders of classes ({', '.join(names) or 'no folders'}); expected "
                         f"{root}/CLASS/name.jpg, or {root}/train/CLASS/name.jpg")
+    held = {number for _, number in found["train"]}
+    empty = [parts[split] for split, own in found.items() if not own]
+    empty += [parts["train"] / name for number, name in enumerate(names) if number not in held]
+    if empty:
+        raise TaskError(f"{empty[0]} holds no images; expected files of {', '.join(SUFFIXES)}, or no such folder: "
+                        "classes are those of train, and a split without a folder is drawn from train")
+    return found
+
+
+def _found(root: Path, validation: float, test: float, seed: int) -> dict[str, list[tuple[Path, int]]]:
+    """The same, with the splits that have no folder drawn from train."""
+    found = _listed(root)
     for split, share in (("test", test), ("validation", validation)):
         if split not in found and share:
             whole, own = found["train"], parted(len(found["train"]), share, 0.0, seed)
@@ -137,7 +185,7 @@ def _found(root: Path, validation: float, test: float, seed: int) -> dict[str, l
     return found
 
 
-def _listed(part: Path, names: Sequence[str]) -> list[tuple[Path, int]]:
+def _images(part: Path, names: Sequence[str]) -> list[tuple[Path, int]]:
     others = sorted(p.name for p in part.iterdir() if p.is_dir() and p.name not in names and not p.name.startswith("."))
     if others:
         raise TaskError(f"{part} has {others[0]!r}, which is no class of the training images: {', '.join(names)}")

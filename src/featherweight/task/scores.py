@@ -36,6 +36,17 @@ def main_output(output: Any) -> Tensor:
     raise TaskError("the network's output holds no tensor to be scored; write a score(predict, batches) of your own")
 
 
+def _check_classes(target: Tensor, classes: int, ignore: int | None = None) -> None:
+    """Raises TaskError where a target is neither one of the network's classes nor ``ignore``."""
+    odd = ~((target >= 0) & (target < classes))
+    if ignore is not None:
+        odd &= target != ignore
+    if bool(odd.any()):
+        beside = "" if ignore is None else f" and is not {ignore} (ignored)"
+        raise TaskError(f"the target {target[odd][0].item()} lies outside 0..{classes - 1}{beside}; expected one of "
+                        f"the network's {classes} classes, counted from 0")
+
+
 def _top(predict: Predict, batches: Iterable[Batch], k: int) -> float:
     right = seen = 0
     with torch.no_grad():
@@ -45,6 +56,7 @@ def _top(predict: Predict, batches: Iterable[Batch], k: int) -> float:
             if logits.dim() < 2 or labels.shape != (*logits.shape[:1], *logits.shape[2:]):
                 raise TaskError(f"top-{k} compares logits [n, classes] with targets [n]; got {list(logits.shape)} and "
                                 f"{list(labels.shape)}")
+            _check_classes(labels, logits.shape[1])
             best = logits.topk(min(k, logits.shape[1]), dim=1).indices
             right += int((best == labels.unsqueeze(1)).any(dim=1).sum())
             seen += labels.numel()
@@ -55,7 +67,7 @@ def _top(predict: Predict, batches: Iterable[Batch], k: int) -> float:
 
 def top1(predict: Predict, batches: Iterable[Batch]) -> float:
     """Share of samples, in percent, whose largest logit is the target's. Logits [n, classes], targets [n] integers
-    (or [n, classes, h, w] and [n, h, w]: the share of pixels).
+    (or [n, classes, h, w] and [n, h, w]: the share of pixels). Raises TaskError for a target that is no class.
 
     Example:
         >>> fw.scores.top1(lambda x: x, [(torch.eye(4), [0, 1, 2, 0])])
@@ -95,8 +107,7 @@ def mean_iou(predict: Predict, batches: Iterable[Batch], ignore: int = 255) -> f
                 raise TaskError(f"mean IoU compares logits [n, classes, h, w] with targets [n, h, w]; got "
                                 f"{list(logits.shape)} and {list(truth.shape)}")
             kept = truth != ignore
-            if bool(((truth < 0) | (truth >= classes))[kept].any()):
-                raise TaskError(f"a target lies outside 0..{classes - 1} and is not {ignore} (ignored)")
+            _check_classes(truth, classes, ignore)
             pairs = truth[kept] * classes + logits.argmax(dim=1)[kept]
             counts = torch.bincount(pairs, minlength=classes * classes).view(classes, classes)
             matrix = counts if matrix is None else matrix + counts
@@ -114,8 +125,11 @@ def numbers(output: Any, target: Any) -> tuple[Tensor, Tensor]:
     if wanted.shape != given.shape and wanted.numel() == given.numel():
         wanted = wanted.view(given.shape)
     if wanted.shape != given.shape:
+        classes = "" if wanted.dim() != 1 or given.dim() != 2 else (
+            "; where the targets are classes write fw.Task.classification(...), and in a file words, or 0, 1, 2, ... "
+            "without a gap: other numbers are taken for amounts")
         raise TaskError(f"regression compares outputs {list(given.shape)} with targets {list(wanted.shape)}; both must "
-                        "have one shape")
+                        f"have one shape{classes}")
     return given, wanted
 
 
@@ -161,6 +175,7 @@ def right_tokens(predict: Predict, batches: Iterable[Batch], shift: bool = True,
     with torch.no_grad():
         for inputs, target in batches:
             logits, wanted = tokens(call(predict, inputs), target, shift)
+            _check_classes(wanted, logits.shape[2], ignore)
             counts = wanted.to(logits.device) != ignore
             right += int(((logits.argmax(2) == wanted.to(logits.device)) & counts).sum())
             seen += int(counts.sum())

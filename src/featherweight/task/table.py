@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,8 @@ import torch
 from torch import Tensor
 
 from featherweight.errors import TaskError, did_you_mean
+from featherweight.task.bounds import COUNT, DRAWN, check_options
+from featherweight.task.sheet import Sheet, sheet
 from featherweight.task.splits import parted, passes
 from featherweight.task.task import Task
 
@@ -21,10 +22,12 @@ Tokenizer = Callable[..., Mapping[str, Any]]
 def table(path: str | Path, target: str, *, columns: Sequence[str] | None = None, batch: int = 64,
           validation: float = 0.1, test: float = 0.1, seed: int = 0) -> Task:
     """Rows of numbers from a CSV file with a line of names: ``target`` is a number (regression) or a word
-    (classification, the words in order); ``columns``: the others that are read, None for all that hold numbers.
+    (classification, the words in order; whole numbers are classes where they are few and are 0, 1, 2, ... without a
+    gap); ``columns``: the others that are read, None for all that hold numbers.
 
     Columns are moved and scaled to mean 0 and deviation 1 of the training rows; empty cells count as the mean. Splits
-    are drawn with ``seed``. Inputs are [n, columns].
+    are drawn with ``seed``. Inputs are [n, columns]. A column is one of numbers where nearly all of its cells are;
+    raises TaskError with the line of a cell that is none, or that 32 bits do not hold.
 
     Example:
         >>> from pathlib import Path
@@ -34,21 +37,27 @@ def table(path: str | Path, target: str, *, columns: Sequence[str] | None = None
         >>> [t.shape for t in next(task.batches("train"))]
         [torch.Size([8, 2]), torch.Size([8])]
     """
-    rows = _rows(path, target)
-    used = [c for c in rows[0] if c != target and _numeric(rows, c)] if columns is None else list(columns)
+    check_options("fw.task.table", DRAWN, batch=batch, validation=validation, test=test, seed=seed)
+    held = sheet(path, target)
+    numeric = [c for c in held.columns if c != target and held.numeric(c)]
+    used = numeric if columns is None else list(columns)
+    if isinstance(columns, str) or target in used:
+        raise TaskError(f"table(columns={columns!r}, target={target!r}); expected a list of names without the target: "
+                        f"write columns={numeric[:2]}")
     for column in used:
-        if column not in rows[0] or not _numeric(rows, column):
-            raise TaskError(f"{path} has no numbers in a column {column!r}; {did_you_mean(column, rows[0])}")
+        if column not in numeric:
+            raise TaskError(f"{path} has no numbers in a column {column!r}; {did_you_mean(str(column), numeric)}")
     if not used:
         raise TaskError(f"{path} has no column of numbers beside {target!r}; for texts write "
                         f"fw.task.texts({str(path)!r}, text=..., target={target!r}, tokenizer=...)")
-    own = parted(len(rows), validation, test, seed)
-    values = torch.tensor([[float(row[c]) if row[c] else float("nan") for c in used] for row in rows])
+    own = parted(len(held.lines), validation, test, seed)
+    values = torch.tensor([held.numbers(c, ", or an empty cell where it is missing", True) for c in used],
+                          dtype=torch.float64).T
     train = values[own["train"]]
     mean = train.nanmean(0)
     std = (train - mean).square().nanmean(0).sqrt()
-    values = ((values - mean) / torch.where(std > 0, std, 1.0)).nan_to_num()
-    targets, kinds = _targets(rows, target)
+    values = ((values - mean) / torch.where(std > 0, std, 1.0)).nan_to_num().float()
+    targets, kinds = _targets(held, target)
 
     def split(name: str, shuffled: bool = False) -> Any:
         return passes(own[name], batch, lambda i: (values[i], targets[i]), shuffled)
@@ -80,14 +89,16 @@ def texts(path: str | Path, target: str, *, text: str = "text", tokenizer: str |
     """
     if pad not in ("length", "longest"):
         raise TaskError(f"texts(pad={pad!r}); expected 'length' or 'longest'")
-    rows = _rows(path, target, text)
+    check_options("fw.task.texts", DRAWN | {"length": COUNT}, length=length, batch=batch, validation=validation,
+                  test=test, seed=seed)
+    held = sheet(path, target, text)
     cut = _tokenizer(tokenizer) if isinstance(tokenizer, str) else tokenizer
-    own = parted(len(rows), validation, test, seed)
-    targets, kinds = _targets(rows, target)
+    own = parted(len(held.lines), validation, test, seed)
+    targets, kinds = _targets(held, target)
 
     def made(index: Sequence[int]) -> tuple[dict[str, Tensor], Tensor]:
-        found = cut([rows[i][text] for i in index], padding="max_length" if pad == "length" else True, truncation=True,
-                    max_length=length, return_tensors="pt")
+        found = cut([held.columns[text][i] for i in index], padding="max_length" if pad == "length" else True,
+                    truncation=True, max_length=length, return_tensors="pt")
         return dict(found), targets[list(index)]
 
     def split(name: str, shuffled: bool = False) -> Any:
@@ -100,7 +111,7 @@ def texts(path: str | Path, target: str, *, text: str = "text", tokenizer: str |
 
 def words(path: str | Path, target: str) -> list[str]:
     """The classes of a CSV file's target, in order; none where it is a number."""
-    return _targets(_rows(path, target), target)[1]
+    return _targets(sheet(path, target), target)[1]
 
 
 def _tokenizer(name: str) -> Tokenizer:
@@ -117,45 +128,16 @@ def _tokenizer(name: str) -> Tokenizer:
     return found
 
 
-def _rows(path: str | Path, *needed: str) -> list[dict[str, str]]:
-    file = Path(path)
-    if not file.is_file():
-        raise TaskError(f"{file}: no such file; expected a CSV file with a line of names")
-    with file.open(newline="", encoding="utf-8") as opened:
-        reader = csv.DictReader(opened)
-        rows = [row for row in reader if any(row.values())]
-    names = list(reader.fieldnames or ())
-    for name in needed:
-        if name not in names:
-            raise TaskError(f"{file} has no column {name!r}; {did_you_mean(name, names)}")
-    short = next((n for n, row in enumerate(rows, 2) if None in row or None in row.values()), None)
-    if short is not None:
-        raise TaskError(f"{file}, line {short} has not {len(names)} cells, as the line of names has")
-    empty = next((n for n, row in enumerate(rows, 2) if any(not row[name] for name in needed)), None)
-    if empty is not None:
-        raise TaskError(f"{file}, line {empty} has nothing in {' or '.join(map(repr, needed))}")
-    if not rows:
-        raise TaskError(f"{file} has no rows")
-    return rows
-
-
-def _numeric(rows: Sequence[Mapping[str, str]], column: str) -> bool:
-    try:
-        return len([float(row[column]) for row in rows if row[column]]) > 0
-    except ValueError:
-        return False
-
-
-def _targets(rows: Sequence[Mapping[str, str]], target: str) -> tuple[Tensor, list[str]]:
+def _targets(held: Sheet, target: str) -> tuple[Tensor, list[str]]:
     """The targets, and the words that classes stand for; integers of few kinds are classes too."""
-    given = [row[target] for row in rows]
-    kinds = sorted(set(given))
-    if _numeric(rows, target):
-        values = [float(value) for value in given]
+    given = held.columns[target]
+    if held.numeric(target):
+        values = held.numbers(target, "; leave the row out, or write words in all rows where they are classes", False)
         few = sorted({int(v) for v in values}) if all(v.is_integer() for v in values) else []
-        if few != list(range(len(few))) or len(few) > max(20, len(rows) // 10):
+        if few != list(range(len(few))) or len(few) > max(20, len(values) // 10):
             return torch.tensor(values), []
         return torch.tensor([int(v) for v in values]), [str(v) for v in few]
+    kinds = sorted(set(given))
     return torch.tensor([kinds.index(value) for value in given]), kinds
 
 
