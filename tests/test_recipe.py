@@ -357,6 +357,12 @@ def first_two(seed: int, count: int = 4) -> Iterator[tuple[Tensor, Tensor]]:
 
 def test_killed_anywhere_it_resumes_in_the_step_it_was_in(tmp_path: Path) -> None:
     whole = squeeze(tiny(), task(), RECIPE, seed=3)
+    unread: list[bool] = []
+
+    def given(seed: int, count: int = 4) -> Iterator[tuple[Tensor, Tensor]]:
+        return first_two(seed, count) if unread else batches(seed, count)
+
+    same = task(train=lambda: given(1, 6), calibration=lambda: given(2), validation=lambda: given(3))
 
     def kill(what: str, done: float, total: float, figures: Mapping[str, float]) -> None:
         if (what, done) == ("recover.Train", 9):
@@ -364,7 +370,7 @@ def test_killed_anywhere_it_resumes_in_the_step_it_was_in(tmp_path: Path) -> Non
 
     Scale.planned.clear()
     with pytest.raises(Killed):
-        squeeze(tiny(), task(), RECIPE, out=tmp_path, seed=3, progress=kill)
+        squeeze(tiny(), same, RECIPE, out=tmp_path, seed=3, progress=kill)
     told: list[Any] = []
 
     def listen(what: str, done: float, total: float, figures: Mapping[str, float]) -> None:
@@ -373,16 +379,16 @@ def test_killed_anywhere_it_resumes_in_the_step_it_was_in(tmp_path: Path) -> Non
             raise Killed
 
     with pytest.raises(Killed):
-        squeeze(tiny(), task(), RECIPE, out=tmp_path, seed=3, progress=listen)
+        squeeze(tiny(), same, RECIPE, out=tmp_path, seed=3, progress=listen)
     assert told[0] == ("step 2: recover.Train", 1)
     assert next(t for t in told if t[0] == "recover.Train") == ("recover.Train", 7), "went on after the first epoch"
-    resumed = squeeze(tiny(), task(), RECIPE, out=tmp_path, seed=3)
+    resumed = squeeze(tiny(), same, RECIPE, out=tmp_path, seed=3)
     assert Scale.planned == ["0.weight"], "planned once"
     assert_same(resumed.network, whole.network)
     assert [d.to_dict() | {"seconds": 0} for d in resumed.plans] == [d.to_dict() | {"seconds": 0} for d in whole.plans]
     stamps = {p: p.stat().st_mtime_ns for p in (tmp_path / "state").rglob("*") if p.is_file()}
-    unread = task(train=lambda: first_two(1, 6), calibration=lambda: first_two(2), validation=lambda: first_two(3))
-    again = squeeze(tiny(), unread, RECIPE, out=tmp_path, seed=3)
+    unread.append(True)
+    again = squeeze(tiny(), same, RECIPE, out=tmp_path, seed=3)
     assert again.trail == resumed.trail
     assert again.to_dict()["plans"] == resumed.to_dict()["plans"]
     assert_same(again.network, whole.network)
