@@ -92,7 +92,7 @@ def _read(name: str, given: float | str) -> tuple[float, bool]:
     number, unit = float(found[1]), found[2]
     if unit == "x" and 0 < number <= 1:
         return number, True
-    if unit not in UNITS[name] or number <= 0:
+    if unit not in UNITS[name] or not 0 < number < float("inf"):
         raise RecipeError(f"{wanted}; units are {', '.join(u or 'none' for u in UNITS[name])}")
     return number * UNITS[name][unit], False
 

@@ -146,6 +146,7 @@ class _Search:
         count, device = self.options["workers"], None
         if self.times is not None:
             device = Elsewhere(self.times, self.target, self.options["threads"])
+            device.check()
             device.begin()
         check_alone(self.out, JOB, self.resume)
         steps = () if self.recover is None else (self.recover,)
@@ -249,8 +250,8 @@ def folder_of(out: str | Path | None) -> Iterator[Path]:
 def trials_of(network: Network, task: Task, target: str, folder: Path, memory: bool, resume: bool,
               device: Elsewhere | None = None, steps: Sequence[Step] = (), *, threads: int, seed: int,
               seconds: float) -> Iterator[Trials]:
-    """The trials in a folder, which is this process's alone meanwhile. device: where latencies come from. steps: tried on
-    a batch, as before a job. Raises RecipeError where the folder holds those of another network, task or target,
+    """The trials in a folder, which is this process's alone meanwhile. device: where latencies come from. steps: tried
+    on a batch, as before a job. Raises RecipeError where the folder holds those of another network, task or target,
     TaskError for a task that does not fit the network."""
     check_finite(network, "the network to be compressed")
     begun = {split: first_batches(task, split, seed) for split in EARLY if task.has(split)}
