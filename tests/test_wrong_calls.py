@@ -53,9 +53,10 @@ def arrays(x: Tensor) -> Any:
 GIVEN: dict[str, tuple[Callable[[], Any], type[FeatherweightError], str]] = {
     "a name for a task": (lambda: compress(task="x"), RecipeError, r"task='x'; expected a fw\.Task, as in"),
     "no task": (lambda: compress(task=None), RecipeError, r"task=None; expected a fw\.Task"),
-    "no recipe": (lambda: fw.compress(NETWORK, TASK, None), RecipeError, r"a list of steps, not None; write fw\.Recipe"),
+    "no recipe": (lambda: fw.compress(NETWORK, TASK, None), RecipeError, r"list of steps, not None; write fw\.Recipe"),
     "no target": (lambda: compress(target=None), ExportError, "no target named None; known: "),
-    "a listener that is none": (lambda: compress(progress="x"), RecipeError, "progress='x'; expected a function of"),
+    "a listener that is none": (lambda: compress(progress="x"), RecipeError,
+                                "progress='x'; expected a function of"),
     "no folder's name": (lambda: compress(out="a\0b"), RecipeError, 'expected a folder, as in compress.*out="out"'),
     "a file for a folder": (lambda: compress(out=__file__), RecipeError, r"is a file; expected a folder"),
     "below a file": (lambda: compress(out=f"{__file__}/out"), RecipeError, r"test_wrong_calls\.py is a file"),
@@ -90,7 +91,8 @@ GIVEN: dict[str, tuple[Callable[[], Any], type[FeatherweightError], str]] = {
 
 
 @pytest.mark.parametrize("name", GIVEN)
-def test_what_is_no_network_task_or_folder_is_refused(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_no_network_task_or_folder_is_refused(name: str, tmp_path: Path,
+                                                      monkeypatch: pytest.MonkeyPatch) -> None:
     call, error, said = GIVEN[name]
     monkeypatch.chdir(tmp_path)
     with pytest.raises(error, match=said):
@@ -180,9 +182,9 @@ def test_outputs_beyond_float16_are_cached_as_they_are(tmp_path: Path) -> None:
 
 def test_a_term_that_is_not_finite_alone_is_named() -> None:
     wrong = float("nan")
-    assert "its terms distill.Logits alone is not finite" in advice({"loss": wrong, "task": 1.0, "distill.Logits": wrong},
-                                                                    0.1)
-    assert "Train(lr=0.01)" in advice({"loss": wrong, "task": wrong, "distill.Logits": wrong}, 0.1)
+    both = {"loss": wrong, "task": wrong, "distill.Logits": wrong}
+    assert "its terms distill.Logits alone is not finite" in advice({**both, "task": 1.0}, 0.1)
+    assert "Train(lr=0.01)" in advice(both, 0.1)
     assert "Train(lr=0.01)" in advice({"loss": wrong}, 0.1)
 
 
@@ -200,7 +202,7 @@ def test_scores_that_were_not_taken_are_no_loss_of_zero() -> None:
 def test_the_folder_of_another_kind_of_job_is_refused(other: str, call: Callable[..., Any], tmp_path: Path) -> None:
     (tmp_path / other).parent.mkdir(exist_ok=True)
     (tmp_path / other).write_text("{}")
-    with pytest.raises(RecipeError, match="holds the state of another job .*out=another folder, or resume=False"):
+    with pytest.raises(RecipeError, match=r"holds the state of another job .*out=another folder, or resume=False"):
         call(tmp_path)
     assert (tmp_path / other).read_text() == "{}"
     check_alone(tmp_path, other, resume=False)
@@ -210,7 +212,8 @@ def test_the_folder_of_another_kind_of_job_is_refused(other: str, call: Callable
 
 @pytest.mark.parametrize(("begins", "said"), [
     (b"\x08\x0a\x12\x07pytorch" + bytes(90), "looks like an ONNX file"), (b"\x93FWZ\r\n\x1a" + bytes(90), "an archive"),
-    (b"PK\x03\x04" + bytes(90), "holds a pickle"), (b"hello, this is a text" + bytes(90), r"is no \.fw file; save")])
+    (b"PK\x03\x04" + bytes(90), "holds a pickle"),
+    (b"hello, this is a text" + bytes(90), "is no featherweight file, or a damaged one")])
 def test_files_of_another_kind_are_told_by_what_they_look_like(begins: bytes, said: str, tmp_path: Path) -> None:
     (tmp_path / "some.fw").write_bytes(begins)
     with pytest.raises(FileError, match=said):

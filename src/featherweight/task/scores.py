@@ -36,7 +36,7 @@ def main_output(output: Any) -> Tensor:
     raise TaskError("the network's output holds no tensor to be scored; write a score(predict, batches) of your own")
 
 
-def nothing(batches: Iterable[Batch], otherwise: str = "") -> TaskError:
+def _nothing(batches: Iterable[Batch], otherwise: str = "") -> TaskError:
     """What is to be said where a pass gave nothing to score."""
     split = getattr(batches, "split", "validation")
     return TaskError(f"there was nothing to score: the {split} split gave no batches{otherwise}; Task({split}=...) "
@@ -56,7 +56,7 @@ def _top(predict: Predict, batches: Iterable[Batch], k: int) -> float:
             right += int((best == labels.unsqueeze(1)).any(dim=1).sum())
             seen += labels.numel()
     if not seen:
-        raise nothing(batches)
+        raise _nothing(batches)
     return 100.0 * right / seen
 
 
@@ -108,7 +108,7 @@ def mean_iou(predict: Predict, batches: Iterable[Batch], ignore: int = 255) -> f
             counts = torch.bincount(pairs, minlength=classes * classes).view(classes, classes)
             matrix = counts if matrix is None else matrix + counts
     if matrix is None or not int(matrix.sum()):
-        raise nothing(batches, ", or every pixel is ignored")
+        raise _nothing(batches, ", or every pixel is ignored")
     both = matrix.diagonal().double()
     union = matrix.sum(0) + matrix.sum(1) - matrix.diagonal()
     return 100.0 * float((both[union > 0] / union[union > 0]).mean())
@@ -141,7 +141,7 @@ def explained(predict: Predict, batches: Iterable[Batch]) -> float:
             total, squares, count = total + float(wanted.sum()), squares + float(wanted.square().sum()), \
                 count + wanted.numel()
     if not count:
-        raise nothing(batches)
+        raise _nothing(batches)
     variance = squares - total ** 2 / count
     return 100 * (1 - error / variance) if variance > 0 else 0.0
 
@@ -172,7 +172,7 @@ def right_tokens(predict: Predict, batches: Iterable[Batch], shift: bool = True,
             right += int(((logits.argmax(2) == wanted.to(logits.device)) & counts).sum())
             seen += int(counts.sum())
     if not seen:
-        raise nothing(batches, ", or no token counts")
+        raise _nothing(batches, ", or no token counts")
     return 100.0 * right / seen
 
 
@@ -203,7 +203,7 @@ def mean_ap(predict: Predict, batches: Iterable[Batch], decode: Callable[[Any], 
             found += [Detected.of(one) for one in given]
             truths += [Truth.of(one) for one in targets]
     if not any(len(truth.labels) for truth in truths):
-        raise nothing(batches, ", or no image has a box")
+        raise _nothing(batches, ", or no image has a box")
     return 100 * average_precision(found, truths, ious)
 
 

@@ -176,11 +176,10 @@ def _read(path: Path) -> tuple[str, Any, dict[str, Tensor]]:
         if head[:2] == b"PK" or head[:1] == b"\x80":
             raise FileError(f"{path} holds a pickle (a torch.save file?), which can run code when read; it was not "
                             "opened. Save a network with network.save(path)")
-        for begins, other in OTHERS.items():
-            if head.startswith(begins):
-                raise FileError(f"{path} is no .fw file; it looks like {other}")
         if head[8:9] not in (b"", b"{"):
-            raise FileError(f"{path} is no .fw file; save a network with network.save(path)")
+            other = next((said for begins, said in OTHERS.items() if head.startswith(begins)), "")
+            raise FileError(f"{path} is no featherweight file, " + (f"it looks like {other}" if other else
+                            "or a damaged one; such files are written by network.save(path)"))
         raise FileError(f"{path} is no featherweight file or is truncated: its header claims {length} of {size} bytes")
     try:
         with safetensors.safe_open(path, "pt") as file:
