@@ -18,6 +18,7 @@ import problems
 from featherweight.balance.combine.budget import lost
 from featherweight.distill import Features, Logits, Regression, Relations
 from featherweight.errors import ExportError, FeatherweightError, FileError, RecipeError, TaskError
+from featherweight.recipe.apply import _stops_told
 from featherweight.recipe.files import JOB, SEARCH, check_alone
 from featherweight.recover import Train
 from featherweight.recover.companions import advice
@@ -227,6 +228,13 @@ def test_a_file_that_cannot_be_written_is_named_and_not_its_neighbour(tmp_path: 
         with pytest.raises(OSError, match=said) as caught:
             fw.codec.unpack(tmp_path / "network.fwz", place)
         assert ".part" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("removed", "said"), [(True, "nothing is kept, as the job has no out"),
+                                               (False, "what was finished is kept")])
+def test_files_that_cannot_be_written_are_told_with_what_is_kept(removed: bool, said: str, tmp_path: Path) -> None:
+    with pytest.raises(FileError, match=said), _stops_told(tmp_path / "out" / "state", removed):
+        raise OSError("full")
 
 
 @pytest.mark.parametrize("target", ["onnxruntime", "openvino"])

@@ -155,6 +155,8 @@ class Attached:
     def loss(self, inputs: Inputs, output: Any, target: Any = None, own: Tensor | None = None) -> Tensor:
         """The whole loss of a batch: the task's times its weight, plus the term of each objective.
 
+        inputs, output: of the network's last forward pass, whose activations objectives such as ``distill.Features``
+        take; other inputs would compare them with the teacher's on something else, which nobody notices.
         own: the task's loss, where the loop knows it (a model that computes it itself); None asks ``task.loss``.
         """
         if self._optimizer is None:
