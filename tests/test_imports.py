@@ -30,6 +30,7 @@ recipe
 balance
 demo
 cli
+__main__
 """
 FLOOR = {folder: i for i, line in enumerate(FLOORS.strip().splitlines()) for folder in line.split()}
 #: imports of our own inside functions that are allowed: (file's module, imported module), each with its reason

@@ -31,6 +31,8 @@ def written_whole(path: str | Path) -> Iterator[Path]:
     size of files, a folder that is gone or may not be written to.
     """
     whole = Path(path)
+    if whole.is_dir():
+        raise IsADirectoryError(f"{whole} is a folder; write the name of a file in it")
     part = whole.with_name(f"{whole.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}{PART}")
     try:
         yield part
@@ -42,6 +44,10 @@ def written_whole(path: str | Path) -> Iterator[Path]:
             _sync(whole.parent)
     except REFUSED as error:
         raise OSError(f"{whole} could not be written: {error}; what stood there before is unchanged") from error
+    except OSError as error:
+        if error.filename not in (part, str(part)):
+            raise
+        raise OSError(error.errno, error.strerror, str(whole)) from error
     finally:
         part.unlink(missing_ok=True)
 

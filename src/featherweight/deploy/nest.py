@@ -12,6 +12,9 @@ from torch import Tensor
 from featherweight.errors import InputError
 from featherweight.network import Signature, trees
 
+#: what to write where a runtime does not know a number type
+FLOAT32 = "capture the model in float32: fw.capture(model.float(), inputs.float())"
+
 
 def feed(like: Signature, read: Collection[str], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
     """Name -> array of the inputs that the file reads. Raises InputError for a call in another nest, of another number
@@ -27,6 +30,8 @@ def feed(like: Signature, read: Collection[str], args: tuple[Any, ...], kwargs: 
         if not isinstance(tensor, Tensor) or tensor.dtype != item.dtype:
             given = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
             raise InputError(f"input {item.name!r} is a {given}; expected a tensor of {item.dtype}")
+        if tensor.dtype is torch.bfloat16:
+            raise InputError(f"input {item.name!r} is a bfloat16, of which the runtimes take no arrays; {FLOAT32}")
         if item.name in read:
             found[item.name] = tensor.detach().cpu().contiguous().numpy()
     if all(tensor.dim() == len(item.shape) for item, tensor in zip(like.inputs, tensors, strict=True)):

@@ -124,8 +124,8 @@ def target(name: str) -> Target:
         >>> runtime.suffix
         '.onnx'
     """
-    if name not in TARGETS:
-        raise ExportError(f"no target named {name!r}; {did_you_mean(name, TARGETS)}")
+    if not isinstance(name, str) or name not in TARGETS:
+        raise ExportError(f"no target named {name!r}; {did_you_mean(str(name), TARGETS)}")
     return TARGETS[name]
 
 

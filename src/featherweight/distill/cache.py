@@ -1,13 +1,17 @@
 """A teacher's outputs kept on disk: by the content of each sample, in a folder named after the teacher's own content.
 
 ``FOLDER/MARK/RANK-NUMBER.safetensors`` holds "codes" [k, 16] (uint8, a digest of each sample's inputs) and "outputs"
-[k, ...] (float16). A changed teacher has another mark, a changed sample another digest: nothing stale is ever given.
-Outputs are rounded to float16 whether they come from a file or not, so a run is the same with a cache that is warm.
+[k, ...] (float16, or float32 where that would overflow). A changed teacher has another mark, a changed sample another
+digest: nothing stale is ever given. Outputs are rounded whether they come from a file or not, so a run is the same with
+a cache that is warm.
 """
 
 from __future__ import annotations
 
 import hashlib
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import safetensors
@@ -16,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from featherweight.distill.teachers import Teacher
-from featherweight.errors import RecipeError
+from featherweight.errors import FileError, RecipeError
 from featherweight.files import written_whole
 from featherweight.network.trees import flatten
 from featherweight.processes import Processes
@@ -28,10 +32,12 @@ FILE = 4096
 
 
 class OutputCache:
-    """Outputs of one teacher by sample. Raises RecipeError for a file that is torn, or of another teacher."""
+    """Outputs of one teacher by sample. Raises RecipeError for a file that is torn, or of another teacher, FileError
+    for a folder that cannot be written to."""
 
     def __init__(self, folder: str | Path, teacher: Teacher) -> None:
         self.mark = teacher.mark()
+        check_folder(folder)
         self.folder = Path(folder) / self.mark[:16]
         self.hits = self.asked = 0
         self._known: dict[bytes, Tensor] = {}
@@ -59,9 +65,9 @@ class OutputCache:
             if len(compute) != len(codes):
                 raise RecipeError(f"cache=... keeps one output a sample, and the teacher gave {len(compute)} for "
                                   f"{len(codes)} samples; leave cache out")
-            for code, row in zip(codes, compute.half().cpu(), strict=True):
+            for code, row in zip(codes, compute.cpu(), strict=True):
                 if code not in self._known:
-                    self._known[code] = self._new[code] = row.clone()
+                    self._known[code] = self._new[code] = _rounded(row)
             if len(self._new) >= FILE:
                 self.flush()
         else:
@@ -70,20 +76,23 @@ class OutputCache:
         there = [row for row in rows if row is not None]
         if compute is None:
             self.hits += len(there)
-        return torch.stack(there).float() if len(there) == len(rows) else None
+        return torch.stack([row.float() for row in there]) if len(there) == len(rows) else None
 
     def flush(self) -> None:
         """Writes what is new into a file of its own, whole or not at all."""
         if not self._new:
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
         processes = Processes()
         rank = processes.rank if processes.several else 0
         codes = torch.frombuffer(bytearray(b"".join(self._new)), dtype=torch.uint8).view(-1, 16)
         name = hashlib.sha256(b"".join(self._new)).hexdigest()[:12]  # another process never takes this name
-        with written_whole(self.folder / f"{rank}-{name}.safetensors") as part:
-            save_file({"codes": codes, "outputs": torch.stack(list(self._new.values()))}, part,
-                      {"format": FORMAT, "teacher": self.mark})
+        rows = list(self._new.values())
+        kind = max((row.dtype for row in rows), key=lambda dtype: dtype.itemsize)
+        with _told(self.folder.parent):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with written_whole(self.folder / f"{rank}-{name}.safetensors") as part:
+                save_file({"codes": codes, "outputs": torch.stack([row.to(kind) for row in rows])}, part,
+                          {"format": FORMAT, "teacher": self.mark})
         self._new = {}
 
     def _read(self, file: Path) -> None:
@@ -101,6 +110,28 @@ class OutputCache:
                               "delete this file, or write Logits(cache=another_folder)")
         raw = codes.numpy().tobytes()
         self._known |= {raw[16 * i:16 * i + 16]: row for i, row in enumerate(outputs)}
+
+
+def check_folder(folder: str | Path) -> None:
+    """Raises FileError where outputs cannot be kept in ``folder``, which is made if it is not there."""
+    with _told(Path(folder)):
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+
+
+@contextmanager
+def _told(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise FileError(f"a teacher's outputs cannot be kept in {folder}: {error}; make room there, or write "
+                        "Logits(cache=another folder)") from error
+
+
+def _rounded(row: Tensor) -> Tensor:
+    """A sample's outputs as float16, or as float32 where some are beyond what that holds."""
+    half = row.half()
+    return half.clone() if bool((half.isinf() == row.isinf()).all()) else row.float().clone()
 
 
 def _codes(inputs: Inputs) -> list[bytes]:

@@ -14,14 +14,14 @@ from torch.nn.functional import adaptive_avg_pool2d, conv2d, interpolate, linear
 from featherweight.distill.losses import feature, tokens
 from featherweight.distill.outputs import Where, counted
 from featherweight.distill.taps.match import Match, Matches, match
-from featherweight.distill.teachers import Teacher, started
+from featherweight.distill.teachers import Teacher, check_teacher, started, tried
 from featherweight.errors import RecipeError
 from featherweight.network import Network
 from featherweight.network.devices import device_of
 from featherweight.seeds import seed_from
 from featherweight.steps import Companion, Context, Skipped
 from featherweight.steps.options import Numbers, check_known, check_numbers
-from featherweight.task import Inputs, Task
+from featherweight.task import Batch, Inputs, Task
 
 NUMBERS = {"weight": Numbers(1.0, above=0), "end": Numbers(1.0, above=0, most=1, noun="a share of the training,"),
            "masked": Numbers(0.65, above=0, below=1, noun="a share of the places,")}
@@ -119,9 +119,14 @@ class Features:
         """Raises RecipeError for options that make no sense."""
         check_numbers(self, NUMBERS)
         check_known("Features", "loss", self.loss, LOSSES)
+        check_teacher("Features", self.teacher, captured=True)
         if LOSSES[self.loss].tokens and self.taps != "attention":
             raise RecipeError(f"Features(loss={self.loss!r}, taps={self.taps!r}) compares attention maps, which no "
                               f'such places give; write Features({self.loss!r}, taps="attention")')
+
+    def check_on(self, network: Network, task: Task, batch: Batch) -> None:
+        """Raises RecipeError where the teacher cannot be loaded, or called with a batch."""
+        tried(self.teacher, network, batch[0], "Features")
 
     def start(self, network: Network, task: Task, context: Context) -> Companion:
         """The teacher, taps on both networks and projectors. Raises RecipeError where nothing matches."""

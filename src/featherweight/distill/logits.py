@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from featherweight.distill.cache import OutputCache
+from featherweight.distill.cache import OutputCache, check_folder
 from featherweight.distill.losses.response import (
     correlated,
     decoupled,
@@ -19,13 +19,13 @@ from featherweight.distill.losses.response import (
     standardized,
 )
 from featherweight.distill.outputs import Where, check_output, choose, counted, targets
-from featherweight.distill.teachers import Teacher, started
+from featherweight.distill.teachers import Teacher, check_teacher, started, tried
 from featherweight.errors import RecipeError
 from featherweight.network import Network
 from featherweight.network.devices import device_of
 from featherweight.steps import Companion, Context
 from featherweight.steps.options import Numbers, check_known, check_numbers
-from featherweight.task import Inputs, Task
+from featherweight.task import Batch, Inputs, Task, call
 
 NUMBERS = {"temperature": Numbers(4.0, above=0), "axis": Numbers(1, whole=True),
            "weight": Numbers(0.9, least=0, most=1, noun="the teacher's share,")}
@@ -73,7 +73,8 @@ class Logits:
     loss: "kd" as above; "dkd" parts the target class from the others, "dist" compares correlations, "mlkd" adds the
         relations of samples and of classes. standardize: each sample's logits to mean 0 and deviation 1 first.
     mask: where it counts: a key of the inputs ("attention_mask"), or a function of (inputs, target) giving a mask.
-    cache: a folder where the teacher's outputs are kept, for data that is not augmented; float16, by content.
+    cache: a folder where the teacher's outputs are kept, by content, for data that is not augmented; in float16, or in
+        float32 where that would overflow.
 
     The divergence is summed over the classes and averaged over all else. Used as ``recover.Train(distill=Logits())``,
     or beside other companions as ``recover.Train(beside=(Logits(), ...))``: the term is ``weight * T^2 * KL(...)``, and
@@ -99,6 +100,20 @@ class Logits:
         check_numbers(self, NUMBERS)
         check_known("Logits", "loss", self.loss, LOSSES)
         check_output(self)
+        check_teacher("Logits", self.teacher)
+
+    def check_on(self, network: Network, task: Task, batch: Batch) -> None:
+        """Raises RecipeError where the teacher, or the loss of what it gives, does not fit what ``network`` gives for a
+        batch; FileError where there is no room for a cache."""
+        teacher = tried(self.teacher, network, batch[0], "Logits")
+        if self.cache is not None:
+            teacher.mark()
+            check_folder(self.cache)
+        with torch.no_grad():
+            found = _Response(self, teacher, None).loss(batch[0], call(network, batch[0]), batch[1])
+        if not bool(found.isfinite()):
+            raise RecipeError(f"the loss of distill.Logits is {float(found)} on the first batch, before any step; look "
+                              "at what the teacher gives: its outputs must be finite")
 
     def start(self, network: Network, task: Task, context: Context) -> Companion:
         """The teacher in evaluation mode on the network's device. Raises RecipeError where there is no teacher."""
@@ -121,6 +136,9 @@ class _Response(Companion):
     def loss(self, inputs: Inputs, output: Any, target: Any) -> Tensor:
         options = self.options
         given, wanted = choose(output, options.output), self._wanted(inputs)
+        if not -given.dim() <= options.axis < given.dim():
+            raise RecipeError(f"Logits(axis={options.axis}) names no axis of outputs {list(given.shape)}; "
+                              "write Logits(axis=1), or axis=-1 for the last")
         if wanted.shape != given.shape:
             raise RecipeError(f"the teacher's output has shape {list(wanted.shape)}, the student's "
                               f"{list(given.shape)}; the classes must be equal; choose another by Logits(output=...)")
@@ -134,7 +152,7 @@ class _Response(Companion):
         found = self.cache.outputs(inputs) if self.cache is not None else None
         if found is None:
             with torch.no_grad():
-                found = choose(self.teacher.values(inputs)[0], self.options.output)
+                found = choose(self.teacher.values(inputs)[0], self.options.output, "the teacher")
             if self.cache is not None:
                 found = self.cache.outputs(inputs, found)
                 assert found is not None

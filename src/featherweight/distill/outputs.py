@@ -11,7 +11,7 @@ from torch import Tensor
 from featherweight.errors import RecipeError, did_you_mean
 from featherweight.network.trees import flatten
 from featherweight.steps.options import Numbers, check_number
-from featherweight.task import Inputs
+from featherweight.task import Inputs, described
 
 #: where the losses of a batch count: a key of the inputs ("attention_mask"), or a function of inputs and target
 Where = str | Callable[[Inputs, Any], Tensor] | None
@@ -24,27 +24,34 @@ def check_output(step: Any) -> None:
                      Numbers(0, whole=True, noun="a key, a field or a position"))
 
 
-def choose(output: Any, which: str | int | None) -> Tensor:
-    """The tensor ``which`` of an output, or its first floating one."""
-    if which is not None:
-        if isinstance(output, Mapping):
-            if which not in output:
-                raise RecipeError(f"the network has no output {which!r}; {did_you_mean(str(which), map(str, output))}")
-            output = output[which]
-        elif isinstance(which, str):
-            if not hasattr(output, which):
-                raise RecipeError(f"the network's output, a {type(output).__name__}, has no field {which!r}; write "
-                                  "Logits(output=0) for the first of several, or None")
-            output = getattr(output, which)
-        else:
-            try:
-                output = output[which]
-            except (IndexError, TypeError) as error:
-                raise RecipeError(f"the network has no output {which}: {error}; write Logits(output=0)") from error
-    for leaf in flatten(output)[0]:
+def choose(output: Any, which: str | int | None, whose: str = "the network") -> Tensor:
+    """The tensor ``which`` of an output, or its first floating one; a tensor alone is the output 0. whose: it is, for
+    errors. Raises RecipeError where there is none."""
+    for leaf in flatten(output if which is None else _part(output, which, whose))[0]:
         if isinstance(leaf, Tensor) and leaf.is_floating_point():
             return leaf
-    raise RecipeError("the network gives no floating tensor that distill.Logits could match")
+    raise RecipeError(f"{whose} gives no floating tensor (it gives {described(output)}) that distill.Logits could "
+                      "match")
+
+
+def _part(output: Any, which: str | int, whose: str) -> Any:
+    if isinstance(output, Tensor):
+        if which == 0:
+            return output
+        raise RecipeError(f"{whose} gives one tensor, and no output {which!r}; leave Logits(output=...) out")
+    if isinstance(output, Mapping):
+        if which not in output:
+            raise RecipeError(f"{whose} has no output {which!r}; {did_you_mean(str(which), map(str, output))}")
+        return output[which]
+    if isinstance(which, str):
+        if not hasattr(output, which):
+            raise RecipeError(f"the output of {whose}, a {type(output).__name__}, has no field {which!r}; write "
+                              "Logits(output=0) for the first of several, or None")
+        return getattr(output, which)
+    try:
+        return output[which]
+    except (IndexError, TypeError, KeyError) as error:
+        raise RecipeError(f"{whose} has no output {which}: {error}; write Logits(output=0)") from error
 
 
 def counted(where: Where, inputs: Inputs, target: Any) -> Tensor | None:

@@ -13,13 +13,13 @@ from torch.nn.functional import linear, normalize
 from featherweight.distill.features import Tapping, projector
 from featherweight.distill.losses import feature, relation
 from featherweight.distill.taps.match import Matches, match
-from featherweight.distill.teachers import started
+from featherweight.distill.teachers import check_teacher, started, tried
 from featherweight.network import Network
 from featherweight.network.devices import device_of
 from featherweight.processes import Processes
 from featherweight.steps import Companion, Context
 from featherweight.steps.options import Numbers, check_known, check_numbers
-from featherweight.task import Inputs, Task
+from featherweight.task import Batch, Inputs, Task
 
 NUMBERS = {"weight": Numbers(1.0, above=0), "temperature": Numbers(0.07, above=0),
            "bank": Numbers(4096, least=1, whole=True), "width": Numbers(128, least=1, whole=True)}
@@ -62,6 +62,11 @@ class Relations:
         """Raises RecipeError for options that make no sense."""
         check_numbers(self, NUMBERS)
         check_known("Relations", "loss", self.loss, (*LOSSES, CONTRASTIVE))
+        check_teacher("Relations", self.teacher, captured=True)
+
+    def check_on(self, network: Network, task: Task, batch: Batch) -> None:
+        """Raises RecipeError where the teacher cannot be loaded, or called with a batch."""
+        tried(self.teacher, network, batch[0], "Relations")
 
     def start(self, network: Network, task: Task, context: Context) -> Companion:
         """The teacher and taps on both networks. Raises RecipeError where nothing matches."""

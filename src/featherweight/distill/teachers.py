@@ -10,17 +10,20 @@ from weakref import WeakValueDictionary
 import torch
 from torch import Tensor, nn
 
-from featherweight.errors import RecipeError
+from featherweight.errors import FeatherweightError, RecipeError
 from featherweight.network import Network, load
-from featherweight.network.devices import placed
+from featherweight.network.devices import device_of, placed
 from featherweight.network.file.digest import digest
 from featherweight.network.trees import flatten, unflatten
 from featherweight.steps.content import content
-from featherweight.task import Inputs, call, move
+from featherweight.task import Inputs, call, described, move
 
 Key = tuple[Any, ...]
 #: teachers at work, so that several companions run one of them once
 RUNNING: WeakValueDictionary[Key, Teacher] = WeakValueDictionary()
+#: said where activations are to be matched
+UNCAPTURED = ("activations are matched within one captured teacher, and this is a module, a function or several; write "
+              "teacher=fw.capture(module, inputs), one for each distill.Features")
 
 
 class Teacher:
@@ -39,8 +42,7 @@ class Teacher:
     def network(self) -> Network:
         """The one member, captured. Raises RecipeError where it is no Network, or one of several."""
         if len(self.members) != 1 or not isinstance(self.members[0], Network):
-            raise RecipeError("activations are matched within one captured teacher, and this is a module, a function "
-                              "or several; write teacher=fw.capture(module, inputs), one for each distill.Features")
+            raise RecipeError(UNCAPTURED)
         return self.members[0]
 
     def tap(self, node: str) -> None:
@@ -55,9 +57,17 @@ class Teacher:
         if self._last is None or self._last[0] != key:
             self._seen = {}
             with torch.no_grad():
-                outputs = [self._called(member, inputs) for member in self.members]
+                outputs = [self._told(member, inputs) for member in self.members]
             self._last = key, inputs, _mean(outputs), self._seen
         return self._last[2], self._last[3]
+
+    def _told(self, member: Any, inputs: Inputs) -> Any:
+        """What a member gives; an error in it says whose it is."""
+        try:
+            return self._called(member, inputs)
+        except Exception as error:
+            raise RecipeError(f"the teacher ({type(member).__name__}) raised {type(error).__name__}: {error}; it is "
+                              "called as the network is, with the inputs of a batch of the train split") from error
 
     def _called(self, member: Any, inputs: Inputs) -> Any:
         if not isinstance(member, nn.Module):
@@ -80,6 +90,30 @@ class Teacher:
         return hashlib.sha256(repr([_mark(member) for member in self.members]).encode()).hexdigest()
 
 
+def check_teacher(who: str, given: Any, captured: bool = False) -> None:
+    """Raises RecipeError where no teacher can be made of what ``distill.WHO`` was given, None being the original.
+    captured: activations within it are asked for."""
+    if given is None:
+        return
+    sources = _sources(given)
+    if not sources or any(isinstance(s, type) or not (callable(s) or isinstance(s, (str, Path))) for s in sources):
+        raise RecipeError(f"distill.{who} was given teacher={given!r}; expected a Network, the path of a saved one, a "
+                          f"module, a function of the inputs, or a tuple of these: {who}(teacher=network)")
+    if captured and (len(sources) > 1 or not isinstance(sources[0], (Network, str, Path))):
+        raise RecipeError(UNCAPTURED)
+
+
+def _sources(given: Any) -> tuple[Any, ...]:
+    return tuple(given) if isinstance(given, (tuple, list)) else (given,)
+
+
+def tried(given: Any, original: Network, inputs: Inputs, who: str) -> Teacher:
+    """The teacher as ``started`` gives it, which was called with ``inputs``. Raises RecipeError where it cannot be."""
+    teacher = started(given, original, device_of(original), who)
+    teacher.values(inputs)
+    return teacher
+
+
 def started(given: Any, original: Network | None, device: torch.device, who: str) -> Teacher:
     """The teacher that an objective called ``who`` was given, None for the original. Raises RecipeError where there is
     none, or no teacher can be made of it."""
@@ -88,19 +122,20 @@ def started(given: Any, original: Network | None, device: torch.device, who: str
     if given is None:
         raise RecipeError(f"distill.{who} has no teacher: the context holds no original; write {who}(teacher=network), "
                           "or run the step by fw.compress, which gives the original")
-    sources = tuple(given) if isinstance(given, (tuple, list)) else (given,)
-    if not sources or not all(callable(s) or isinstance(s, (str, Path)) for s in sources):
-        raise RecipeError(f"distill.{who} was given teacher={given!r}; expected a Network, the path of a saved one, a "
-                          f"module, a function of the inputs, or a tuple of these: {who}(teacher=network)")
+    check_teacher(who, given)
+    sources = _sources(given)
     key = (str(device), *(_identity(s) for s in sources))
     found = RUNNING.get(key)
     if found is None:
-        found = RUNNING[key] = Teacher(tuple(_member(s, device) for s in sources), device, sources)
+        found = RUNNING[key] = Teacher(tuple(_member(s, device, who) for s in sources), device, sources)
     return found
 
 
-def _member(source: Any, device: torch.device) -> Any:
-    made: Any = load(source) if isinstance(source, (str, Path)) else source
+def _member(source: Any, device: torch.device, who: str) -> Any:
+    try:
+        made: Any = load(source) if isinstance(source, (str, Path)) else source
+    except FeatherweightError as error:
+        raise RecipeError(f"distill.{who} was given teacher={str(source)!r}: {error}") from error
     return placed(made, device).eval() if isinstance(made, Network) else made
 
 
@@ -124,7 +159,12 @@ def _state(tensor: Tensor) -> Key:
 def _mean(outputs: list[Any]) -> Any:
     if len(outputs) == 1:
         return outputs[0]
-    columns = zip(*(flatten(o)[0] for o in outputs), strict=True)
+    every = [flatten(output)[0] for output in outputs]
+    forms = list(dict.fromkeys(", ".join(map(described, leaves)) for leaves in every))
+    if len({tuple(getattr(leaf, "shape", ()) for leaf in leaves) for leaves in every}) > 1:
+        raise RecipeError(f"the outputs of several teachers are averaged, and these give {' and '.join(forms)}; write "
+                          "teachers whose outputs have one shape, or teacher=one of them")
+    columns = zip(*every, strict=True)
     leaves = [torch.stack(column).mean(0) if isinstance(column[0], Tensor) and column[0].is_floating_point()
               else column[0] for column in columns]
     return unflatten(leaves, flatten(outputs[0])[1])
@@ -139,4 +179,4 @@ def _mark(member: Any) -> str:
     return content(member)
 
 
-__all__ = ["Teacher", "started"]
+__all__ = ["Teacher", "check_teacher", "started", "tried"]

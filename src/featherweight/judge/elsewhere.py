@@ -60,6 +60,10 @@ class Elsewhere:
                          "precision": getattr(runtime, "precision", "f32"), "layer_s": SECONDS,
                          "network_s": NETWORK_S, "files": {}})
 
+    def check(self) -> None:
+        """Raises FileError where the folder is none of a device, or one of another target."""
+        self._manifest()
+
     # ---- what came back
     @cached_property
     def known(self) -> dict[str, float]:

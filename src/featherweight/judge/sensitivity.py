@@ -10,6 +10,7 @@ from featherweight.judge.candidates import Family, Option, family_of, judged
 from featherweight.judge.damage import Judge
 from featherweight.network import Network
 from featherweight.seeds import generators_kept
+from featherweight.steps.given import check_network, check_task
 from featherweight.task import Task
 
 
@@ -53,6 +54,8 @@ def sensitivity(network: Network, task: Task, family: str | Family = "quantize",
         >>> [one.layer for one in found]
         ['0', '3']
     """
+    check_network("sensitivity", network)
+    check_task("sensitivity", task)
     source = family_of(family, options)
     judge = Judge(measure, split, batches, probes, seed)
     judge.check("sensitivity")

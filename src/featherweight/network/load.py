@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import os
 import sys
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -36,6 +37,8 @@ def load(path: str | Path, into: nn.Module | None = None,
         >>> torch.equal(fw.load("network.fw")(images), network(images))
         True
     """
+    if not isinstance(path, (str, os.PathLike)):
+        raise FileError(f"load was given {path!r}; expected the path of a saved network: fw.load(\"network.fw\")")
     if into is not None:
         types = {**_classes(into), **(types or {})}
     found = read(path, types, [operators] if isinstance(operators, str) else operators)

@@ -14,14 +14,14 @@ from safetensors import SafetensorError
 
 from featherweight import deploy
 from featherweight.deploy.profile import KernelTime
-from featherweight.errors import FileError, RecipeError
+from featherweight.errors import FileError
 from featherweight.measure import Measurement
 from featherweight.measure.layers import Profile, profiled
 from featherweight.network import Network
 from featherweight.network.file.digest import digest
 from featherweight.processes import Processes
 from featherweight.recipe.ends import final, scores_on_test
-from featherweight.recipe.files import State, seal, unsealed
+from featherweight.recipe.files import SEARCH, State, check_alone, seal, unsealed
 from featherweight.recipe.flags import check_growth, flags_of, slower, unbounded
 from featherweight.recipe.gauge import Gauge
 from featherweight.recipe.mark import EARLY, first_batches, job_mark, split_mark
@@ -34,6 +34,7 @@ from featherweight.recipe.types import reloaded
 from featherweight.recipe.writing import OVER
 from featherweight.seeds import generators_kept, seed_all, seed_from
 from featherweight.steps import Context, Fit, Plan, Rewrite, Step
+from featherweight.steps.given import check_given
 from featherweight.steps.kinds import kind_of
 from featherweight.steps.options import SEED, Numbers, check_number
 from featherweight.task import Inputs, Task
@@ -73,8 +74,11 @@ def compress(network: Network, task: Task, recipe: Recipe | Iterable[Step], targ
         ['original', 'quantize.Quantize']
         >>> smaller = fw.load("out/network.fw")
     """
+    check_given("compress", network, task, out, progress)
+    deploy.target(target)
+    for option, given in {"threads": threads, "seed": seed, "seconds": seconds}.items():
+        check_number("compress", option, given, NUMBERS[option])
     ready = recipe if isinstance(recipe, Recipe) else Recipe(recipe)
-    _check_given(network, target, threads=threads, seed=seed, seconds=seconds)
     processes = Processes()
     folder = (Path(out) if out is not None else processes.folder()) / "state"
     with _stops_told(folder, out is None and processes.first):
@@ -85,6 +89,7 @@ def compress(network: Network, task: Task, recipe: Recipe | Iterable[Step], targ
         mark = job_mark(network, task, ready.steps, target, begun, seed=seed, threads=threads, seconds=seconds,
                         memory=memory)
         state = State(folder)
+        processes.share(lambda: check_alone(folder.parent, SEARCH, resume))
         with state.held() if processes.first else nullcontext():
             unsteady = processes.share(lambda: state.claim(
                 mark, resume, lambda split: split_mark(first_batches(task, split, seed), task, split)
@@ -99,17 +104,6 @@ def compress(network: Network, task: Task, recipe: Recipe | Iterable[Step], targ
         return result
 
 
-def _check_given(network: Any, target: str, **options: Any) -> None:
-    """Raises RecipeError for arguments of ``compress`` that make no sense, ExportError for an unknown target."""
-    if not isinstance(network, Network):
-        parts = f" one of its parts: assembly.parts[{next(iter(network.parts))!r}]" if hasattr(network, "parts") else \
-            " fw.capture(model, example_inputs) first"
-        raise RecipeError(f"compress takes a Network, not a {type(network).__name__}; compress{parts}")
-    for option, given in options.items():
-        check_number("compress", option, given, NUMBERS[option])
-    deploy.target(target)
-
-
 @contextmanager
 def _stops_told(folder: Path, removed: bool) -> Iterator[None]:
     """Where files cannot be written, or Ctrl-C came, it is said how to go on; ``removed``: the folder that the state is
@@ -117,8 +111,9 @@ def _stops_told(folder: Path, removed: bool) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError) as error:
-        raise FileError(f"the job could not write or read its files in {folder.parent}: {error}; what was finished is "
-                        "kept: make room, or give rights, and call it again to go on") from error
+        on = ("nothing is kept, as the job has no out: make room, or write compress(..., out=a folder)" if removed else
+              "what was finished is kept: make room, or give rights, and call it again to go on")
+        raise FileError(f"the job could not write or read its files in {folder.parent}: {error}; {on}") from error
     except KeyboardInterrupt as stop:
         if not removed:
             stop.add_note(f"what was finished is kept in {folder.parent}: call compress with the same arguments to go "

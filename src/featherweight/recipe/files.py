@@ -20,6 +20,8 @@ from featherweight.recipe.writing import OVER, read_json, write_json
 
 T = TypeVar("T")
 SIGN = "fingerprint.json"
+#: by what a folder is known to hold the job of ``compress``, and the answer of ``search``: both leave a ``result.json``
+JOB, SEARCH = f"state/{SIGN}", "search.json"
 #: what a state that is being removed is called meanwhile
 CLEARED = ".cleared-"
 #: what files are called that were never finished
@@ -93,7 +95,7 @@ class State:
         if not sign.exists() and any(path for path in self._entries() if path.suffix != PART):
             raise RecipeError(f"{self.folder} holds files that are no state of a job; write another out=...")
         if sign.exists() and not resume:
-            self._clear()
+            self.clear()
         self.claimed = True
         if sign.exists():
             return refused(self.folder.parent, self._readable(read_json(sign)), mark, again)
@@ -113,7 +115,7 @@ class State:
         for made in self.folder.glob("step_*/tmp*/"):
             shutil.rmtree(made)
 
-    def _clear(self) -> None:
+    def clear(self) -> None:
         """Removes the state; in one move first, so that a kill leaves all of it or nothing that is taken for one."""
         gone = self.folder.with_name(f"{self.folder.name}{CLEARED}{uuid.uuid4().hex[:8]}")
         self.folder.rename(gone)
@@ -145,6 +147,21 @@ class State:
         folder = self.place(index)
         folder.mkdir(exist_ok=True)
         return folder
+
+
+def check_alone(folder: Path, other: str, resume: bool) -> None:
+    """Raises RecipeError where ``folder`` holds a job of the ``other`` kind (``JOB``, ``SEARCH``), whose files would be
+    written over, and ``resume``; without, it is that job's no more."""
+    sign = folder / other
+    if sign.exists() and resume:
+        kind = {JOB: "compress", SEARCH: "search"}[other]
+        raise RecipeError(f"{folder} holds the state of another job (of {kind}); write out=another folder, or "
+                          "resume=False to start over")
+    if sign.exists() and other == JOB:
+        state = State(sign.parent)
+        with state.held():
+            state.clear()
+    sign.unlink(missing_ok=True)
 
 
 def refused(folder: Path, found: Mapping[str, Any], mark: Mapping[str, Any],
@@ -198,4 +215,4 @@ def _same_form(was: Any, now: Any) -> bool:
         was.get(what) == now[what] for what in ("form", "whole"))
 
 
-__all__ = ["JOB_FORMAT", "Holder", "Sealed", "State", "refused", "seal", "unsealed"]
+__all__ = ["JOB", "JOB_FORMAT", "SEARCH", "Holder", "Sealed", "State", "check_alone", "refused", "seal", "unsealed"]

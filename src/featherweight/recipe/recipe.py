@@ -38,6 +38,9 @@ class Recipe:
     def __init__(self, steps: Iterable[Step] = ()) -> None:
         if isinstance(steps, (Rewrite, Fit)):
             raise RecipeError(f"a recipe is a list of steps; write fw.Recipe([{line(steps)}])")
+        if isinstance(steps, (str, type)) or not isinstance(steps, Iterable):
+            raise RecipeError(f"a recipe is a list of steps, not {steps!r}; write fw.Recipe([fw.quantize.Quantize()]), "
+                              "or fw.Recipe.from_toml(...) for a file")
         object.__setattr__(self, "steps", tuple(validated(step) for step in steps))
         for step in self.steps:
             if not isinstance(step, (Rewrite, Fit)):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import shutil
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -79,17 +80,40 @@ def not_finite(network: Network, inputs: Inputs | None) -> int:
 
 def tried(network: Network, task: Task, batches: Mapping[str, list[Batch]], steps: Sequence[Step] = ()) -> Task:
     """The task with one batch of each split tried: does the network take it, does the loss give a scalar, the score a
-    number? Is all there that the steps need? The task's loss takes what the network gives, and errors in either say
-    whose they are. Raises TaskError."""
+    number? Is all there that the steps need, and does nothing in them (a teacher, a cache) fail on it? The task's loss
+    takes what the network gives, and errors in either say whose they are. Raises TaskError, or what a step raises."""
     known = told(task)
     for index, step in enumerate(steps, 1):
-        try:
+        with _named(index, step):
             task.require(*step.needs())
-        except TaskError as error:
-            raise TaskError(f"step {index} ({kind_of(step)}): {error}") from error
+    if _known_empty(task.test):
+        raise TaskError("the test split holds no batches, and nothing could be scored on it at the end; write "
+                        "Task(test=...) with some in it, or leave it out")
     losses = {split for step in steps if "loss" in step.needs() for split in step.needs()}
     with generators_kept():
-        return _tried(network, known, batches, losses)
+        known = _tried(network, known, batches, losses)
+        for index, step in enumerate(steps, 1):
+            for found in [*batches.values()][:1]:
+                with _named(index, step):
+                    step.check_on(network, known, move(found[0], device_of(network)))
+    return known
+
+
+def _known_empty(split: Any) -> bool:
+    """Whether a split says that it is empty, without a pass over it."""
+    try:
+        return len(getattr(split, "loader", split)) == 0
+    except TypeError:
+        return False
+
+
+@contextmanager
+def _named(index: int, step: Step) -> Iterator[None]:
+    """Says of an error which step it is about."""
+    try:
+        yield
+    except FeatherweightError as error:
+        raise type(error)(f"step {index} ({kind_of(step)}): {error}") from error
 
 
 def _tried(network: Network, known: Task, batches: Mapping[str, list[Batch]], losses: Collection[str]) -> Task:

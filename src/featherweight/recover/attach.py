@@ -22,6 +22,7 @@ from featherweight.recover.zeros import Zeros, trainable
 from featherweight.seeds import generators_kept
 from featherweight.steps import Beside, Companion, Context, Plan
 from featherweight.steps.companion import is_beside
+from featherweight.steps.given import check_network, check_task
 from featherweight.task import Inputs, Task
 
 #: networks whose training is followed
@@ -62,14 +63,16 @@ def attach(network: Network, task: Task, beside: Sequence[Beside] = (), steps: i
 
     Raises RecipeError, before any step, for what cannot work beside a training, or not together.
     """
+    check_network("attach", network)
+    check_task("attach", task)
     if network in ATTACHED:
         raise RecipeError("the network is attached already; finish that training first, by attached.finish(), or give "
                           "it up by attached.close()")
     if steps < 1:
         raise RecipeError(f"attach(steps={steps!r}): expected the number of optimizer steps of the whole training, "
                           "e.g. steps=epochs * len(loader)")
-    for thing in beside:
-        if not is_beside(thing):
+    for thing in beside if isinstance(beside, (tuple, list)) else (beside,):
+        if not is_beside(thing) or thing is beside:
             raise RecipeError(f"attach(beside=...) was given {thing!r}; expected objectives and rewrites, e.g. "
                               "(distill.Logits(), prune.Weights(sparsity=0.8))")
     trainable(network)
@@ -152,6 +155,8 @@ class Attached:
     def loss(self, inputs: Inputs, output: Any, target: Any = None, own: Tensor | None = None) -> Tensor:
         """The whole loss of a batch: the task's times its weight, plus the term of each objective.
 
+        inputs, output: of the network's last forward pass, whose activations objectives such as ``distill.Features``
+        take; other inputs would compare them with the teacher's on something else, which nobody notices.
         own: the task's loss, where the loop knows it (a model that computes it itself); None asks ``task.loss``.
         """
         if self._optimizer is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -144,6 +145,17 @@ def check_joined(things: Sequence[Any], network: Network, task: Task, context: C
             raise RecipeError(f"{' and '.join(companions.names)} cannot work in one training: {error}") from error
         finally:
             companions.close()
+
+
+def advice(means: Mapping[str, float], lr: float) -> str:
+    """What to do where a loss is not finite; means: the loss, and its terms by name where it has several. One that is
+    alone in it has what it is made of to blame, no rate of learning."""
+    terms = {name: math.isfinite(mean) for name, mean in means.items() if name != "loss"}
+    if any(terms.values()):
+        wrong = [name for name, finite in terms.items() if not finite]
+        return (f"of its terms {' and '.join(wrong)} alone is not finite: look at what that is made of (a teacher's "
+                "outputs, data)")
+    return f"write a smaller learning rate, e.g. Train(lr={lr / 10:g}), or Train(clip=1.0)"
 
 
 def unique(network: Network) -> dict[str, Tensor]:

@@ -21,7 +21,7 @@ from featherweight.processes import Processes
 from featherweight.recover import checkpoint as files
 from featherweight.recover.batches import epoch, on_device, rounds
 from featherweight.recover.checkpoint import Checkpoint, Position
-from featherweight.recover.companions import Companions, check_joined
+from featherweight.recover.companions import Companions, advice, check_joined
 from featherweight.recover.optimizers import OPTIMIZERS, groups
 from featherweight.recover.schedules import SCHEDULES
 from featherweight.recover.zeros import Zeros, trainable
@@ -126,6 +126,15 @@ class Train(Fit):
         """The train split, and the loss where nothing beside gives one."""
         objectives = [thing for thing in beside(self) if not isinstance(thing, Rewrite)]
         return ("train",) if objectives else ("train", "loss")
+
+    def check_on(self, network: Network, task: Task, batch: Batch) -> None:
+        """Raises RecipeError where there is nothing to train, and what those beside it that have a
+        ``check_on`` raise for this network and batch."""
+        trainable(network)
+        for thing in beside(self):
+            check = getattr(thing, "check_on", None)
+            if callable(check):
+                check(network, task, batch)
 
     def fit(self, network: Network, task: Task, context: Context) -> Network:
         self.check()
@@ -247,8 +256,7 @@ class _Run:
             return
         means = {name: float(loss) / self.count for name, loss in self.sums.items()}
         if not math.isfinite(means["loss"]):
-            raise RecipeError(f"the loss was {means['loss']} at step {done} of {total}; write a smaller learning rate, "
-                              f"e.g. Train(lr={self.step.lr / 10:g}), or Train(clip=1.0)")
+            raise RecipeError(f"the loss was {means['loss']} at step {done} of {total}; {advice(means, self.step.lr)}")
         speed = self.samples / max(time.monotonic() - self.started, 1e-9)
         if self.processes.rank == 0:
             self.context.progress("recover.Train", done, total, {**means, "images_per_s": speed})

@@ -42,12 +42,14 @@ class Zeros:
 
 def trainable(network: Network) -> None:
     """Raises RecipeError if no tensor can be trained, or none but biases because all weights are integers."""
+    integers = [n for n, t in network.tensors().items() if not t.is_floating_point() and t.dim() > 1]
     if not any(p.requires_grad and p.is_floating_point() for p in network.parameters()):
         raise RecipeError("the network has no trainable tensor (all are integers, or frozen); put recover.Train before "
-                          "quantize.Quantize, or write Train(during=(quantize.Quantize(...),))")
+                          "quantize.Quantize, or write Train(during=(quantize.Quantize(...),))" if integers else
+                          "the network has no trainable tensor, as all are frozen (requires_grad=False); write "
+                          "model.requires_grad_(True) before fw.capture, or network.requires_grad_(True)")
     weights = [n for call in network.calls(*WEIGHTED) for n in _stored(call.args[1])]
     matrices = [p for p in network.parameters() if p.requires_grad and p.dim() > 1]
-    integers = [n for n, t in network.tensors().items() if not t.is_floating_point() and t.dim() > 1]
     if integers and not matrices and not any(network.tensor(n).requires_grad for n in weights):
         raise RecipeError(f"all weights of the network are integers ({', '.join(integers[:3])}, ...) and cannot be "
                           "trained; put recover.Train before quantize.Quantize, or write "

@@ -122,8 +122,8 @@ class Codebook(Rewrite):
         return self.clusters if self.clusters is not None else 2 ** (5 if self.bits is None else self.bits)
 
     def needs(self) -> tuple[str, ...]:
-        """What the importance reads."""
-        return NEEDS.get(self.importance, ())
+        """What the importance and the compensation read."""
+        return NEEDS.get(self.importance, ()) + (() if self.compensate == "none" else ("calibration",))
 
     def plan(self, network: Network, task: Task) -> CodebookPlan:
         """Reads no data, unless ``importance`` does. Raises RecipeError as said above."""

@@ -10,7 +10,7 @@ from featherweight.errors import RecipeError
 from featherweight.network import Network
 from featherweight.steps.companion import ALONE, Companion, Context
 from featherweight.steps.plan import Plan
-from featherweight.task import Task
+from featherweight.task import Batch, Task
 
 
 class Stage(IntEnum):
@@ -47,6 +47,10 @@ class Rewrite(ABC):
         """What of the task ``plan`` cannot do without: names of splits, "loss", "score". A job asks for it before its
         first step. The default is nothing."""
         return ()
+
+    def check_on(self, network: Network, task: Task, batch: Batch) -> None:  # noqa: B027  (most have nothing to check)
+        """Raises RecipeError, TaskError or FileError for what cannot work, as far as the original network and one batch
+        (on its device) tell. A job calls it before its first step. The default finds nothing wrong."""
 
     def check_training(self) -> None:
         """Raises RecipeError for options that have no meaning during training; called beside ``check`` where the step
@@ -89,6 +93,9 @@ class Fit(ABC):
     def needs(self) -> tuple[str, ...]:
         """What of the task ``fit`` cannot do without; as in ``Rewrite``."""
         return ()
+
+    def check_on(self, network: Network, task: Task, batch: Batch) -> None:  # noqa: B027  (most have nothing to check)
+        """Raises an error for what cannot work on the original network and a batch; as in ``Rewrite``."""
 
     @abstractmethod
     def fit(self, network: Network, task: Task, context: Context) -> Network:

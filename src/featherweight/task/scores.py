@@ -47,6 +47,13 @@ def _check_classes(target: Tensor, classes: int, ignore: int | None = None) -> N
                         f"the network's {classes} classes, counted from 0")
 
 
+def _nothing(batches: Iterable[Batch], otherwise: str = "") -> TaskError:
+    """What is to be said where a pass gave nothing to score."""
+    split = getattr(batches, "split", "validation")
+    return TaskError(f"there was nothing to score: the {split} split gave no batches{otherwise}; Task({split}=...) "
+                     "must start a fresh pass with batches in it at every call")
+
+
 def _top(predict: Predict, batches: Iterable[Batch], k: int) -> float:
     right = seen = 0
     with torch.no_grad():
@@ -61,7 +68,7 @@ def _top(predict: Predict, batches: Iterable[Batch], k: int) -> float:
             right += int((best == labels.unsqueeze(1)).any(dim=1).sum())
             seen += labels.numel()
     if not seen:
-        raise TaskError("there was nothing to score: the split gave no batches")
+        raise _nothing(batches)
     return 100.0 * right / seen
 
 
@@ -112,7 +119,7 @@ def mean_iou(predict: Predict, batches: Iterable[Batch], ignore: int = 255) -> f
             counts = torch.bincount(pairs, minlength=classes * classes).view(classes, classes)
             matrix = counts if matrix is None else matrix + counts
     if matrix is None or not int(matrix.sum()):
-        raise TaskError("there was nothing to score: the split gave no batches, or every pixel is ignored")
+        raise _nothing(batches, ", or every pixel is ignored")
     both = matrix.diagonal().double()
     union = matrix.sum(0) + matrix.sum(1) - matrix.diagonal()
     return 100.0 * float((both[union > 0] / union[union > 0]).mean())
@@ -148,7 +155,7 @@ def explained(predict: Predict, batches: Iterable[Batch]) -> float:
             total, squares, count = total + float(wanted.sum()), squares + float(wanted.square().sum()), \
                 count + wanted.numel()
     if not count:
-        raise TaskError("there was nothing to score: the split gave no batches")
+        raise _nothing(batches)
     variance = squares - total ** 2 / count
     return 100 * (1 - error / variance) if variance > 0 else 0.0
 
@@ -180,7 +187,7 @@ def right_tokens(predict: Predict, batches: Iterable[Batch], shift: bool = True,
             right += int(((logits.argmax(2) == wanted.to(logits.device)) & counts).sum())
             seen += int(counts.sum())
     if not seen:
-        raise TaskError("there was nothing to score: the split gave no batches, or no token counts")
+        raise _nothing(batches, ", or no token counts")
     return 100.0 * right / seen
 
 
@@ -211,7 +218,7 @@ def mean_ap(predict: Predict, batches: Iterable[Batch], decode: Callable[[Any], 
             found += [Detected.of(one) for one in given]
             truths += [Truth.of(one) for one in targets]
     if not any(len(truth.labels) for truth in truths):
-        raise TaskError("there was nothing to score: the split gave no batches, or no image has a box")
+        raise _nothing(batches, ", or no image has a box")
     return 100 * average_precision(found, truths, ious)
 
 

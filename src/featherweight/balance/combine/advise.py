@@ -8,6 +8,7 @@ from pathlib import Path
 
 from featherweight import deploy
 from featherweight.balance.combine.axes import AXES, Space, told
+from featherweight.balance.combine.budget import check_scored
 from featherweight.balance.combine.job import folder_of, trials_of
 from featherweight.balance.combine.seek import ALONE, DROP, Seeker, Wanted
 from featherweight.balance.combine.trials import Trial, Watch
@@ -16,6 +17,7 @@ from featherweight.measure.layers import LayerFigures, profiled
 from featherweight.network import Network
 from featherweight.recipe import Recipe
 from featherweight.recipe.apply import Progress
+from featherweight.steps.given import check_given
 from featherweight.steps.options import SEED, Numbers, check_number
 from featherweight.task import Task
 
@@ -64,9 +66,11 @@ def advise(network: Network, task: Task, target: str = "onnxruntime", out: str |
         >>> set(advice.expected) == {"latency", "score_drop"}
         True
     """
+    check_given("advise", network, task, out, progress)
     given = {"score_drop": score_drop, "minutes": minutes, "threads": threads, "seed": seed, "seconds": seconds}
     for option, number in given.items():
         check_number("advise", option, number, NUMBERS[option])
+    check_scored("advise", task)
     watch = Watch(minutes / ALONE)
     with (folder_of(out) as folder,
           trials_of(network, task, target, folder / "search", False, resume, threads=threads, seed=seed,

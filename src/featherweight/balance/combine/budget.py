@@ -7,7 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from numbers import Real
 
-from featherweight.errors import RecipeError
+from featherweight.errors import RecipeError, TaskError
+from featherweight.measure import Measurement
+from featherweight.task import Task
 
 BYTES = {"B": 1.0, "kB": 1e3, "MB": 1e6, "GB": 1e9}
 #: figure -> units of an absolute limit, each in the figure's own (seconds, bytes, multiply-accumulates)
@@ -90,9 +92,24 @@ def _read(name: str, given: float | str) -> tuple[float, bool]:
     number, unit = float(found[1]), found[2]
     if unit == "x" and 0 < number <= 1:
         return number, True
-    if unit not in UNITS[name] or number <= 0:
+    if unit not in UNITS[name] or not 0 < number < float("inf"):
         raise RecipeError(f"{wanted}; units are {', '.join(u or 'none' for u in UNITS[name])}")
     return number * UNITS[name][unit], False
 
 
-__all__ = ["FIGURES", "Budget"]
+def check_scored(who: str, task: Task) -> None:
+    """Raises TaskError where there is no score, and so nothing to weigh what is saved against."""
+    if task.score is None:
+        raise TaskError(f"{who} weighs what is saved against what is lost of the score, and the task has none; write "
+                        "Task(score=fw.scores.top1, ...), or fw.Task.classification(train, validation)")
+
+
+def lost(before: Measurement, after: Measurement) -> float:
+    """Points of the score between two measurements. Raises TaskError where one has none: it is not taken for 0."""
+    if before.score is None or after.score is None:
+        raise TaskError(f"{(before if before.score is None else after).step} was not scored; write Task(score=..., "
+                        "validation=...)")
+    return before.score - after.score
+
+
+__all__ = ["FIGURES", "Budget", "check_scored", "lost"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import Any
 
 from featherweight import deploy
 from featherweight.balance.combine.axes import AXES, Picks, Space
-from featherweight.balance.combine.budget import FIGURES, Budget
+from featherweight.balance.combine.budget import FIGURES, Budget, check_scored, lost
 from featherweight.balance.combine.found import Found
 from featherweight.balance.combine.seek import DROP, Seeker, Wanted, front
 from featherweight.balance.combine.trials import Trial, Trials, Watch, name_of
@@ -23,12 +23,13 @@ from featherweight.network import Network
 from featherweight.processes import Processes
 from featherweight.recipe import Recipe, Result, compress
 from featherweight.recipe.apply import Progress
-from featherweight.recipe.files import State
+from featherweight.recipe.files import JOB, SEARCH, State, check_alone
 from featherweight.recipe.mark import EARLY, first_batches, job_mark, split_mark
 from featherweight.recipe.trial import check_finite, check_place, tried
 from featherweight.recipe.writing import write_json
 from featherweight.recover import Train
 from featherweight.steps import Step
+from featherweight.steps.given import check_given
 from featherweight.steps.options import SEED, Numbers, check_known, check_number
 from featherweight.task import Task
 
@@ -47,7 +48,7 @@ LEFT, LEAST_LEFT, MOST_LEFT = 0.7, 0.02, 4.0
 
 
 def search(network: Network, task: Task, budget: Budget, target: str = "onnxruntime", out: str | Path | None = None,
-           *, minimize: str | None = None, recover: Train | None = None, families: Collection[str] = tuple(AXES),
+           *, minimize: str | None = None, recover: Train | None = None, families: str | Collection[str] = tuple(AXES),
            trials: int = 60, minutes: float | None = None, threads: int = 1, seed: int = 0, seconds: float = 1.0,
            progress: Progress | None = None, resume: bool = True, preface: str = "",
            times: str | Path | None = None, workers: int | None = None) -> Found:
@@ -60,8 +61,8 @@ def search(network: Network, task: Task, budget: Budget, target: str = "onnxrunt
         with a cut gets a tenth of its epochs, one at least, and so does the original, once; what the whole training
         leaves of the drop between them is learned from the combinations that get it, four at most. The limit of the
         drop is for the trained network.
-    families: names in ``balance.combine.axes.AXES``. trials: combinations that are tried at most; minutes: how long it
-        may take, training and the last job not counted. What was found by then is the answer.
+    families: names in ``balance.combine.axes.AXES``, or one. trials: combinations that are tried at most; minutes:
+        how long it may take, training and the last job not counted. What was found by then is the answer.
     times: the folder of another device (``balance.bench_table``), on which latencies are measured instead. The search
         stops (errors.Untimed) where it needs some: deployed files wait in the folder then, to be timed there together,
         and the same call goes on with what came back.
@@ -82,16 +83,30 @@ def search(network: Network, task: Task, budget: Budget, target: str = "onnxrunt
         >>> found.result.trail[-1].file_bytes < found.result.trail[0].file_bytes
         True
     """
+    check_given("search", network, task, out, progress)
     given = {"trials": trials, "minutes": minutes, "threads": threads, "seed": seed, "seconds": seconds,
              "workers": workers}
+    families = (families,) if isinstance(families, str) else tuple(families)
     wanted = _checked(budget, minimize, families, given)
+    check_recover(recover)
+    check_scored("search", task)
     deploy.target(target)
     if Processes().several:
         raise RecipeError("search was called in several processes; call it in one, and its recipe with compress under "
                           "accelerate launch")
     with folder_of(out) as folder:
-        return _Search(network, task, budget, wanted, target, folder, recover, tuple(families), progress, resume,
+        return _Search(network, task, budget, wanted, target, folder, recover, families, progress, resume,
                        preface, given, None if times is None else Path(times)).run()
+
+
+def check_recover(given: Any) -> None:
+    """Raises RecipeError where what comes after a cut is no training, or one with options that make no sense."""
+    if given is None:
+        return
+    if not isinstance(given, Train):
+        raise RecipeError(f"search was given recover={given!r}; expected a training, as in "
+                          "search(recover=fw.recover.Train(epochs=5))")
+    given.check()
 
 
 def _checked(budget: Budget, minimize: str | None, families: Collection[str], given: Mapping[str, Any]) -> str:
@@ -131,9 +146,12 @@ class _Search:
         count, device = self.options["workers"], None
         if self.times is not None:
             device = Elsewhere(self.times, self.target, self.options["threads"])
+            device.check()
             device.begin()
+        check_alone(self.out, JOB, self.resume)
+        steps = () if self.recover is None else (self.recover,)
         with trials_of(self.original, self.task, self.target, self.out / "search", self._figures("memory"), self.resume,
-                       device, **{name: self.options[name] for name in ("threads", "seed", "seconds")}) as trials, \
+                       device, steps, **{n: self.options[n] for n in ("threads", "seed", "seconds")}) as trials, \
                 workers_of(count, trials) if count else nullcontext() as workers:
             ahead = min(max(EACH * (count or 0), CARRIED if device is not None else 1), self.options["trials"])
             return self._found(dataclasses.replace(trials, workers=workers, ahead=ahead))
@@ -161,7 +179,7 @@ class _Search:
                       trials.device.device if trials.device is not None else "")
         result = dataclasses.replace(result, search=found.to_dict())
         result.save(self.out, self._file(space, picks))
-        write_json(self.out / "search.json", result.search)
+        write_json(self.out / SEARCH, result.search)
         return dataclasses.replace(found, result=result)
 
     def _shipped(self, seeker: Seeker) -> dict[Picks, Trial]:
@@ -217,8 +235,8 @@ def short(training: Train | None) -> Train | None:
 
 def _lost(trials: Trials, training: Train) -> float:
     """Points of the score that a training costs the original."""
-    before, after = trials.start().score, trials.ready("nothing, shortly trained", (training,)).measured
-    return 0.0 if before is None or after is None or after.score is None else before - after.score
+    after = trials.ready("nothing, shortly trained", (training,)).measured
+    return 0.0 if after is None else lost(trials.start(), after)
 
 
 @contextmanager
@@ -230,13 +248,14 @@ def folder_of(out: str | Path | None) -> Iterator[Path]:
 
 @contextmanager
 def trials_of(network: Network, task: Task, target: str, folder: Path, memory: bool, resume: bool,
-              device: Elsewhere | None = None, *, threads: int, seed: int, seconds: float) -> Iterator[Trials]:
-    """The trials in a folder, which is this process's alone meanwhile. device: where latencies come from. Raises
-    RecipeError where the folder holds those of another network, task or target, TaskError for a task that does not fit
-    the network."""
+              device: Elsewhere | None = None, steps: Sequence[Step] = (), *, threads: int, seed: int,
+              seconds: float) -> Iterator[Trials]:
+    """The trials in a folder, which is this process's alone meanwhile. device: where latencies come from. steps: tried
+    on a batch, as before a job. Raises RecipeError where the folder holds those of another network, task or target,
+    TaskError for a task that does not fit the network."""
     check_finite(network, "the network to be compressed")
     begun = {split: first_batches(task, split, seed) for split in EARLY if task.has(split)}
-    known, state = tried(network, task, begun, []), State(folder)
+    known, state = tried(network, task, begun, steps), State(folder)
     mark = job_mark(network, task, (), target, begun, seed=seed, threads=threads, seconds=seconds, memory=memory,
                     times=None if device is None else str(device.folder))
     with state.held():

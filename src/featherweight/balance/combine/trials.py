@@ -19,6 +19,7 @@ from pathlib import Path
 
 from featherweight import deploy, measure
 from featherweight.balance.combine.bench import inputs_of
+from featherweight.balance.combine.budget import lost
 from featherweight.errors import FeatherweightError, Untimed
 from featherweight.judge.elsewhere import Elsewhere
 from featherweight.measure import Measurement
@@ -144,8 +145,7 @@ class Trials:
         else:
             self._carried([file])
             shares["latency"] = self.device.share(self._file(self.folder / "original"), file)
-        drop = 0.0 if start.score is None or found.score is None else start.score - found.score
-        return Trial(what, shares, drop, trained)
+        return Trial(what, shares, lost(start, found), trained)
 
     def costs(self) -> dict[str, float]:
         """What the original costs."""

@@ -22,6 +22,7 @@ from featherweight.recipe.apply import Progress
 from featherweight.recipe.files import seal, unsealed
 from featherweight.recover import Train
 from featherweight.steps import Step
+from featherweight.steps.given import check_given
 from featherweight.steps.options import SEED, Numbers, check_number
 from featherweight.task import Task
 
@@ -86,6 +87,7 @@ def tune(network: Network, task: Task, recipe: Recipe | Iterable[Step], over: Ma
         Traceback (most recent call last):
         featherweight.errors.RecipeError: tune was given the option '2.rate'; Train has no 'rate': ...
     """
+    check_given("tune", network, task, out, progress)
     steps = recipe.steps if isinstance(recipe, Recipe) else tuple(recipe)
     given = {"trials": trials, "minutes": minutes, "threads": threads, "seed": seed, "seconds": seconds}
     for option, number in given.items():

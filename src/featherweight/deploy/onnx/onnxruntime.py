@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from featherweight.deploy.nest import feed, given, nested
+from featherweight.deploy.nest import FLOAT32, feed, given, nested
 from featherweight.deploy.onnx.file import METADATA, beside, write
 from featherweight.deploy.onnx.model import to_onnx
 from featherweight.deploy.onnx.passes import ONNX_RUNTIME
@@ -23,6 +23,9 @@ from featherweight.network import Network, Signature, fold_batch_norm
 #: operators that ONNX Runtime 1.32 has no kernel of float64 for
 NO_DOUBLES = {"Conv", "ConvTranspose", "InstanceNormalization", "Erf", "Gelu", "HardSigmoid", "Elu", "Softplus", "LSTM",
               "GRU", "RNN", "AveragePool", "GlobalAveragePool", "Resize", "PRelu", "LeakyRelu"}
+#: the same of bfloat16, which it only moves about: most operators that compute
+NO_BFLOATS = {*NO_DOUBLES, "Gemm", "MatMul", "Add", "Sub", "Mul", "Div", "Pow", "Min", "Max", "Relu", "Sigmoid", "Tanh",
+              "Exp", "Sqrt", "Neg", "Abs", "Softmax", "ReduceMean", "ReduceMax", "Expand", "MaxPool"}
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,7 @@ class OnnxRuntime:
     def export(self, network: Network, path: str | Path) -> int:
         """Writes ``network`` as ONNX; gives the bytes written. Raises ExportError naming operator and module."""
         model, outputs = to_onnx(fold_batch_norm(network).eval(), ONNX_RUNTIME, for_onnx_runtime)
-        _check_doubles(model)
+        _check_kernels(model)
         return write(model, outputs, Path(path))
 
     def files(self, path: str | Path) -> tuple[Path, ...]:
@@ -59,14 +62,17 @@ class OnnxRuntime:
         return OnnxRunner(session, like, json.loads(text)["outputs"])
 
 
-def _check_doubles(model: Any) -> None:
-    """Raises ExportError for an operator that ONNX Runtime has no kernel of float64 for."""
+def _check_kernels(model: Any) -> None:
+    """Raises ExportError for an operator that ONNX Runtime has no kernel of float64 or bfloat16 for."""
     import onnx_ir as ir
 
+    without = {ir.DataType.DOUBLE: ("float64", NO_DOUBLES), ir.DataType.BFLOAT16: ("bfloat16", NO_BFLOATS)}
     for node in model.graph:
-        if node.op_type in NO_DOUBLES and any(v is not None and v.dtype is ir.DataType.DOUBLE for v in node.inputs):
-            raise ExportError(f"the network computes {node.op_type} ({node.name}) in float64, for which ONNX Runtime "
-                              "has no kernel; capture the model in float32: fw.capture(model.float(), inputs.float())")
+        for dtype in {v.dtype for v in node.inputs if v is not None} & without.keys():
+            name, operators = without[dtype]
+            if node.op_type in operators:
+                raise ExportError(f"the network computes {node.op_type} ({node.name}) in {name}, for which ONNX "
+                                  f"Runtime has no kernel; {FLOAT32}")
 
 
 def inference_session(path: str | Path, threads: int) -> Any:

@@ -17,13 +17,13 @@ from featherweight.distill.losses.response import bounded, divergence, soft_cros
 from featherweight.distill.outputs import check_output, choose, targets
 from featherweight.distill.taps.paths import output_node
 from featherweight.distill.taps.places import Place, places, stages
-from featherweight.distill.teachers import Teacher, started
+from featherweight.distill.teachers import Teacher, check_teacher, started, tried
 from featherweight.errors import RecipeError
 from featherweight.network import Network
 from featherweight.network.devices import device_of
 from featherweight.steps import Companion, Context
 from featherweight.steps.options import Numbers, check_numbers
-from featherweight.task import Inputs, Task, call
+from featherweight.task import Batch, Inputs, Task, call
 
 SHARE = Numbers(0.1, least=0, most=1, noun="a share,")
 
@@ -233,6 +233,13 @@ class Regression:
         """Raises RecipeError for options that make no sense."""
         check_numbers(self, {"weight": Numbers(0.5, above=0), "margin": Numbers(0.0, least=0)})
         check_output(self)
+        check_teacher("Regression", self.teacher)
+
+    def check_on(self, network: Network, task: Task, batch: Batch) -> None:
+        """Raises RecipeError where the teacher or the target does not fit what ``network`` gives for a batch."""
+        teacher = tried(self.teacher, network, batch[0], "Regression")
+        with torch.no_grad():
+            _Bound(self, teacher).loss(batch[0], call(network, batch[0]), batch[1])
 
     def start(self, network: Network, task: Task, context: Context) -> Companion:
         self.check()
@@ -245,7 +252,7 @@ class _Bound(Companion):
 
     def loss(self, inputs: Inputs, output: Any, target: Any) -> Tensor:
         given = choose(output, self.options.output)
-        wanted = choose(self.teacher.values(inputs)[0], self.options.output)
+        wanted = choose(self.teacher.values(inputs)[0], self.options.output, "the teacher")
         asked = list(getattr(target, "shape", ()))
         if not list(given.shape) == list(wanted.shape) == asked:
             raise RecipeError(f"distill.Regression was given outputs of shape {list(given.shape)}, by the teacher "

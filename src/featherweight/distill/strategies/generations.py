@@ -13,7 +13,7 @@ from featherweight.network import Network
 from featherweight.seeds import seed_from
 from featherweight.steps import Context, Fit
 from featherweight.steps.options import Numbers, check_numbers
-from featherweight.task import Task
+from featherweight.task import Batch, Task
 
 TAUGHT = Logits(temperature=1.0, weight=0.5)
 
@@ -43,6 +43,11 @@ class BornAgain(Fit):
                               "BornAgain(recover.Train(epochs=5))")
         self.train.check()
         self.taught.check()
+
+    def check_on(self, network: Network, task: Task, batch: Batch) -> None:
+        """Raises what the training of the first generation raises."""
+        dataclasses.replace(self.train, distill=dataclasses.replace(self.taught, teacher=None)).check_on(network, task,
+                                                                                                       batch)
 
     def fit(self, network: Network, task: Task, context: Context) -> Network:
         self.check()

@@ -43,6 +43,9 @@ from featherweight.network.snapshot import Snapshot
 
 FORMAT = "featherweight 1"
 ASSEMBLY_FORMAT = "featherweight assembly 1"
+#: how files of other kinds begin -> what to say of one
+OTHERS = {b"\x93FWZ": "an archive: write fw.codec.unpack(archive, 'network.fw') first",
+          b"\x08": "an ONNX file, which a runtime loads: fw.load takes the network.fw beside it"}
 HEADER_LIMIT = 100_000_000  #: bytes; as safetensors has it
 
 
@@ -161,6 +164,8 @@ def _part(full: str, parts: Collection[str]) -> str:
 
 
 def _read(path: Path) -> tuple[str, Any, dict[str, Tensor]]:
+    if path.is_dir():
+        raise FileError(f"{path} is a folder; write the name of a file in it: fw.load({str(path / 'network.fw')!r})")
     if not path.is_file():
         raise FileError(f"{path}: no such file")
     size = path.stat().st_size
@@ -171,6 +176,10 @@ def _read(path: Path) -> tuple[str, Any, dict[str, Tensor]]:
         if head[:2] == b"PK" or head[:1] == b"\x80":
             raise FileError(f"{path} holds a pickle (a torch.save file?), which can run code when read; it was not "
                             "opened. Save a network with network.save(path)")
+        if head[8:9] not in (b"", b"{"):
+            other = next((said for begins, said in OTHERS.items() if head.startswith(begins)), "")
+            raise FileError(f"{path} is no featherweight file, " + (f"it looks like {other}" if other else
+                            "or a damaged one; such files are written by network.save(path)"))
         raise FileError(f"{path} is no featherweight file or is truncated: its header claims {length} of {size} bytes")
     try:
         with safetensors.safe_open(path, "pt") as file:
