@@ -191,7 +191,7 @@ def test_integer_weights_are_left_alone_and_a_network_of_integers_is_refused() -
     assert not torch.equal(trained.tensor("head.weight"), network.tensor("head.weight"))
     for parameter in network.parameters():
         parameter.requires_grad_(False)
-    with pytest.raises(RecipeError, match=r"no trainable tensor.*before quantize\.Quantize"):
+    with pytest.raises(RecipeError, match=r"no trainable tensor.*write model\.requires_grad_\(True\)"):
         Train().fit(network, task(), Context())
 
 
