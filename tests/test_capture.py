@@ -639,3 +639,18 @@ def test_every_call_knows_its_module_and_line():
     padding = net.calls(aten.pad.default)[0]
     assert padding.meta["module"] == "layer2.0"
     assert padding.meta["source"].startswith("problems.py:")
+
+
+class Turned(nn.Module):
+    """A product that is turned around: whether its memory is in order depends on that of the input."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.exp().permute(1, 0, 2).contiguous().view(-1, x.shape[2])
+
+
+@pytest.mark.parametrize("turned", [True, False])
+def test_a_view_of_what_was_turned_around_takes_any_memory(turned: bool) -> None:
+    given = torch.randn(4, 3, 5).permute(1, 0, 2), torch.randn(3, 4, 5)
+    found = fw.capture(Turned().eval(), given[0] if turned else given[1])
+    for x in given:
+        assert torch.equal(found(x), Turned()(x))

@@ -17,6 +17,9 @@ from featherweight.network.edit import remove_dead
 from featherweight.network.operators import ASSERTIONS
 
 aten = torch.ops.aten
+#: operators that give an axis another place
+TURNS: set[Any] = {aten.permute.default, aten.transpose.int, aten.t.default, aten.swapaxes.default,
+                   aten.movedim.int, aten.movedim.intlist}
 
 
 def _gradients(node: Node) -> tuple[bool, Node, list[Any]]:
@@ -102,6 +105,14 @@ def drop_identities(graph: Graph) -> None:
             graph.erase_node(node)
 
 
+def loosen_views(graph: Graph) -> None:
+    """A view of what was turned around becomes a reshape. The exporter leaves a ``contiguous()`` out where the memory
+    of its example is in order, which depends on the kernel that an attention happened to run, and so on sizes."""
+    for node in graph.nodes:
+        if node.target is aten.view.default and node.args[0].target in TURNS:
+            node.target = aten.reshape.default
+
+
 def tidy(graph: Graph, constants: dict[str, Tensor], parameters: Collection[str]) -> None:
     """All of the above in order, constants folded and in-place calls made functional between them, also those that
     write into these ``parameters``."""
@@ -113,4 +124,5 @@ def tidy(graph: Graph, constants: dict[str, Tensor], parameters: Collection[str]
     free_factories(graph)
     fold_constants(graph, constants)
     make_functional(graph, parameters)
+    loosen_views(graph)
     remove_dead(graph)
