@@ -620,7 +620,7 @@ class Alone(nn.Module):
     (lambda: fw.capture(PROBLEMS["mlp"].factory(), "x"), "example inputs are a str; expected a tensor, a tuple"),
     (lambda: fw.capture(PROBLEMS["mlp"].factory(), rows(2, 5)), "does not run on the example inputs: RuntimeError"),
     (lambda: fw.capture(network(PROBLEMS["mlp"]), rows()), "captured already"),
-    (lambda: fw.capture(_model(lambda m, x: F.dropout(x * m.weight, 0.5)), rows(2, 3), parts=False),
+    (lambda: fw.capture(_model(lambda m, x: F.dropout(x * m.weight, 0.5)), rows(16, 3), parts=False),
      "is the model random in evaluation mode"),
 ])
 def test_wrong_uses_of_capture(call, message):
