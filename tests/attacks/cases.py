@@ -322,7 +322,7 @@ def packed(path: Path) -> Any:
 
 
 def reported(path: Path) -> Any:
-    report(path)
+    report([path])
     return True
 
 
