@@ -261,6 +261,19 @@ def test_the_largest_of_values_is_not_rounded_by_the_kernel_that_takes_it(tmp_pa
     assert deploy.verify(small, deployed(small, tmp_path / "q.xml"), (torch.randn(3, 3, 8, 8),)).max_rel < 1e-5
 
 
+@pytest.mark.parametrize(("model", "shape"), [
+    (nn.Conv2d(3, 8, (3, 5), padding=(1, 2), padding_mode="circular"), (3, 6, 7)),
+    (nn.Sequential(nn.Conv1d(3, 8, 5, padding=2), nn.ReLU(), nn.Conv1d(8, 4, 3, padding=1, padding_mode="circular")),
+     (3, 9))], ids=["images", "rows"])
+def test_a_pad_that_goes_around(tmp_path, model, shape):
+    net = fw.capture(model.eval(), torch.randn(2, *shape))
+    task = fw.Task(calibration=[(torch.randn(2, *shape), None)])
+    small = fw.quantize.Quantize(target="openvino").plan(net, task).apply(net)
+    for i, network in enumerate((net, small)):
+        runner = deployed(network, tmp_path / f"{i}.xml")
+        assert deploy.verify(network, runner, (torch.randn(3, *shape),)).max_rel < 1e-5
+
+
 def test_equal_networks_give_equal_files_a_quarter_as_large_in_int8(tmp_path):
     torch.manual_seed(0)
     network = fw.capture(nn.Sequential(nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 64)).eval(), torch.randn(2, 256))

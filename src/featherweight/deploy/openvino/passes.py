@@ -1,11 +1,12 @@
 """Rewrites of an exported model for OpenVINO, exact. It adds float biases within its integer kernels and takes any
-number of channels; these forms it computes wrongly, or does not join (seen on 2026.4):
+number of channels; these forms it computes wrongly, does not join, or does not have (seen on 2026.4):
 
 - An average that counts zeros around its input counts integers of 0 instead, which are not zero where the grid has a
   zero point.
 - The stride of a convolution with a window of one moves to the call before, as if it had no padding.
 - The axis of a Fourier transform is taken for 1, whatever it is.
 - The largest or least of floats along an axis, rounded behind it: the kernel that does both gives other numbers.
+- A pad that goes around: what stands at the other end is put before and behind.
 - Values of fewer than 8 bits are cut off before the rounding instead of after it (``onnx.ready.cut_off``): OpenVINO
   joins a rounding with what reads it only where nothing is between.
 """
@@ -121,7 +122,35 @@ def _largest_of_rounded(graph: Any, node: Any) -> None:
     graph.remove(rounding, safe=True)
 
 
-OPENVINO: Passes = {"Max": (clamp_by_relu,), "Clip": (_clamp_floats,),
-                    "Pad": (pad_in_convolutions, pad_whole_numbers), "AveragePool": (whole_windows, _zeros_counted),
-                    "Conv": (_window_of_two,), "DFT": (_along_first,),
-                    "ReduceMax": (_largest_of_rounded,), "ReduceMin": (_largest_of_rounded,)}
+def _around(graph: Any, node: Any) -> None:
+    """A pad that goes around, axis by axis: the end, the whole and the beginning, one behind the other."""
+    import onnx_ir as ir
+
+    mode = node.attributes["mode"].as_string() if "mode" in node.attributes else "constant"
+    pads = constant_value(node.inputs[1])
+    if mode != "wrap" or pads is None or len(node.inputs) > 3:
+        return
+    made: list[Any] = []
+    value, rank = node.inputs[0], len(pads) // 2
+
+    def part(axis: int, start: int, end: int) -> Any:
+        name = f"{node.name}_{axis}_{start}"
+        ends = [constant(graph, f"{name}_{what}", np.array([number], np.int64))
+                for what, number in (("start", start), ("end", end), ("axis", axis))]
+        made.append(ir.node("Slice", [value, *ends], name=name))
+        return made[-1].outputs[0]
+
+    for axis in np.flatnonzero(pads[:rank] + pads[rank:]).tolist():
+        before, behind = int(pads[axis]), int(pads[rank + axis])
+        parts = [part(axis, -before, np.iinfo(np.int64).max)] * (before > 0) + [value]
+        parts += [part(axis, 0, behind)] * (behind > 0)
+        made.append(ir.node("Concat", parts, {"axis": axis}, name=f"{node.name}_{axis}"))
+        value = made[-1].outputs[0]
+    if made:
+        replace(graph, node, made)
+
+
+OPENVINO: Passes = {
+    "Max": (clamp_by_relu,), "Clip": (_clamp_floats,), "Pad": (pad_in_convolutions, pad_whole_numbers, _around),
+    "AveragePool": (whole_windows, _zeros_counted), "Conv": (_window_of_two,), "DFT": (_along_first,),
+    "ReduceMax": (_largest_of_rounded,), "ReduceMin": (_largest_of_rounded,)}
