@@ -288,6 +288,7 @@ OPERATORS = [
     "aten.from_file.default", "aten.save.default", "aten.save", "aten.set_.source_Storage", "aten.set_.source_Tensor",
     "aten.resize_.default", "aten.record_stream.default", "aten.set_data.default", "aten.data.default", "aten.add.out",
     "aten._foobar.default", "aten._print.default", "aten._reshape_alias.default", "aten.as_strided_.default",
+    "aten.linalg_eigvals.default",
     "aten._nested_view_from_buffer.default", "aten._sparse_coo_tensor_unsafe.default", "aten.manual_seed.default",
     "aten.max_pool2d_with_indices_backward.default", "aten.fbgemm_linear_int8_weight.default",
     "aten.quantized_lstm.input", "aten.manual_seed",

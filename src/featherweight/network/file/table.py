@@ -7,8 +7,9 @@ them. Public forms check what they are given; the private kernels below them do 
 holds the table complete over the problems and over the files of earlier versions; ``make fuzz`` calls all of it.
 
 A name stands for all its overloads that ``allowed.refusal`` lets through. Left out on purpose: what gives memory that
-nobody wrote (``empty``), what trusts the numbers in its tensors (pooling at given fractions, LU factors), what loops as
-often as an argument says (``diff``, ``combinations``), and views without their checks (``as_strided``).
+nobody wrote (``empty``), what trusts the numbers in its tensors (pooling at given fractions, LU factors, eigenvalues
+alone, which end the process where a number is NaN), what loops as often as an argument says (``diff``,
+``combinations``), and views without their checks (``as_strided``).
 """
 
 from __future__ import annotations
@@ -73,7 +74,7 @@ LAYERS = """
 
 ALGEBRA = """
     cholesky cholesky_inverse cholesky_solve det inverse linalg_cholesky linalg_cholesky_ex linalg_cond linalg_cross
-    linalg_det linalg_diagonal linalg_eig linalg_eigh linalg_eigvals linalg_eigvalsh linalg_inv linalg_inv_ex
+    linalg_det linalg_diagonal linalg_eig linalg_eigh linalg_eigvalsh linalg_inv linalg_inv_ex
     linalg_lu linalg_lu_factor linalg_matmul linalg_matrix_exp linalg_matrix_norm linalg_matrix_power
     linalg_matrix_rank linalg_multi_dot linalg_norm linalg_pinv linalg_qr linalg_slogdet linalg_solve
     linalg_solve_triangular linalg_svd linalg_svdvals linalg_tensorinv linalg_tensorsolve linalg_vander linalg_vecdot
