@@ -172,7 +172,7 @@ def sharing() -> Figure:
                       f"{np.mean([r['whole_test_error'] for r in seeds]):.2f}",
                       f"{np.mean([r['test_error'] for r in seeds]):.2f}"])
     for name, row in found.items():
-        if name.startswith("resnet20"):
+        if name.startswith(("resnet20", "resnet56")):
             bars.append(Bar(name, row["ratio"], f"{row['ratio']:.0f} x", True))
             lines.append([name, f"{row['bytes'] / 1e3:.1f}", f"{row['ratio']:.0f}", f"{row['whole_test_error']:.2f}",
                           f"{row['test_error']:.2f}"])
