@@ -55,7 +55,6 @@ ARMS = {"lenet_300_100": Arm(0.968, (25, 30)), "lenet_300_100 smaller": Arm(0.98
         "lenet_5": Arm(0.985, (4, 8), quick=True), "lenet_5 smaller": Arm(0.993, (4, 8), quick=True),
         "lenet_5 longer": Arm(0.983, (9, 14), allowed=0.04, quick=True),
         "lenet_5 longest": Arm(0.981, (15, 30), allowed=0.02, quick=True),
-        "lenet_5 longest, between": Arm(0.983, (15, 30), allowed=0.0, quick=True),
         "lenet_5 longest, fewer kept": Arm(0.984, (15, 30), allowed=0.08, quick=True),
         "lenet_5 longest, fewer kept, nothing lost": Arm(0.984, (15, 30), allowed=0.0, quick=True)}
 
