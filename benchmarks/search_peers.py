@@ -1,11 +1,13 @@
-"""The fastest ResNet-20 that ``fw.search`` found in OpenVINO, beside NNCF's int8 and Torch-Pruning with NNCF's int8.
+"""The fastest ResNet-20 that ``fw.search`` found, beside a peer's int8 and Torch-Pruning with the peer's int8.
 
-    python benchmarks/search_peers.py --checkpoints FOLDER
+    python benchmarks/search_peers.py --checkpoints FOLDER [openvino | onnxruntime]
 
-After ``search.py "fast openvino"``, whose file in out/search/openvino is taken; needs openvino, nncf and torch-pruning.
+The peer in OpenVINO is NNCF, in ONNX Runtime Olive (its ``OnnxStaticQuantization``), both with their defaults. After
+``search.py "fast openvino" fast``, whose files in out/search are taken; needs openvino and nncf, or olive-ai and
+requests, and torch-pruning.
 All start from the same weights, calibrate on the same 512 training images, and are trained no more. Torch-Pruning cuts
-the inner channels of every block (``beside_torch_pruning.py``), batch norm is estimated again, and NNCF rounds; of the
-cuts, the mildest is taken with which that takes no longer than ours. One thread, batch 1, all files in turn in one
+the inner channels of every block (``beside_torch_pruning.py``), batch norm is estimated again, and the peer rounds; of
+the cuts, the mildest is taken with which that takes no longer than ours. One thread, batch 1, all files in turn in one
 process. The test images are scored once a file. Rows go into benchmarks/results/search_peers.json.
 """
 
@@ -14,11 +16,10 @@ from __future__ import annotations
 import argparse
 import tempfile
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import nncf
-import openvino
 import torch
 from beside_torch_pruning import FILES, Bench, cifar10
 from rows import Rows
@@ -27,68 +28,117 @@ from torch import Tensor
 
 import featherweight as fw
 from featherweight import deploy
-from featherweight.deploy.openvino.target import core, options
 
 #: times fewer MACs of the inner channels that are tried
 CUTS = (1.1, 1.2, 1.3, 1.5, 1.8, 2.1, 2.5, 3.0, 4.0)
 IMAGES, SECONDS = 512, 2.0
-TARGET = deploy.target("openvino")
 
 
-def rounded(network: fw.Network, task: fw.Task, file: Path) -> Path:
-    """NNCF's default int8 of a network."""
-    TARGET.export(network, file)
-    images = [x.numpy() for x, _ in task.batches("calibration")]
+def by_nncf(file: Path, images: Tensor) -> Path:
+    import nncf
+    import openvino
+
     made = file.with_name(f"{file.stem}_int8.xml")
-    openvino.save_model(nncf.quantize(core().read_model(file), nncf.Dataset(images)), made, compress_to_fp16=False)
+    few = nncf.Dataset([image.numpy() for image in images.split(1)])
+    openvino.save_model(nncf.quantize(openvino.Core().read_model(file), few), made, compress_to_fp16=False)
     return made
 
 
-def run(file: Path) -> Callable[[Tensor], Tensor]:
-    """The file in a plain session: its outputs."""
+def by_olive(file: Path, images: Tensor) -> Path:
+    from olive import run
+    from olive.data.registry import Registry
+
+    Registry.register_dataset("images")(lambda **options: [({"x": image.numpy()}, 0) for image in images])
+    folder = file.with_name(f"{file.stem}_int8")
+    run({"input_model": {"type": "ONNXModel", "model_path": str(file)},
+         "data_configs": [{"name": "few", "load_dataset_config": {"type": "images"},
+                           "dataloader_config": {"batch_size": 1}}],
+         "passes": {"rounded": {"type": "OnnxStaticQuantization", "data_config": "few"}},
+         "output_dir": str(folder), "cache_dir": str(folder / "cache")})
+    return folder / "model.onnx"
+
+
+def in_openvino(file: Path) -> Callable[[Tensor], Tensor]:
+    from featherweight.deploy.openvino.target import core, options
+
     request = core().compile_model(core().read_model(file), "CPU", options(1, "f32")).create_infer_request()
     return lambda x: torch.from_numpy(request.infer([x.numpy()], share_inputs=True)[0].copy())
 
 
-def shares(files: Mapping[str, Path]) -> dict[str, float]:
+def in_onnxruntime(file: Path) -> Callable[[Tensor], Tensor]:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(str(file), options)
+    return lambda x: torch.from_numpy(session.run(None, {"x": x.numpy()})[0])
+
+
+@dataclass(frozen=True)
+class Rival:
+    """A peer in its runtime. int8: its default int8 of a deployed file. run: a file in a plain session."""
+
+    name: str
+    runtime: str
+    int8: Callable[[Path, Tensor], Path]
+    run: Callable[[Path], Callable[[Tensor], Tensor]]
+
+    def rounded(self, network: fw.Network, task: fw.Task, file: Path) -> Path:
+        deploy.target(self.runtime).export(network, file)
+        return self.int8(file, torch.cat([x for x, _ in task.batches("calibration")]))
+
+
+RIVALS = {"openvino": Rival("NNCF", "openvino", by_nncf, in_openvino),
+          "onnxruntime": Rival("Olive", "onnxruntime", by_olive, in_onnxruntime)}
+
+
+def shares(rival: Rival, files: Mapping[str, Path]) -> dict[str, float]:
     """What each file takes of the first one's seconds, in the same rounds."""
     image = next(iter(cifar10.task().batches("validation")))[0][:1]
-    calls = {name: partial(run(file), image) for name, file in files.items()}
-    timed = fw.measure.interleave(calls, seconds=SECONDS, threads=1, batch=1, runtime="openvino")
+    calls = {name: partial(rival.run(file), image) for name, file in files.items()}
+    timed = fw.measure.interleave(calls, seconds=SECONDS, threads=1, batch=1, runtime=rival.runtime)
     first = next(iter(timed.values())).median_s
     return {name: taken.median_s / first for name, taken in timed.items()}
 
 
-def top1(file: Path, task: fw.Task) -> float:
-    infer = run(file)
-    right = [(infer(x).argmax(1) == y).float() for x, y in task.batches("test")]
+def top1(call: Callable[[Tensor], Tensor], task: fw.Task) -> float:
+    right = [(call(x).argmax(1) == y).float() for x, y in task.batches("test")]
     return 100 * float(torch.cat(right).mean())
+
+
+def raced(rival: Rival, checkpoints: Path) -> None:
+    rows, task, bench = Rows("search_peers.json"), cifar10.task(calibration_images=IMAGES), Bench(checkpoints)
+    target = deploy.target(rival.runtime)
+    behind = "" if rival.runtime == "openvino" else f", {rival.runtime}"
+    with tempfile.TemporaryDirectory() as folder:
+        files = {"float": Path(folder, f"float{target.suffix}"), "ours": WORK / rival.runtime / f"model{target.suffix}"}
+        whole = cifar10.network(20, str(checkpoints / FILES[20]))
+        target.export(whole, files["float"])
+        files[rival.name] = rival.rounded(whole, task, Path(folder, f"whole{target.suffix}"))
+        ours = shares(rival, files)["ours"]
+        for fewer in CUTS:
+            cut = bench.normed(bench.theirs(20, fewer, False))
+            name = f"Torch-Pruning {fewer}x and {rival.name}"
+            pair = {**files, name: rival.rounded(cut, task, Path(folder, f"cut{fewer}{target.suffix}"))}
+            share = shares(rival, pair)[name]
+            print(name, share, "ours", ours, flush=True)
+            if share <= ours:
+                break
+        for name, share in shares(rival, pair).items():
+            row = f"{name}{behind}"
+            rows.add(row, {"top1": top1(rival.run(pair[name]), task), "latency": share, "calibration_images": IMAGES,
+                           "bytes": sum(f.stat().st_size for f in target.files(pair[name]))})
+            print(row, rows[row], flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runtimes", nargs="*", metavar="RUNTIME", help=", ".join(RIVALS))
     parser.add_argument("--checkpoints", type=Path, required=True)
     given = parser.parse_args()
     torch.set_num_threads(1)
-    rows, task, bench = Rows("search_peers.json"), cifar10.task(calibration_images=IMAGES), Bench(given.checkpoints)
-    whole = cifar10.network(20, str(given.checkpoints / FILES[20]))
-    with tempfile.TemporaryDirectory() as folder:
-        files = {"float": Path(folder, "float.xml"), "ours": WORK / "openvino/model.xml"}
-        TARGET.export(whole, files["float"])
-        files["NNCF"] = rounded(whole, task, Path(folder, "whole.xml"))
-        ours = shares(files)["ours"]
-        for fewer in CUTS:
-            cut = bench.normed(bench.theirs(20, fewer, False))
-            name = f"Torch-Pruning {fewer}x and NNCF"
-            pair = {**files, name: rounded(cut, task, Path(folder, f"cut{fewer}.xml"))}
-            share = shares(pair)[name]
-            print(name, share, "ours", ours, flush=True)
-            if share <= ours:
-                break
-        for name, share in shares(pair).items():
-            rows.add(name, {"top1": top1(pair[name], task), "latency": share, "calibration_images": IMAGES,
-                            "bytes": sum(f.stat().st_size for f in TARGET.files(pair[name]))})
-            print(name, rows[name], flush=True)
+    for runtime in given.runtimes or RIVALS:
+        raced(RIVALS[runtime], given.checkpoints)
 
 
 if __name__ == "__main__":

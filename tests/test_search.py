@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 from collections.abc import Sequence
@@ -19,6 +20,7 @@ import problems
 from featherweight.balance.combine import surrogate
 from featherweight.balance.combine.axes import AXES, Amount, Axis, Space
 from featherweight.balance.combine.found import _row as row_of
+from featherweight.balance.combine.job import short
 from featherweight.balance.combine.seek import DROP, Seeker, Wanted, front
 from featherweight.balance.combine.trials import Trial, Watch
 from featherweight.cli import show
@@ -138,6 +140,37 @@ def test_what_is_found_is_nearly_what_trying_everything_finds(seed: int) -> None
     assert found.shares["latency"] <= 1.05 * best.shares["latency"]
 
 
+class Trained(Made):
+    """Of what is lost beyond the points that the short training itself costs, training leaves a fifth."""
+
+    def taken(self, what: str, steps: Sequence[Any]) -> Trial:
+        plain = super().taken(what, [step for step in steps if isinstance(step, fw.prune.Layers)])
+        short = len(steps) > sum(isinstance(step, fw.prune.Layers) for step in steps)
+        self.short = [*getattr(self, "short", []), *([plain] if short else [])]
+        return dataclasses.replace(plain, drop=2.0 + 0.2 * plain.drop, probe=True) if short else plain
+
+
+@pytest.mark.parametrize(("minimize", "limits"), [("latency", {DROP: 0.4}), (DROP, {"latency": 0.5})])
+def test_only_what_loses_too_much_is_trained(minimize: str, limits: dict[str, float]) -> None:
+    names = ("a", "b", "c")
+    offers = tuple(tuple(Amount(str(i), i / 4, fw.prune.Layers(count=i, names=(name,))) for i in range(1, 9))
+                   for name in names)
+    made, wanted = Trained(Space(names, offers), 0), Wanted(limits, minimize, 0.1, short=2.0)
+    seeker = Seeker(made, made.space, wanted, Watch(None), 80, lambda what, done: None,  # type: ignore[arg-type]
+                    fw.recover.Train(epochs=1))
+    seeker.run()
+    best = seeker.known[seeker.best]
+    assert wanted.met(best)
+    assert best.probe
+    plain = [trial for trial in seeker.known.values() if not trial.probe]
+    if minimize == DROP:
+        assert len(plain) == 1  # nothing at all
+    else:
+        assert {trial.what for trial in made.short} == {t.what for t in seeker.known.values() if t.probe}
+        assert all(trial.drop > 0.4 for trial in made.short)
+        assert len(plain) > 1
+
+
 def test_amounts_that_change_nothing_alone_are_in_no_combination() -> None:
     names = ("a", "b")
     offers = tuple(tuple(Amount(str(i), i / 4, fw.prune.Layers(count=i, names=(name,))) for i in range(1, 4))
@@ -192,6 +225,34 @@ def test_a_trial_with_the_short_training_says_so() -> None:
     assert not wanted.met(shipped)
     wanted = Wanted({DROP: 1.0}, "latency", 0.1, short=1.5, left=2.0)
     assert (wanted.figure(probe, DROP), wanted.figure(shipped, DROP)) == (1.0, 2.0)
+
+
+def test_time_is_kept_for_trainings(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr("time.monotonic", lambda: now)
+    watch, endless = Watch(10), Watch(None)
+    now += 120
+    assert (watch.spent, watch.left, endless.spent) == (0.2, 480.0, 0.0)
+    for seconds, spent in ((120, 0.25), (1e6, 0.4)):  # half of all at most
+        watch.keep(seconds)
+        assert (watch.spent, watch.left) == (spent, 480.0)
+    endless.keep(1e6)
+    assert (endless.spent, endless.left) == (0.0, float("inf"))
+
+
+@pytest.mark.parametrize(("epochs", "few", "rate"), [(1, 1, 0.1), (4, 1, 0.05), (160, 16, 0.1 / 10**0.5)])
+def test_the_short_training(epochs: int, few: int, rate: float) -> None:
+    made = short(fw.recover.Train(epochs=epochs, lr=0.1))
+    assert made is not None
+    assert (made.epochs, made.lr) == (few, pytest.approx(rate))
+
+
+def test_the_best_that_needs_no_training() -> None:
+    seeker = Seeker(None, None, Wanted({DROP: 1.0}, "latency", 0.1), Watch(None), 9,  # type: ignore[arg-type]
+                    lambda what, done: None)
+    seeker.known = {(0,): Trial("", {"latency": 1.0}, 0.0), (1,): Trial("", {"latency": 0.8}, 0.1),
+                    (2,): Trial("", {"latency": 0.5}, 0.1, probe=True)}
+    assert (seeker.best, seeker.best_of(trained=False)) == ((2,), (1,))
 
 
 def test_the_front() -> None:
@@ -282,9 +343,15 @@ def test_trials_take_up_operators_that_the_network_has(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_with_a_training_after_the_cut(tmp_path: Path) -> None:
     train = fw.recover.Train(epochs=1, lr=0.01)
-    found = looked(tmp_path, recover=train, trials=5)
+    given: dict[str, Any] = {"out": tmp_path, "families": TWO, "trials": 5, "seconds": 0.01, "recover": train}
+    found = fw.search(NETWORK, TASK, fw.Budget(macs=0.8), **given)
     assert train in found.recipe.steps
     assert found.chosen.trained
+    loose = fw.search(NETWORK, TASK, fw.Budget(macs=0.8, score_drop=100.0), minimize="file_bytes", **given)
+    assert train not in loose.recipe.steps
+    assert not loose.chosen.trained
+    with pytest.raises(RecipeError, match=r"does not stand: .*fw\.compress\(network, task, fw\.Recipe"):
+        fw.search(NETWORK, TASK, fw.Budget(macs=0.8), **{**given, "recover": fw.recover.Train(epochs=1, lr=1e30)})
 
 
 # ---- the command line and the page

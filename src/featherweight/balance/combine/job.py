@@ -40,11 +40,13 @@ NUMBERS = {"trials": Numbers(60, least=1, whole=True), "minutes": Numbers(30, ab
 CARRIED = 16
 #: combinations that are made as they would ship, at most
 SHIPPED = 4
+#: trainings of combinations as they would ship that time is kept for, before one was made
+KEPT = 2
 #: share of a training's epochs that a trial gets
 PROBE = 0.1
 #: what the whole training is taken to leave of what a trial lost beyond the original with the short training, before
 #: one was seen; and what it leaves at least and at most
-LEFT, LEAST_LEFT, MOST_LEFT = 0.7, 0.02, 4.0
+LEFT, LEAST_LEFT, MOST_LEFT = 0.4, 0.02, 4.0
 
 
 def search(network: Network, task: Task, budget: Budget, target: str = "onnxruntime", out: str | Path | None = None,
@@ -57,12 +59,14 @@ def search(network: Network, task: Task, budget: Budget, target: str = "onnxrunt
     budget: the limits, which hold together. minimize: what is to be least within them, "latency", "file_bytes",
         "archive_bytes", "macs", "memory" or "score_drop"; None takes the score's drop where the budget does not limit
         it, else the latency.
-    recover: a training after the cut (and before integers), beside which weights are pruned; None is none. Every trial
-        with a cut gets a tenth of its epochs, one at least, and so does the original, once; what the whole training
-        leaves of the drop between them is learned from the combinations that get it, four at most. The limit of the
-        drop is for the trained network.
+    recover: a training after the cut (and before integers), beside which weights are pruned; None is none. Whatever is
+        cut is tried without it first, and stays untrained where it loses no more than it may; where the drop itself is
+        to be least, and where more is lost, it gets a tenth of the epochs, one at least, and so does the original,
+        once, at a lower learning rate. What the whole training leaves of the drop between them is learned from the
+        combinations that get it, four at most. The limit of the drop is for the network as it ships.
     families: names in ``balance.combine.axes.AXES``, or one. trials: combinations that are tried at most; minutes:
-        how long it may take, training and the last job not counted. What was found by then is the answer.
+        how long it may take. Of these, time is kept for two whole trainings, up to a half; after the first, another is
+        begun only where there is time for it. What was found by then is the answer, whose files are written after that.
     times: the folder of another device (``balance.bench_table``), on which latencies are measured instead. The search
         stops (errors.Untimed) where it needs some: deployed files wait in the folder then, to be timed there together,
         and the same call goes on with what came back.
@@ -163,40 +167,44 @@ class _Search:
         limits = self.budget.limits(trials.costs())
         if self.budget.score_drop is not None:
             limits[DROP] = self.budget.score_drop
-        probe = short(self.recover)
-        wanted = Wanted(limits, self.minimize, trials.points, 0.0 if probe is None else _lost(trials, probe))
+        probe, watch = short(self.recover), Watch(self.options["minutes"])
+        cost, whole = (0.0, 0.0) if self.recover is None else _of_training(trials, self.recover)
+        wanted = Wanted(limits, self.minimize, trials.points, cost)
         figures = {*self.budget.limited, self.minimize} - {DROP}
         times = None if self.times is None else str(self.times)
         space = Space.of(self.original, figures or FIGURES, self.families, times)
-        seeker = Seeker(trials, space, wanted, Watch(self.options["minutes"]), self.options["trials"], self._tell,
-                        probe, expect=trials.expect)
-        shipped = self._shipped(seeker)
+        seeker = Seeker(trials, space, wanted, watch, self.options["trials"], self._tell, probe, expect=trials.expect)
+        shipped = self._shipped(seeker, whole)
         picks = min(shipped, key=lambda picks: wanted.rank(shipped[picks]))
-        result, known = self._job(space, picks, self.task), {**seeker.known, **shipped}
+        trained = shipped[picks].trained
+        result, known = self._job(space, picks, trained, self.task), {**seeker.known, **shipped}
         every = tuple(known.values())
         found = Found(result, shipped[picks], self.minimize, _missed(wanted, shipped[picks]),
                       front(every, self._cost()), _alone(space, known, wanted), every,
                       trials.device.device if trials.device is not None else "")
         result = dataclasses.replace(result, search=found.to_dict())
-        result.save(self.out, self._file(space, picks))
+        result.save(self.out, self._file(space, picks, trained))
         write_json(self.out / SEARCH, result.search)
         return dataclasses.replace(found, result=result)
 
-    def _shipped(self, seeker: Seeker) -> dict[Picks, Trial]:
+    def _shipped(self, seeker: Seeker, whole: float) -> dict[Picks, Trial]:
         """The combinations that were made by ``compress``, as it measured them: until one keeps the budget as shipped,
-        or ``SHIPPED`` were made. What each came to is known from then on. Where they are trained, what is left of a
-        drop is learned from each, and the search goes on with what that allows."""
-        asked, made = seeker.wanted, {}
+        or ``SHIPPED`` were made. What each came to is known from then on. Where they are trained, which takes about
+        ``whole`` seconds, what is left of a drop is learned from each, and the search goes on with what that allows."""
+        asked, made = seeker.wanted, dict[Picks, Trial]()
         left = LEFT if self.recover is not None else 1.0
         for _ in range(SHIPPED):
             seeker.wanted = dataclasses.replace(asked, left=left)
+            seeker.watch.keep(whole * max(KEPT - len(made), 1))
             seeker.run()
-            picks = seeker.best
+            picks = seeker.best_of(trained=not made or seeker.watch.left > whole)
             if picks in made:
                 break
-            cut, result = seeker.known[picks], self._job(seeker.space, picks, dataclasses.replace(self.task, test=None))
-            made[picks] = seeker.trials.of(cut.what, result.trail[-1], self._file(seeker.space, picks), cut.probe) \
-                if len(result.trail) > 1 else cut
+            made[picks] = cut = seeker.known[picks]
+            result = self._job(seeker.space, picks, cut.probe, dataclasses.replace(self.task, test=None))
+            if len(result.trail) > 1:
+                file = self._file(seeker.space, picks, cut.probe)
+                made[picks] = seeker.trials.of(cut.what, result.trail[-1], file, cut.probe)
             if asked.met(made[picks]) and not cut.probe:
                 break
             if cut.probe and cut.drop - asked.short > asked.points / 10:
@@ -208,20 +216,21 @@ class _Search:
         """The figure that the front shows beside the drop."""
         return self.minimize if self.minimize != DROP else next(iter(self.budget.limited), "latency")
 
-    def _job(self, space: Space, picks: Picks, task: Task) -> Result:
-        """A combination as ``compress`` makes it, with the training if there is one."""
-        return compress(self.original, task, Recipe(self._steps(space, picks)), self.target,
-                        self._place(space, picks), self.options["threads"], self.options["seed"], self.progress,
-                        seconds=self.options["seconds"], memory=self._figures("memory"), preface=self.preface)
+    def _job(self, space: Space, picks: Picks, trained: bool, task: Task) -> Result:
+        """A combination as ``compress`` makes it."""
+        return compress(self.original, task, Recipe(self._steps(space, picks, trained)), self.target,
+                        self._place(space, picks, trained), self.options["threads"], self.options["seed"],
+                        self.progress, seconds=self.options["seconds"], memory=self._figures("memory"),
+                        preface=self.preface)
 
-    def _place(self, space: Space, picks: Picks) -> Path:
-        return self.out / "search" / "jobs" / name_of(self._steps(space, picks))
+    def _place(self, space: Space, picks: Picks, trained: bool) -> Path:
+        return self.out / "search" / "jobs" / name_of(self._steps(space, picks, trained))
 
-    def _file(self, space: Space, picks: Picks) -> Path:
-        return self._place(space, picks) / f"model{deploy.target(self.target).suffix}"
+    def _file(self, space: Space, picks: Picks, trained: bool) -> Path:
+        return self._place(space, picks, trained) / f"model{deploy.target(self.target).suffix}"
 
-    def _steps(self, space: Space, picks: Picks) -> tuple[Step, ...]:
-        return space.steps(picks, self.recover)
+    def _steps(self, space: Space, picks: Picks, trained: bool) -> tuple[Step, ...]:
+        return space.steps(picks, self.recover if trained else None)
 
     def _tell(self, what: str, done: int) -> None:
         if self.progress is not None:
@@ -229,14 +238,24 @@ class _Search:
 
 
 def short(training: Train | None) -> Train | None:
-    """The training of trials: a tenth of the epochs, one at least."""
-    return training and dataclasses.replace(training, epochs=max(1, round(PROBE * training.epochs)))
+    """The training of trials: a tenth of the epochs, one at least. The learning rate falls with the square root of
+    their share, as few steps do not make good what a high rate breaks."""
+    if training is None:
+        return None
+    epochs = max(1, round(PROBE * training.epochs))
+    return dataclasses.replace(training, epochs=epochs, lr=training.lr * (epochs / training.epochs) ** 0.5)
 
 
-def _lost(trials: Trials, training: Train) -> float:
-    """Points of the score that a training costs the original."""
-    after = trials.ready("nothing, shortly trained", (training,)).measured
-    return 0.0 if after is None else lost(trials.start(), after)
+def _of_training(trials: Trials, training: Train) -> tuple[float, float]:
+    """Points of the score that the short training costs the original, and about how many seconds the whole training
+    takes. Raises RecipeError where the original cannot be trained."""
+    probe = short(training)
+    assert probe is not None
+    after = trials.ready("nothing, shortly trained", (probe,))
+    if after.measured is None:
+        raise RecipeError(f"search was given a training that the network itself does not stand: {after.failed}; try it "
+                          "by itself first: fw.compress(network, task, fw.Recipe([recover]))")
+    return lost(trials.start(), after.measured), after.seconds * training.epochs / probe.epochs
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -76,9 +77,9 @@ class Wanted:
 
 @dataclass
 class Seeker:
-    """One search. tell: called with what is tried, and how many were. probe: the short training of trials. expect:
-    called with what is tried next and what may be tried after it, and whether that is nearly sure; it makes no
-    difference to what is tried.
+    """One search. tell: called with what is tried, and how many were. probe: the short training of trials, which those
+    get that lose too much without it. expect: called with what is tried next and what may be tried after it, and
+    whether that is nearly sure; it makes no difference to what is tried.
     """
 
     trials: Trials
@@ -99,7 +100,7 @@ class Seeker:
             picks = self.promising()
             if picks is None:
                 return
-            self._try(picks, self._likely(), sure=False)
+            self._try(picks, self._likely, sure=False)
 
     @property
     def _nothing(self) -> Picks:
@@ -113,29 +114,47 @@ class Seeker:
     @property
     def best(self) -> Picks:
         """The best of all that were tried."""
-        return min(self.known, key=lambda picks: self.wanted.rank(self.known[picks]))
+        return self.best_of(trained=True)
 
-    def _try(self, picks: Picks, then: Iterable[Picks] = (), sure: bool = True) -> Trial:
+    def best_of(self, trained: bool) -> Picks:
+        """The best of all, or of those that are not to be trained."""
+        return min((picks for picks, trial in self.known.items() if trained or not trial.probe),
+                   key=lambda picks: self.wanted.rank(self.known[picks]))
+
+    def _try(self, picks: Picks, then: Callable[[], Iterable[Picks]], sure: bool = True) -> Trial:
         if picks not in self.known:
-            what = told(self.space.chosen(picks))
-            self.tell(what, len(self.known))
-            new = itertools.chain([picks], (p for p in then if p not in self.known and p != picks))
-            self.expect(((told(self.space.chosen(p)), self.space.steps(p, self.probe)) for p in new), sure)
-            self.known[picks] = self.trials.taken(what, self.space.steps(picks, self.probe))
+            self.tell(told(self.space.chosen(picks)), len(self.known))
+            new = [picks, *(p for p in then() if p not in self.known and p != picks)]
+            trial = self._taken(new, None, sure)
+            if self._needs_training(picks, trial):
+                trial = min(trial, self._taken(new, self.probe, sure), key=self.wanted.rank)
+            self.known[picks] = trial
         return self.known[picks]
+
+    def _taken(self, new: Sequence[Picks], training: Train | None, sure: bool) -> Trial:
+        """The trial of the first of ``new``; the others may be asked for after it."""
+        many = ((told(self.space.chosen(picks)), self.space.steps(picks, training)) for picks in new)
+        self.expect(many, sure)
+        return self.trials.taken(told(self.space.chosen(new[0])), self.space.steps(new[0], training))
+
+    def _needs_training(self, picks: Picks, trial: Trial) -> bool:
+        """Whether a combination can be trained, and loses more than it may, or as little as possible is to be lost."""
+        if self.probe is None or trial.failed or self.space.steps(picks, self.probe) == self.space.steps(picks):
+            return False
+        return self.wanted.minimize == DROP or trial.drop > self.wanted.limits.get(DROP, -float("inf"))
 
     def alone(self) -> None:
         """Every family alone, at every other amount, until too much of the score is gone; all families' first amounts
         come before any one's second."""
         allowed = self.wanted.limits.get(DROP, 10 * self.wanted.points)
         left = {axis: list(range(1, len(offers) + 1, 2)) for axis, offers in enumerate(self.space.offers)}
-        self._try(self._nothing, self._alone(left))
+        self._try(self._nothing, partial(self._alone, left))
         while any(left.values()):
             for axis, amounts in left.items():
                 if self._spent > ALONE:
                     return
                 if amounts:
-                    trial = self._try(self.space.alone(axis, amounts.pop(0)), self._alone(left))
+                    trial = self._try(self.space.alone(axis, amounts.pop(0)), partial(self._alone, left))
                     if trial.failed or self.wanted.figure(trial, DROP) > FAR * max(allowed, self.wanted.points):
                         amounts.clear()
 

@@ -69,10 +69,12 @@ class Trial:
 
 @dataclass(frozen=True)
 class Ready:
-    """A combination that lies exported in its folder: all figures but the latency, or why there are none."""
+    """A combination that lies exported in its folder: all figures but the latency, or why there are none; and the
+    seconds that it took."""
 
     measured: Measurement | None
     failed: str = ""
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -189,12 +191,14 @@ class Trials:
             known, changed = unsealed(file, Ready)
             if not changed:
                 return known
+        began = time.monotonic()
         try:
             found = Ready(self._scored(self.made(steps), what, place))
         except Untimed:
             raise
         except FeatherweightError as error:
             found = Ready(None, f"{type(error).__name__}: {error}")
+        found = dataclasses.replace(found, seconds=time.monotonic() - began)
         place.mkdir(parents=True, exist_ok=True)
         runtime = deploy.target(self.target)
         seal(file, dataclasses.asdict(found), runtime.files(self._file(place)) if found.measured is not None else [])
@@ -286,14 +290,25 @@ def name_of(steps: Sequence[Step]) -> str:
 
 
 class Watch:
-    """How much of the time that a search may take is spent: 0..1 and beyond; 0 where there is no limit."""
+    """The time that a search may take, some of which can be kept for what is to come last."""
 
     def __init__(self, minutes: float | None) -> None:
-        self.began, self.seconds = time.monotonic(), float("inf") if minutes is None else 60 * minutes
+        self._began, self._seconds = time.monotonic(), float("inf") if minutes is None else 60 * minutes
+        self._kept = 0.0
+
+    def keep(self, seconds: float) -> None:
+        """Keeps so many seconds of all, half of them at most."""
+        self._kept = min(seconds, self._seconds / 2)
 
     @property
     def spent(self) -> float:
-        return (time.monotonic() - self.began) / self.seconds
+        """The share that is spent of what is not kept: 0..1 and beyond; 0 where there is no limit."""
+        return (time.monotonic() - self._began) / (self._seconds - self._kept)
+
+    @property
+    def left(self) -> float:
+        """Seconds that are left of all."""
+        return self._seconds - (time.monotonic() - self._began)
 
 
 __all__ = ["COUNTED", "Many", "Ready", "Trial", "Trials", "Watch", "name_of"]
