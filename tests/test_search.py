@@ -20,9 +20,10 @@ import problems
 from featherweight.balance.combine import surrogate
 from featherweight.balance.combine.axes import AXES, Amount, Axis, Space
 from featherweight.balance.combine.found import _row as row_of
-from featherweight.balance.combine.job import short
 from featherweight.balance.combine.seek import DROP, Seeker, Wanted, front
-from featherweight.balance.combine.trials import Trial, Watch
+from featherweight.balance.combine.training import short
+from featherweight.balance.combine.trials import Trial
+from featherweight.balance.combine.watch import Watch
 from featherweight.cli import show
 from featherweight.cli.app import app
 from featherweight.cli.progress import Listener

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import subprocess
 import sys
 from collections.abc import Callable
@@ -19,7 +20,7 @@ from featherweight.balance.combine.budget import lost
 from featherweight.distill import Features, Logits, Regression, Relations
 from featherweight.errors import ExportError, FeatherweightError, FileError, RecipeError, TaskError
 from featherweight.recipe.apply import _stops_told
-from featherweight.recipe.files import JOB, SEARCH, check_alone
+from featherweight.recipe.files import JOBS, check_alone
 from featherweight.recover import Train
 from featherweight.recover.companions import advice
 from problems import PROBLEMS
@@ -197,18 +198,24 @@ def test_scores_that_were_not_taken_are_no_loss_of_zero() -> None:
 
 # ---- folders and files
 
-@pytest.mark.parametrize(("other", "call"), [
-    (JOB, lambda out, **options: fw.search(NETWORK, TASK, BUDGET, out=out, trials=1, seconds=0.01, **options)),
-    (SEARCH, lambda out, **options: compress(out=out, **options))])
-def test_the_folder_of_another_kind_of_job_is_refused(other: str, call: Callable[..., Any], tmp_path: Path) -> None:
-    (tmp_path / other).parent.mkdir(exist_ok=True)
-    (tmp_path / other).write_text("{}")
+OUT_OF_PLACE: dict[str, Callable[..., Any]] = {
+    "compress": lambda out, **options: compress(out=out, **options),
+    "search": lambda out, **options: fw.search(NETWORK, TASK, BUDGET, out=out, trials=1, seconds=0.01, **options),
+    "tune": lambda out, **options: fw.tune(NETWORK, TASK, [fw.recover.Train(epochs=1)], {"1.lr": (0.01, 0.1)}, out=out,
+                                           trials=1, seconds=0.01, **options)}
+
+
+@pytest.mark.parametrize(("kind", "other"), list(itertools.permutations(JOBS, 2)))
+def test_the_folder_of_another_kind_of_job_is_refused(kind: str, other: str, tmp_path: Path) -> None:
+    sign = tmp_path / JOBS[other]
+    sign.parent.mkdir(exist_ok=True)
+    sign.write_text("{}")
     with pytest.raises(RecipeError, match=r"holds the state of another job .*out=another folder, or resume=False"):
-        call(tmp_path)
-    assert (tmp_path / other).read_text() == "{}"
-    check_alone(tmp_path, other, resume=False)
-    assert not (tmp_path / other).exists()
-    check_alone(tmp_path, other, resume=True)
+        OUT_OF_PLACE[kind](tmp_path)
+    assert sign.read_text() == "{}"
+    check_alone(tmp_path, kind, resume=False)
+    assert not sign.exists()
+    check_alone(tmp_path, kind, resume=True)
 
 
 @pytest.mark.parametrize(("begins", "said"), [

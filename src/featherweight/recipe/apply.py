@@ -21,7 +21,7 @@ from featherweight.network import Network
 from featherweight.network.file.digest import digest
 from featherweight.processes import Processes
 from featherweight.recipe.ends import final, scores_on_test
-from featherweight.recipe.files import SEARCH, State, check_alone, seal, unsealed
+from featherweight.recipe.files import State, check_alone, seal, unsealed
 from featherweight.recipe.flags import check_growth, flags_of, slower, unbounded
 from featherweight.recipe.gauge import Gauge
 from featherweight.recipe.mark import EARLY, first_batches, job_mark, split_mark
@@ -89,7 +89,7 @@ def compress(network: Network, task: Task, recipe: Recipe | Iterable[Step], targ
         mark = job_mark(network, task, ready.steps, target, begun, seed=seed, threads=threads, seconds=seconds,
                         memory=memory)
         state = State(folder)
-        processes.share(lambda: check_alone(folder.parent, SEARCH, resume))
+        processes.share(lambda: check_alone(folder.parent, "compress", resume))
         with state.held() if processes.first else nullcontext():
             unsteady = processes.share(lambda: state.claim(
                 mark, resume, lambda split: split_mark(first_batches(task, split, seed), task, split)

@@ -20,8 +20,8 @@ from featherweight.recipe.writing import OVER, read_json, write_json
 
 T = TypeVar("T")
 SIGN = "fingerprint.json"
-#: by what a folder is known to hold the job of ``compress``, and the answer of ``search``: both leave a ``result.json``
-JOB, SEARCH = f"state/{SIGN}", "search.json"
+#: what leaves a ``result.json`` in a folder -> by what the folder is known to be its
+JOBS = {"compress": f"state/{SIGN}", "search": "search.json", "tune": f"tune/{SIGN}"}
 #: what a state that is being removed is called meanwhile
 CLEARED = ".cleared-"
 #: what files are called that were never finished
@@ -149,19 +149,21 @@ class State:
         return folder
 
 
-def check_alone(folder: Path, other: str, resume: bool) -> None:
-    """Raises RecipeError where ``folder`` holds a job of the ``other`` kind (``JOB``, ``SEARCH``), whose files would be
-    written over, and ``resume``; without, it is that job's no more."""
-    sign = folder / other
-    if sign.exists() and resume:
-        kind = {JOB: "compress", SEARCH: "search"}[other]
-        raise RecipeError(f"{folder} holds the state of another job (of {kind}); write out=another folder, or "
-                          "resume=False to start over")
-    if sign.exists() and other == JOB:
-        state = State(sign.parent)
-        with state.held():
-            state.clear()
-    sign.unlink(missing_ok=True)
+def check_alone(folder: Path, kind: str, resume: bool) -> None:
+    """Raises RecipeError where ``folder`` holds a job of another ``kind`` (in ``JOBS``), whose files would be written
+    over, and ``resume``; without, it is that job's no more."""
+    for other, name in JOBS.items():
+        sign = folder / name
+        if other == kind or not sign.exists():
+            continue
+        if resume:
+            raise RecipeError(f"{folder} holds the state of another job (of {other}); write out=another folder, or "
+                              "resume=False to start over")
+        if sign.name == SIGN:
+            state = State(sign.parent)
+            with state.held():
+                state.clear()
+        sign.unlink(missing_ok=True)
 
 
 def refused(folder: Path, found: Mapping[str, Any], mark: Mapping[str, Any],
@@ -215,4 +217,4 @@ def _same_form(was: Any, now: Any) -> bool:
         was.get(what) == now[what] for what in ("form", "whole"))
 
 
-__all__ = ["JOB", "JOB_FORMAT", "SEARCH", "Holder", "Sealed", "State", "check_alone", "refused", "seal", "unsealed"]
+__all__ = ["JOBS", "JOB_FORMAT", "Holder", "Sealed", "State", "check_alone", "refused", "seal", "unsealed"]

@@ -11,7 +11,8 @@ from featherweight.balance.combine.axes import AXES, Space, told
 from featherweight.balance.combine.budget import check_scored
 from featherweight.balance.combine.job import folder_of, trials_of
 from featherweight.balance.combine.seek import ALONE, DROP, Seeker, Wanted
-from featherweight.balance.combine.trials import Trial, Watch
+from featherweight.balance.combine.trials import Trial
+from featherweight.balance.combine.watch import Watch
 from featherweight.measure.deployed import Deployed
 from featherweight.measure.layers import LayerFigures, profiled
 from featherweight.network import Network

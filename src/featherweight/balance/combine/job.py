@@ -12,10 +12,12 @@ from typing import Any
 
 from featherweight import deploy
 from featherweight.balance.combine.axes import AXES, Picks, Space
-from featherweight.balance.combine.budget import FIGURES, Budget, check_scored, lost
+from featherweight.balance.combine.budget import FIGURES, Budget, check_scored
 from featherweight.balance.combine.found import Found
 from featherweight.balance.combine.seek import DROP, Seeker, Wanted, front
-from featherweight.balance.combine.trials import Trial, Trials, Watch, name_of
+from featherweight.balance.combine.training import of_training, short
+from featherweight.balance.combine.trials import Trial, Trials, name_of
+from featherweight.balance.combine.watch import Watch
 from featherweight.balance.combine.workers import EACH, workers_of
 from featherweight.errors import RecipeError
 from featherweight.judge.elsewhere import Elsewhere
@@ -23,7 +25,7 @@ from featherweight.network import Network
 from featherweight.processes import Processes
 from featherweight.recipe import Recipe, Result, compress
 from featherweight.recipe.apply import Progress
-from featherweight.recipe.files import JOB, SEARCH, State, check_alone
+from featherweight.recipe.files import JOBS, State, check_alone
 from featherweight.recipe.mark import EARLY, first_batches, job_mark, split_mark
 from featherweight.recipe.trial import check_finite, check_place, tried
 from featherweight.recipe.writing import write_json
@@ -42,8 +44,6 @@ CARRIED = 16
 SHIPPED = 4
 #: trainings of combinations as they would ship that time is kept for, before one was made
 KEPT = 2
-#: share of a training's epochs that a trial gets
-PROBE = 0.1
 #: what the whole training is taken to leave of what a trial lost beyond the original with the short training, before
 #: one was seen; and what it leaves at least and at most
 LEFT, LEAST_LEFT, MOST_LEFT = 0.4, 0.02, 4.0
@@ -152,7 +152,7 @@ class _Search:
             device = Elsewhere(self.times, self.target, self.options["threads"])
             device.check()
             device.begin()
-        check_alone(self.out, JOB, self.resume)
+        check_alone(self.out, "search", self.resume)
         steps = () if self.recover is None else (self.recover,)
         with trials_of(self.original, self.task, self.target, self.out / "search", self._figures("memory"), self.resume,
                        device, steps, **{n: self.options[n] for n in ("threads", "seed", "seconds")}) as trials, \
@@ -168,7 +168,7 @@ class _Search:
         if self.budget.score_drop is not None:
             limits[DROP] = self.budget.score_drop
         probe, watch = short(self.recover), Watch(self.options["minutes"])
-        cost, whole = (0.0, 0.0) if self.recover is None else _of_training(trials, self.recover)
+        cost, whole = (0.0, 0.0) if self.recover is None else of_training(trials, self.recover)
         wanted = Wanted(limits, self.minimize, trials.points, cost)
         figures = {*self.budget.limited, self.minimize} - {DROP}
         times = None if self.times is None else str(self.times)
@@ -184,7 +184,7 @@ class _Search:
                       trials.device.device if trials.device is not None else "")
         result = dataclasses.replace(result, search=found.to_dict())
         result.save(self.out, self._file(space, picks, trained))
-        write_json(self.out / SEARCH, result.search)
+        write_json(self.out / JOBS["search"], result.search)
         return dataclasses.replace(found, result=result)
 
     def _shipped(self, seeker: Seeker, whole: float) -> dict[Picks, Trial]:
@@ -235,27 +235,6 @@ class _Search:
     def _tell(self, what: str, done: int) -> None:
         if self.progress is not None:
             self.progress(f"trial {done + 1}: {what}", done, self.options["trials"], {})
-
-
-def short(training: Train | None) -> Train | None:
-    """The training of trials: a tenth of the epochs, one at least. The learning rate falls with the square root of
-    their share, as few steps do not make good what a high rate breaks."""
-    if training is None:
-        return None
-    epochs = max(1, round(PROBE * training.epochs))
-    return dataclasses.replace(training, epochs=epochs, lr=training.lr * (epochs / training.epochs) ** 0.5)
-
-
-def _of_training(trials: Trials, training: Train) -> tuple[float, float]:
-    """Points of the score that the short training costs the original, and about how many seconds the whole training
-    takes. Raises RecipeError where the original cannot be trained."""
-    probe = short(training)
-    assert probe is not None
-    after = trials.ready("nothing, shortly trained", (probe,))
-    if after.measured is None:
-        raise RecipeError(f"search was given a training that the network itself does not stand: {after.failed}; try it "
-                          "by itself first: fw.compress(network, task, fw.Recipe([recover]))")
-    return lost(trials.start(), after.measured), after.seconds * training.epochs / probe.epochs
 
 
 @contextmanager

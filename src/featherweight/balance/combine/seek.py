@@ -16,7 +16,8 @@ import numpy.typing as npt
 
 from featherweight.balance.combine.axes import Picks, Space, told
 from featherweight.balance.combine.surrogate import fit
-from featherweight.balance.combine.trials import Trial, Trials, Watch
+from featherweight.balance.combine.trials import Trial, Trials
+from featherweight.balance.combine.watch import Watch
 from featherweight.recover import Train
 from featherweight.steps import Step
 

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from featherweight.balance.combine.job import folder_of, trials_of
-from featherweight.balance.combine.trials import Trial, Trials, Watch, name_of
+from featherweight.balance.combine.trials import Trial, Trials, name_of
+from featherweight.balance.combine.watch import Watch
 from featherweight.balance.tuning.ranges import Range, changed, held
 from featherweight.balance.tuning.rungs import WHAT, Rungs
 from featherweight.deploy import target as target_named
@@ -19,7 +20,7 @@ from featherweight.errors import FeatherweightError, RecipeError
 from featherweight.network import Network
 from featherweight.recipe import Recipe, Result, compress
 from featherweight.recipe.apply import Progress
-from featherweight.recipe.files import seal, unsealed
+from featherweight.recipe.files import check_alone, seal, unsealed
 from featherweight.recover import Train
 from featherweight.steps import Step
 from featherweight.steps.given import check_given
@@ -98,6 +99,8 @@ def tune(network: Network, task: Task, recipe: Recipe | Iterable[Step], over: Ma
     kept = {r.path: held(steps, r.path) for r in ranges}
     if task.score is None:
         raise RecipeError("tune compares scores, and the task has none; write Task(score=..., validation=...)")
+    if out is not None:
+        check_alone(Path(out), "tune", resume)
     with (folder_of(out) as folder,
           trials_of(network, task, target, folder / "tune", False, resume, threads=threads, seed=seed,
                     seconds=seconds) as taken):
@@ -107,8 +110,10 @@ def tune(network: Network, task: Task, recipe: Recipe | Iterable[Step], over: Ma
             failed = next((run.trial.failed for run in runs if run.trial is not None), "")
             raise RecipeError(f"no run of the recipe came to its end: {failed}")
         best = min(done, key=lambda run: run.trial.drop)  # type: ignore[union-attr]
-        result = compress(network, task, Recipe(changed(steps, best.options)), target, folder, threads, seed, progress,
-                          resume, seconds=seconds)
+        answer = Recipe(changed(steps, best.options))
+        place = taken.folder / "jobs" / f"answer-{name_of(answer.steps)}"
+        result = compress(network, task, answer, target, place, threads, seed, progress, seconds=seconds)
+        result.save(folder, place / f"model{target_named(target).suffix}")
     return Tuned(result, best.options, tuple(runs))
 
 

@@ -1,0 +1,37 @@
+"""The short training that trials get, and what it says of the whole one."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from featherweight.balance.combine.budget import lost
+from featherweight.balance.combine.trials import Trials
+from featherweight.errors import RecipeError
+from featherweight.recover import Train
+
+#: share of a training's epochs that a trial gets
+PROBE = 0.1
+
+
+def short(training: Train | None) -> Train | None:
+    """The training of trials: a tenth of the epochs, one at least. The learning rate falls with the square root of
+    their share, as few steps do not make good what a high rate breaks."""
+    if training is None:
+        return None
+    epochs = max(1, round(PROBE * training.epochs))
+    return dataclasses.replace(training, epochs=epochs, lr=training.lr * (epochs / training.epochs) ** 0.5)
+
+
+def of_training(trials: Trials, training: Train) -> tuple[float, float]:
+    """Points of the score that the short training costs the original, and about how many seconds the whole training
+    takes. Raises RecipeError where the original cannot be trained."""
+    probe = short(training)
+    assert probe is not None
+    after = trials.ready("nothing, shortly trained", (probe,))
+    if after.measured is None:
+        raise RecipeError(f"search was given a training that the network itself does not stand: {after.failed}; try it "
+                          "by itself first: fw.compress(network, task, fw.Recipe([recover]))")
+    return lost(trials.start(), after.measured), after.seconds * training.epochs / probe.epochs
+
+
+__all__ = ["PROBE", "of_training", "short"]
