@@ -131,8 +131,8 @@ class Signature:
             for axis, least, most in want.limits:
                 if given.shape[axis] < least or (most is not None and given.shape[axis] > most):
                     raise InputError(f"input {want.name!r} has {given.shape[axis]} along axis {axis}; the graph holds "
-                                     f"{_span(least, most)}, and the model does something else beyond: capture it "
-                                     "again with an example of that size")
+                                     f"{_span(least, most)}, and the model takes another branch at other sizes: "
+                                     "capture it again with an example of that size")
             for free in want.axes:
                 _check_axis(want.name, free, given.shape[free.axis], named)
 

@@ -179,9 +179,9 @@ def size_notes(network: Network) -> list[str]:
     notes = []
     if not network.signature.dynamic_batch:
         notes.append("the batch size is fixed by the model: inputs must have exactly the examples' shapes")
-    notes += [f"the model does something else beyond a size: axis {axis} of input {i.name!r} goes "
+    notes += [f"the model takes another branch at other sizes: the graph is right for axis {axis} of input {i.name!r} "
               f"{f'from {least}' if least > 1 else ''}{' ' if least > 1 and most else ''}"
-              f"{f'up to {most}' if most is not None else ''}"
+              f"{f'up to {most}' if most is not None else ''} alone"
               for i in inputs for axis, least, most in i.limits]
     free: dict[str, list[str]] = {}
     for i in inputs:
