@@ -400,3 +400,37 @@ def test_rules_are_tried_where_they_apply():
         found.append([node.op_type for node in model.graph])
     assert found[0] == found[1]
     assert found[0].count("Relu") == 1, "a rule that applies was tried"
+
+
+class Bags(nn.Module):
+    """Bags of a length, weighted if ``factors`` are given, in front of a linear map."""
+
+    def __init__(self, mode, padding=None):
+        super().__init__()
+        self.bag, self.last = nn.EmbeddingBag(50, 8, mode=mode, padding_idx=padding), nn.Linear(8, 3)
+        nn.init.normal_(self.bag.weight)
+
+    def forward(self, x, factors=None):
+        return self.last(self.bag(x, per_sample_weights=factors))
+
+
+#: mode, padding, whether entries are weighted
+BAGS = [(mode, padding, weighted) for mode in ("sum", "mean", "max") for padding in (None, 0)
+        for weighted in (False, True) if not weighted or mode == "sum"]
+
+
+def bag_inputs(weighted):
+    x = torch.randint(0, 50, (4, 6))
+    x[0], x[1, :3] = 0, 0  # nothing but padding, and half of it
+    return (x, torch.rand(4, 6)) if weighted else (x,)
+
+
+@pytest.mark.parametrize(("mode", "padding", "weighted"), BAGS)
+def test_bags_of_one_length_are_no_loop(mode, padding, weighted, tmp_path):
+    given = bag_inputs(weighted)
+    model = Bags(mode, padding).eval()
+    network = fw.capture(model, given if weighted else given[0])
+    runner, path = deployed(network, tmp_path)
+    assert torch.allclose(runner(*given), model(*given), atol=1e-5)
+    assert "Loop" not in {node.op_type for node in onnx.load(path).graph.node}
+    assert torch.equal(network(*given), model(*given))

@@ -23,6 +23,7 @@ from featherweight.quantize import Quantize
 from featherweight.steps import Context
 from problems import PROBLEMS, task
 from problems import network as problem
+from test_deploy import BAGS, Bags, bag_inputs
 from test_quantize import fitted
 
 openvino = pytest.importorskip("openvino")
@@ -454,3 +455,13 @@ def test_command_line(trained, tmp_path):
                                      "openvino"])
     assert found.exit_code == 2
     assert "m.xml" in found.stderr
+
+
+@pytest.mark.parametrize(("mode", "padding", "weighted"), BAGS)
+def test_bags_of_one_length(mode, padding, weighted, tmp_path):
+    given = bag_inputs(weighted)
+    model = Bags(mode, padding).eval()
+    network = fw.capture(model, given if weighted else given[0])
+    TARGET.export(network, tmp_path / "net.xml")
+    runner = TARGET.load(tmp_path / "net.xml", like=network.signature)
+    assert torch.allclose(runner(*given), model(*given), atol=1e-5)

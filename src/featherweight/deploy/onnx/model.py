@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from featherweight.deploy.onnx import dynamic
+from featherweight.deploy.onnx.bags import equal_bags
 from featherweight.deploy.onnx.decomposed import decompose_where_needed
 from featherweight.deploy.onnx.passes import Passes, suit
 from featherweight.deploy.onnx.ready import cut_off, four_axes, slices_of_batch
@@ -95,7 +96,7 @@ def output_names(spec: trees.Spec, taken: set[str]) -> list[str]:
 def to_onnx(network: Network, passes: Passes, store: Callable[[Any], None]) -> tuple[Any, list[dict[str, Any]]]:
     """The network as an ``onnx_ir`` model, rewritten by ``passes``, its weights by ``store``; and how the leaves of its
     outputs are found in it. Changes ``network``."""
-    for ready in (four_axes, slices_of_batch, cut_off, unprojected):
+    for ready in (four_axes, slices_of_batch, equal_bags, cut_off, unprojected):
         ready(network)
     _check_pools(network)
     told: list[list[dict[str, Any]]] = []
