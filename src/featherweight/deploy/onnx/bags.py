@@ -58,7 +58,7 @@ def _starts(offsets: Any, rows: tuple[Node | None, ...], length: int) -> bool:
     step = offsets.args[2]
     if isinstance(step, Node):
         return step.target is aten.sym_size.int and step.args[0] in rows and step.args[1] == 1
-    return bool(length == step)
+    return isinstance(step, int) and step == length
 
 
 class _Bags:
