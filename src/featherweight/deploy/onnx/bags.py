@@ -55,10 +55,10 @@ def _starts(offsets: Any, rows: tuple[Node | None, ...], length: int) -> bool:
     """Whether a bag begins at every one of ``rows``, tensors of one shape."""
     if offsets.target is not aten.arange.start_step or offsets.args[0] != 0:
         return False
-    step = offsets.args[2]
+    step: Any = offsets.args[2]
     if isinstance(step, Node):
-        return step.target is aten.sym_size.int and step.args[0] in rows and step.args[1] == 1
-    return isinstance(step, int) and step == length
+        return step.target is aten.sym_size.int and step.args[0] in rows and bool(step.args[1] == 1)
+    return bool(step == length)
 
 
 class _Bags:
