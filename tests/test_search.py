@@ -184,6 +184,20 @@ def test_amounts_that_change_nothing_alone_are_in_no_combination() -> None:
     assert seeker._reachable() == [(0, 0), (2, 0), (3, 0)]
 
 
+def test_combinations_stay_near_the_amounts_that_were_tried() -> None:
+    """A family that gained by noise at its mildest amount is not taken to gain ever more beyond it."""
+    offers = tuple(tuple(Amount(str(i), i / 4, fw.prune.Layers(count=i, names=(name,))) for i in range(1, 9))
+                   for name in ("a", "b"))
+    seeker = Seeker(None, Space(("a", "b"), offers), Wanted({DROP: 1.0}, "latency", 0.1),  # type: ignore[arg-type]
+                    Watch(None), 9, lambda what, done: None)
+    seeker.known = {(0, 0): Trial("", {"latency": 1.0}, 0.0), (1, 0): Trial("", {"latency": 0.9}, -0.2),
+                    (0, 4): Trial("", {"latency": 0.5}, 0.5), (0, 5): Trial("", {}, 0.0, failed="no")}
+    assert max(seeker._reachable()) == (3, 6)
+    drops = seeker._predicted([(1, 0), (2, 0), (3, 0), (0, 5)])[DROP]
+    assert drops[:3] == pytest.approx([-0.2] * 3)
+    assert drops[3] == pytest.approx(0.625)
+
+
 def test_at_most_one_form_of_numbers() -> None:
     space = Space.of(NETWORK, {"archive_bytes"}, tuple(AXES))
     both = [space.chosen(picks) for picks in space.all()]

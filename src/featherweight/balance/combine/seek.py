@@ -31,6 +31,8 @@ ALONE = 0.5
 PATIENCE = 12
 #: drops of so many times what is allowed end the curve of a family
 FAR = 4.0
+#: amounts beyond the largest one of a family that was tried, which combinations may hold
+AHEAD = 2
 
 
 @dataclass(frozen=True)
@@ -200,13 +202,16 @@ class Seeker:
         return every[first], {name: float(values[first]) for name, values in figures.items()}
 
     def _reachable(self) -> list[Picks]:
-        """Combinations of families that did not fail alone, each beyond the amounts at which it did nothing."""
+        """Combinations of families that did not fail alone, each beyond the amounts at which it did nothing, and near
+        those that were tried: no curve says what lies far beyond."""
         alone = [{picks[axis]: trial for picks, trial in self.known.items()
                   if picks[axis] and sum(map(bool, picks)) == 1} for axis in range(len(self.space.names))]
         last = [max((pick for pick, trial in mine.items() if _void(trial)), default=0) for mine in alone]
         useless = {axis for axis, mine in enumerate(alone) if all(trial.failed for trial in mine.values())}
+        most = [max((picks[axis] for picks, trial in self.known.items() if not trial.failed), default=0) + AHEAD
+                for axis in range(len(self.space.names))]
         return [picks for picks in self.space.all() if not any(
-            pick and (axis in useless or pick <= last[axis]) for axis, pick in enumerate(picks))]
+            pick and (axis in useless or not last[axis] < pick <= most[axis]) for axis, pick in enumerate(picks))]
 
     def _predicted(self, ahead: Sequence[Picks]) -> dict[str, npt.NDArray[np.float64]]:
         """Figure -> what the surrogate expects of each combination."""
@@ -216,7 +221,7 @@ class Seeker:
         for name in {*self.wanted.limits, self.wanted.minimize}:
             figures = np.array([self.wanted.figure(trial, name) for trial in tried.values()])
             if name == DROP:
-                found[name] = fit(places, figures).at(asked)
+                found[name] = fit(places, figures, rising=True).at(asked)
             else:
                 found[name] = np.exp(fit(places, np.log(figures)).at(asked))
         return found

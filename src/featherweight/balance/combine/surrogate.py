@@ -24,15 +24,16 @@ PRIOR = 0.05
 @dataclass(frozen=True)
 class Surrogate:
     """curves: for each axis positions, from 0 on and rising, and values, 0 at 0. places, missed: where it was measured,
-    [m, axes], and what the curves missed there, [m]."""
+    [m, axes], and what the curves missed there, [m]. rising: beyond its last point no curve falls."""
 
     curves: tuple[tuple[Floats, Floats], ...]
     places: Floats
     missed: Floats
+    rising: bool = False
 
     def at(self, positions: Floats) -> Floats:
         """The predictions at ``positions`` [n, axes]: [n]."""
-        total = sum((_along(curve, positions[:, axis]) for axis, curve in enumerate(self.curves)),
+        total = sum((_along(curve, positions[:, axis], self.rising) for axis, curve in enumerate(self.curves)),
                     start=np.zeros(len(positions)))
         if not len(self.places):
             return total
@@ -42,7 +43,7 @@ class Surrogate:
         return found
 
 
-def fit(positions: Floats, values: Floats) -> Surrogate:
+def fit(positions: Floats, values: Floats, rising: bool = False) -> Surrogate:
     """The surrogate of ``values`` [m], measured at ``positions`` [m, axes]; without any reduction the value is 0."""
     moved = (positions != 0).sum(1)
     curves = []
@@ -50,16 +51,18 @@ def fit(positions: Floats, values: Floats) -> Surrogate:
         alone = (moved == 1) & (positions[:, axis] != 0)
         places, first = np.unique(positions[alone, axis], return_index=True)
         curves.append((np.concatenate(([0.0], places)), np.concatenate(([0.0], values[alone][first]))))
-    sums = Surrogate(tuple(curves), np.zeros((0, positions.shape[1])), np.zeros(0))
-    return Surrogate(sums.curves, positions, np.where(moved > 1, values - sums.at(positions), 0.0))
+    sums = Surrogate(tuple(curves), np.zeros((0, positions.shape[1])), np.zeros(0), rising)
+    return Surrogate(sums.curves, positions, np.where(moved > 1, values - sums.at(positions), 0.0), rising)
 
 
-def _along(curve: tuple[Floats, Floats], positions: Floats) -> Floats:
-    """A curve at ``positions``; beyond its last point it goes on as between the last two."""
+def _along(curve: tuple[Floats, Floats], positions: Floats, rising: bool) -> Floats:
+    """A curve at ``positions``; beyond its last point it goes on as between the last two, or level if it must not
+    fall."""
     places, values = curve
     found: Floats = np.interp(positions, places, values)
     if len(places) > 1:
         slope = (values[-1] - values[-2]) / (places[-1] - places[-2])
+        slope = max(slope, 0.0) if rising else slope
         found = found + np.maximum(positions - places[-1], 0) * slope
     return found
 
