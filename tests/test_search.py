@@ -7,6 +7,7 @@ import itertools
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from featherweight.balance.combine import surrogate
 from featherweight.balance.combine.axes import AXES, Amount, Axis, Space
 from featherweight.balance.combine.found import _row as row_of
 from featherweight.balance.combine.seek import DROP, Seeker, Wanted, front
-from featherweight.balance.combine.training import short
+from featherweight.balance.combine.training import of_training, short
 from featherweight.balance.combine.trials import Trial
 from featherweight.balance.combine.watch import Watch
 from featherweight.cli import show
@@ -262,12 +263,48 @@ def test_the_short_training(epochs: int, few: int, rate: float) -> None:
     assert (made.epochs, made.lr) == (few, pytest.approx(rate))
 
 
+def test_a_training_of_no_epochs_is_as_short_as_it_is() -> None:
+    train = fw.recover.Train(epochs=0)
+    assert short(train) == train
+
+
+def test_a_training_that_helps_the_network_itself_is_no_credit_to_be_paid_back() -> None:
+    class Gains:
+        def start(self) -> Any:
+            return SimpleNamespace(score=60.0)
+
+        def ready(self, what: str, steps: Any) -> Any:
+            return SimpleNamespace(measured=SimpleNamespace(score=70.0), seconds=2.0, failed="")
+
+    cost, whole = of_training(Gains(), fw.recover.Train(epochs=20))  # type: ignore[arg-type]
+    assert (cost, whole) == (0.0, 20.0)
+    assert Wanted({DROP: 0.0}, "macs", 0.1, short=cost, left=0.4).met(Trial("", {}, -8.0, probe=True))
+
+
+@pytest.mark.parametrize("minimize", ["latency", DROP])
+def test_of_one_combination_the_version_that_loses_less_is_known(minimize: str) -> None:
+    limits = {} if minimize == "latency" else {"latency": 0.6}
+    seeker = Seeker(None, None, Wanted(limits, minimize, 0.1, left=0.5), Watch(None), 9,  # type: ignore[arg-type]
+                    lambda what, done: None)
+    plain, probe = Trial("", {"latency": 0.5}, 3.0), Trial("", {"latency": 0.5}, 4.0, probe=True)
+    seeker.both[0,] = plain, probe
+    seeker.learn((0,), shipped := Trial("", {"latency": 0.5}, 2.5, trained=True), trained=True)
+    assert seeker.known[0,] == shipped
+    assert seeker.best_of(trained=False) == ((0,), shipped)
+    seeker.learn((0,), Trial("", {"latency": 0.5}, 3.5, trained=True), trained=True)
+    assert seeker.known[0,] == plain
+    seeker.learn((0,), Trial("", {}, 0.0, trained=True, failed="nan"), trained=True)
+    assert seeker.known[0,] == plain
+    seeker.known[0,], seeker.both[0,] = probe, (plain, probe)
+    assert (seeker.best_of(trained=True), seeker.best_of(trained=False)) == (((0,), probe), ((0,), plain))
+
+
 def test_the_best_that_needs_no_training() -> None:
     seeker = Seeker(None, None, Wanted({DROP: 1.0}, "latency", 0.1), Watch(None), 9,  # type: ignore[arg-type]
                     lambda what, done: None)
     seeker.known = {(0,): Trial("", {"latency": 1.0}, 0.0), (1,): Trial("", {"latency": 0.8}, 0.1),
                     (2,): Trial("", {"latency": 0.5}, 0.1, probe=True)}
-    assert (seeker.best, seeker.best_of(trained=False)) == ((2,), (1,))
+    assert (seeker.best, seeker.best_of(trained=False)[0]) == ((2,), (1,))
 
 
 def test_the_front() -> None:
@@ -365,8 +402,34 @@ def test_with_a_training_after_the_cut(tmp_path: Path) -> None:
     loose = fw.search(NETWORK, TASK, fw.Budget(macs=0.8, score_drop=100.0), minimize="file_bytes", **given)
     assert train not in loose.recipe.steps
     assert not loose.chosen.trained
+    any_drop = fw.search(NETWORK, TASK, fw.Budget(macs=0.8), minimize="macs", **given)
+    assert train in any_drop.recipe.steps
+    assert any_drop.chosen.trained
     with pytest.raises(RecipeError, match=r"does not stand: .*fw\.compress\(network, task, fw\.Recipe"):
         fw.search(NETWORK, TASK, fw.Budget(macs=0.8), **{**given, "recover": fw.recover.Train(epochs=1, lr=1e30)})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("budget", "minimize", "rate"), [
+    (fw.Budget(macs=0.9), DROP, 10.0),  # the whole training makes worse
+    (fw.Budget(score_drop=5.0), "macs", 100.0)])  # its loss is NaN, and that of the short one is not
+def test_a_training_that_makes_worse_is_left_out(budget: fw.Budget, minimize: str, rate: float, tmp_path: Path) -> None:
+    found = fw.search(NETWORK, TASK, budget, minimize=minimize, out=tmp_path, families=("channels",), trials=9,
+                      seconds=0.0, recover=fw.recover.Train(epochs=10, lr=rate))
+    assert not found.missed
+    assert not found.chosen.trained
+    assert [type(step) for step in found.recipe.steps] == [fw.prune.Channels]
+    files = [json.loads(file.read_text())["value"] for file in (tmp_path / "search").glob("????????????????.json")]
+    plain = [trial for trial in files if not trial["probe"] and not trial["failed"]]
+    kept = [trial for trial in plain if trial["shares"]["macs"] <= (budget.macs or 1.0)  # type: ignore[operator]
+            and trial["drop"] <= (budget.score_drop or float("inf"))]
+    if minimize == DROP:
+        assert found.chosen.drop <= min(trial["drop"] for trial in kept)
+    else:
+        assert found.chosen.shares["macs"] <= min(trial["shares"]["macs"] for trial in kept)
+    assert len({(trial.what, trial.trained) for trial in found.trials}) == len(found.trials)
+    assert found.chosen in found.trials
+    check_shape(json.loads((tmp_path / "result.json").read_text()), "result.json")
 
 
 # ---- the command line and the page

@@ -134,3 +134,6 @@ def test_a_tuning_killed_again_and_again_ends_with_the_same(tmp_path: Path) -> N
     assert best.options == whole.options
     first, last = whole.result.trail[0], whole.result.trail[-1]
     assert first.score - last.score == pytest.approx(best.trial.drop, abs=1e-6)
+    more = fw.tune(NETWORK, task(), STEPS[1:], {"1.lr": [0.01], "1.epochs": [2], "1.distill.weight": [0.9],
+                                                "1.momentum": [0.9]}, out=tmp_path / "whole", trials=1, seconds=0.0)
+    assert dict(more.options) == {"1.lr": 0.01, "1.epochs": 2, "1.distill.weight": 0.9, "1.momentum": 0.9}

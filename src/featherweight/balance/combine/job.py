@@ -19,7 +19,7 @@ from featherweight.balance.combine.training import of_training, short
 from featherweight.balance.combine.trials import Trial, Trials, name_of
 from featherweight.balance.combine.watch import Watch
 from featherweight.balance.combine.workers import EACH, workers_of
-from featherweight.errors import RecipeError
+from featherweight.errors import FeatherweightError, FileError, RecipeError, Untimed
 from featherweight.judge.elsewhere import Elsewhere
 from featherweight.network import Network
 from featherweight.processes import Processes
@@ -40,7 +40,7 @@ NUMBERS = {"trials": Numbers(60, least=1, whole=True), "minutes": Numbers(30, ab
            "workers": Numbers(2, least=1, whole=True, none="this process alone")}
 #: combinations that wait for a device together
 CARRIED = 16
-#: combinations that are made as they would ship, at most
+#: combinations that are made as they would ship, at most, and one more that needs no training where others got one
 SHIPPED = 4
 #: trainings of combinations as they would ship that time is kept for, before one was made
 KEPT = 2
@@ -175,11 +175,12 @@ class _Search:
         space = Space.of(self.original, figures or FIGURES, self.families, times)
         seeker = Seeker(trials, space, wanted, watch, self.options["trials"], self._tell, probe, expect=trials.expect)
         shipped = self._shipped(seeker, whole)
-        picks = min(shipped, key=lambda picks: wanted.rank(shipped[picks]))
-        trained = shipped[picks].trained
-        result, known = self._job(space, picks, trained, self.task), {**seeker.known, **shipped}
-        every = tuple(known.values())
-        found = Found(result, shipped[picks], self.minimize, _missed(wanted, shipped[picks]),
+        picks, trained = min(shipped, key=lambda one: (*wanted.rank(shipped[one]), shipped[one].drop))
+        chosen, result = shipped[picks, trained], self._job(space, picks, trained, self.task)
+        known = [*seeker.known.items(), *((other, trial) for (other, _), trial in shipped.items()
+                                          if seeker.known[other] != trial)]
+        every = tuple(trial for _, trial in known)
+        found = Found(result, chosen, self.minimize, _missed(wanted, chosen),
                       front(every, self._cost()), _alone(space, known, wanted), every,
                       trials.device.device if trials.device is not None else "")
         result = dataclasses.replace(result, search=found.to_dict())
@@ -187,30 +188,42 @@ class _Search:
         write_json(self.out / JOBS["search"], result.search)
         return dataclasses.replace(found, result=result)
 
-    def _shipped(self, seeker: Seeker, whole: float) -> dict[Picks, Trial]:
-        """The combinations that were made by ``compress``, as it measured them: until one keeps the budget as shipped,
-        or ``SHIPPED`` were made. What each came to is known from then on. Where they are trained, which takes about
-        ``whole`` seconds, what is left of a drop is learned from each, and the search goes on with what that allows."""
-        asked, made = seeker.wanted, dict[Picks, Trial]()
+    def _shipped(self, seeker: Seeker, whole: float) -> dict[tuple[Picks, bool], Trial]:
+        """The combinations that were made by ``compress``, trained or not, as it measured them: until one keeps the
+        budget as shipped, or ``SHIPPED`` were made. What each came to is known from then on. Where they are trained,
+        which takes about ``whole`` seconds, what is left of a drop is learned from each, and the search goes on with
+        what that allows; where none is as good as the best that needs no training, that one is made too."""
+        asked, made = seeker.wanted, dict[tuple[Picks, bool], Trial]()
         left = LEFT if self.recover is not None else 1.0
-        for _ in range(SHIPPED):
+        for count in range(SHIPPED + (self.recover is not None)):
             seeker.wanted = dataclasses.replace(asked, left=left)
-            seeker.watch.keep(whole * max(KEPT - len(made), 1))
-            seeker.run()
-            picks = seeker.best_of(trained=not made or seeker.watch.left > whole)
-            if picks in made:
+            if count < SHIPPED:
+                seeker.watch.keep(whole * max(KEPT - len(made), 1))
+                seeker.run()
+            picks, cut = seeker.best_of(trained=not made or (count < SHIPPED and seeker.watch.left > whole))
+            if (picks, cut.probe or cut.trained) in made:
                 break
-            made[picks] = cut = seeker.known[picks]
-            result = self._job(seeker.space, picks, cut.probe, dataclasses.replace(self.task, test=None))
-            if len(result.trail) > 1:
-                file = self._file(seeker.space, picks, cut.probe)
-                made[picks] = seeker.trials.of(cut.what, result.trail[-1], file, cut.probe)
-            if asked.met(made[picks]) and not cut.probe:
+            trial = made[picks, cut.probe] = self._ships(seeker, picks, cut)
+            seeker.learn(picks, trial, cut.probe)
+            if asked.met(trial) and not cut.probe:
                 break
-            if cut.probe and cut.drop - asked.short > asked.points / 10:
-                left = min(max(made[picks].drop / (cut.drop - asked.short), LEAST_LEFT), MOST_LEFT)
-            seeker.known[picks] = made[picks]
+            if cut.probe and not trial.failed and cut.drop - asked.short > asked.points / 10:
+                left = min(max(trial.drop / (cut.drop - asked.short), LEAST_LEFT), MOST_LEFT)
         return made
+
+    def _ships(self, seeker: Seeker, picks: Picks, cut: Trial) -> Trial:
+        """A combination as it ships; the failed trial of one that does not stand its whole training."""
+        try:
+            result = self._job(seeker.space, picks, cut.probe, dataclasses.replace(self.task, test=None))
+        except (Untimed, FileError):
+            raise
+        except FeatherweightError as error:
+            if not cut.probe:
+                raise
+            return Trial(cut.what, {}, 0.0, trained=True, failed=f"{type(error).__name__}: {error}")
+        if len(result.trail) == 1:
+            return cut
+        return seeker.trials.of(cut.what, result.trail[-1], self._file(seeker.space, picks, cut.probe), cut.probe)
 
     def _cost(self) -> str:
         """The figure that the front shows beside the drop."""
@@ -273,10 +286,10 @@ def _missed(wanted: Wanted, shipped: Trial) -> dict[str, str]:
     return found
 
 
-def _alone(space: Space, known: Mapping[Picks, Trial], wanted: Wanted) -> dict[str, Trial]:
+def _alone(space: Space, known: Sequence[tuple[Picks, Trial]], wanted: Wanted) -> dict[str, Trial]:
     """Family -> the best of its trials by itself."""
     found: dict[str, Trial] = {}
-    for picks, trial in known.items():
+    for picks, trial in known:
         taken = [i for i, pick in enumerate(picks) if pick]
         if len(taken) == 1:
             name = space.names[taken[0]]

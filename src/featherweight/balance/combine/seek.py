@@ -82,7 +82,8 @@ class Wanted:
 class Seeker:
     """One search. tell: called with what is tried, and how many were. probe: the short training of trials, which those
     get that lose too much without it. expect: called with what is tried next and what may be tried after it, and
-    whether that is nearly sure; it makes no difference to what is tried.
+    whether that is nearly sure; it makes no difference to what is tried. both: what was tried without a training and
+    with one; the better is what is known of it.
     """
 
     trials: Trials
@@ -93,11 +94,13 @@ class Seeker:
     tell: Callable[[str, int], None]
     probe: Train | None = None
     known: dict[Picks, Trial] = field(default_factory=dict)
+    both: dict[Picks, tuple[Trial, Trial]] = field(default_factory=dict)
     expect: Callable[[Iterable[tuple[str, Sequence[Step]]], bool], None] = lambda many, sure: None
 
     def run(self) -> None:
         """Tries families alone and then combinations, until nothing promises to be better, ``most`` were tried or the
         time is over."""
+        self.known.update({picks: min(two, key=self._worth) for picks, two in self.both.items()})
         self.alone()
         while self._spent < 1:
             picks = self.promising()
@@ -117,12 +120,23 @@ class Seeker:
     @property
     def best(self) -> Picks:
         """The best of all that were tried."""
-        return self.best_of(trained=True)
+        return self.best_of(trained=True)[0]
 
-    def best_of(self, trained: bool) -> Picks:
-        """The best of all, or of those that are not to be trained."""
-        return min((picks for picks, trial in self.known.items() if trained or not trial.probe),
-                   key=lambda picks: self.wanted.rank(self.known[picks]))
+    def best_of(self, trained: bool) -> tuple[Picks, Trial]:
+        """The best of all, or of those that are not to be trained, and its trial."""
+        every = self.known if trained else {
+            picks: self.both[picks][0] if trial.probe and picks in self.both else trial
+            for picks, trial in self.known.items()}
+        return min(((picks, trial) for picks, trial in every.items() if trained or not trial.probe),
+                   key=lambda one: self.wanted.rank(one[1]))
+
+    def learn(self, picks: Picks, trial: Trial, trained: bool) -> None:
+        """Told what a combination came to as it shipped."""
+        if picks in self.both:
+            plain, short = self.both[picks]
+            self.both[picks] = (plain, trial) if trained else (trial, short)
+            trial = min(self.both[picks], key=self._worth)
+        self.known[picks] = trial
 
     def _try(self, picks: Picks, then: Callable[[], Iterable[Picks]], sure: bool = True) -> Trial:
         if picks not in self.known:
@@ -130,7 +144,8 @@ class Seeker:
             new = [picks, *(p for p in then() if p not in self.known and p != picks)]
             trial = self._taken(new, None, sure)
             if self._needs_training(picks, trial):
-                trial = min(trial, self._taken(new, self.probe, sure), key=self.wanted.rank)
+                self.both[picks] = trial, self._taken(new, self.probe, sure)
+                trial = min(self.both[picks], key=self._worth)
             self.known[picks] = trial
         return self.known[picks]
 
@@ -140,8 +155,14 @@ class Seeker:
         self.expect(many, sure)
         return self.trials.taken(told(self.space.chosen(new[0])), self.space.steps(new[0], training))
 
+    def _worth(self, trial: Trial) -> tuple[bool, float, float]:
+        """One combination without a training and with one in the order of their worth: they differ in what is lost."""
+        failed, missed, _ = self.wanted.rank(trial)
+        return failed, missed, self.wanted.figure(trial, DROP)
+
     def _needs_training(self, picks: Picks, trial: Trial) -> bool:
-        """Whether a combination can be trained, and loses more than it may, or as little as possible is to be lost."""
+        """Whether a combination can be trained, and loses more than it may, or as little as possible is to be lost,
+        as where the drop has no limit."""
         if self.probe is None or trial.failed or self.space.steps(picks, self.probe) == self.space.steps(picks):
             return False
         return self.wanted.minimize == DROP or trial.drop > self.wanted.limits.get(DROP, -float("inf"))

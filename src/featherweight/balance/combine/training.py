@@ -14,24 +14,24 @@ PROBE = 0.1
 
 
 def short(training: Train | None) -> Train | None:
-    """The training of trials: a tenth of the epochs, one at least. The learning rate falls with the square root of
-    their share, as few steps do not make good what a high rate breaks."""
-    if training is None:
-        return None
+    """The training of trials: a tenth of the epochs, one at least where there is one. The learning rate falls with the
+    square root of their share, as few steps do not make good what a high rate breaks."""
+    if training is None or not training.epochs:
+        return training
     epochs = max(1, round(PROBE * training.epochs))
     return dataclasses.replace(training, epochs=epochs, lr=training.lr * (epochs / training.epochs) ** 0.5)
 
 
 def of_training(trials: Trials, training: Train) -> tuple[float, float]:
-    """Points of the score that the short training costs the original, and about how many seconds the whole training
-    takes. Raises RecipeError where the original cannot be trained."""
+    """Points of the score that the short training costs the original, 0 where it gains some, and about how many seconds
+    the whole training takes. Raises RecipeError where the original cannot be trained."""
     probe = short(training)
     assert probe is not None
     after = trials.ready("nothing, shortly trained", (probe,))
     if after.measured is None:
         raise RecipeError(f"search was given a training that the network itself does not stand: {after.failed}; try it "
                           "by itself first: fw.compress(network, task, fw.Recipe([recover]))")
-    return lost(trials.start(), after.measured), after.seconds * training.epochs / probe.epochs
+    return max(lost(trials.start(), after.measured), 0.0), after.seconds * training.epochs / max(probe.epochs, 1)
 
 
 __all__ = ["PROBE", "of_training", "short"]

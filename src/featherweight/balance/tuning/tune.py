@@ -154,7 +154,7 @@ class _Tuning:
         name = f"{number}-{name_of(steps)}"
         file, place = self.trials.folder / f"{name}.json", self.trials.folder / "jobs" / name
         if file.exists():
-            known: Run = unsealed(file, Run)[0]
+            known: Run = dataclasses.replace(unsealed(file, Run)[0], options=options)  # another call's may be fewer
             for rung, score in enumerate(known.rungs, 1):
                 listening.asked.report(score, rung)
             return known
