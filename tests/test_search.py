@@ -421,7 +421,7 @@ def test_a_training_that_makes_worse_is_left_out(budget: fw.Budget, minimize: st
     assert [type(step) for step in found.recipe.steps] == [fw.prune.Channels]
     files = [json.loads(file.read_text())["value"] for file in (tmp_path / "search").glob("????????????????.json")]
     plain = [trial for trial in files if not trial["probe"] and not trial["failed"]]
-    kept = [trial for trial in plain if trial["shares"]["macs"] <= (budget.macs or 1.0)  # type: ignore[operator]
+    kept = [trial for trial in plain if trial["shares"]["macs"] <= (budget.macs or 1.0)
             and trial["drop"] <= (budget.score_drop or float("inf"))]
     if minimize == DROP:
         assert found.chosen.drop <= min(trial["drop"] for trial in kept)

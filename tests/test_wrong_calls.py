@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import subprocess
 import sys
@@ -28,6 +29,7 @@ from problems import PROBLEMS
 NETWORK, TASK = problems.network(PROBLEMS["mlp"]), problems.task(PROBLEMS["mlp"])
 MODULE = PROBLEMS["mlp"].factory()
 BUDGET = fw.Budget(macs=0.5)
+UNFIT = dataclasses.replace(TASK, validation=[(torch.zeros(4, 7), torch.zeros(4, dtype=torch.long))])
 UNSCORED = fw.Task(train=TASK.train, calibration=TASK.calibration, validation=TASK.validation, loss=TASK.loss)
 
 
@@ -200,9 +202,11 @@ def test_scores_that_were_not_taken_are_no_loss_of_zero() -> None:
 
 OUT_OF_PLACE: dict[str, Callable[..., Any]] = {
     "compress": lambda out, **options: compress(out=out, **options),
-    "search": lambda out, **options: fw.search(NETWORK, TASK, BUDGET, out=out, trials=1, seconds=0.01, **options),
-    "tune": lambda out, **options: fw.tune(NETWORK, TASK, [fw.recover.Train(epochs=1)], {"1.lr": (0.01, 0.1)}, out=out,
-                                           trials=1, seconds=0.01, **options)}
+    "search": lambda out, task=TASK, **options: fw.search(NETWORK, task, BUDGET, out=out, trials=1, seconds=0.01,
+                                                          **options),
+    "tune": lambda out, task=TASK, **options: fw.tune(NETWORK, task, [fw.recover.Train(epochs=1)],
+                                                      {"1.lr": (0.01, 0.1)}, out=out, trials=1, seconds=0.01,
+                                                      **options)}
 
 
 @pytest.mark.parametrize(("kind", "other"), list(itertools.permutations(JOBS, 2)))
@@ -212,6 +216,9 @@ def test_the_folder_of_another_kind_of_job_is_refused(kind: str, other: str, tmp
     sign.write_text("{}")
     with pytest.raises(RecipeError, match=r"holds the state of another job .*out=another folder, or resume=False"):
         OUT_OF_PLACE[kind](tmp_path)
+    assert sign.read_text() == "{}"
+    with pytest.raises(TaskError, match="the first batch"):  # nothing is cleared for a call that goes wrong
+        OUT_OF_PLACE[kind](tmp_path, task=UNFIT, resume=False)
     assert sign.read_text() == "{}"
     check_alone(tmp_path, kind, resume=False)
     assert not sign.exists()

@@ -152,10 +152,10 @@ class _Search:
             device = Elsewhere(self.times, self.target, self.options["threads"])
             device.check()
             device.begin()
-        check_alone(self.out, "search", self.resume)
         steps = () if self.recover is None else (self.recover,)
         with trials_of(self.original, self.task, self.target, self.out / "search", self._figures("memory"), self.resume,
-                       device, steps, **{n: self.options[n] for n in ("threads", "seed", "seconds")}) as trials, \
+                       device, steps, "search",
+                       **{name: self.options[name] for name in ("threads", "seed", "seconds")}) as trials, \
                 workers_of(count, trials) if count else nullcontext() as workers:
             ahead = min(max(EACH * (count or 0), CARRIED if device is not None else 1), self.options["trials"])
             return self._found(dataclasses.replace(trials, workers=workers, ahead=ahead))
@@ -259,16 +259,19 @@ def folder_of(out: str | Path | None) -> Iterator[Path]:
 
 @contextmanager
 def trials_of(network: Network, task: Task, target: str, folder: Path, memory: bool, resume: bool,
-              device: Elsewhere | None = None, steps: Sequence[Step] = (), *, threads: int, seed: int,
+              device: Elsewhere | None = None, steps: Sequence[Step] = (), kind: str = "", *, threads: int, seed: int,
               seconds: float) -> Iterator[Trials]:
     """The trials in a folder, which is this process's alone meanwhile. device: where latencies come from. steps: tried
-    on a batch, as before a job. Raises RecipeError where the folder holds those of another network, task or target,
-    TaskError for a task that does not fit the network."""
+    on a batch, as before a job. kind: of the job (in ``JOBS``) that the folder around it is for, "" where none leaves a
+    result there. Raises RecipeError where the folder holds those of another network, task or target, or the one around
+    it another kind of job, TaskError for a task that does not fit the network."""
     check_finite(network, "the network to be compressed")
     begun = {split: first_batches(task, split, seed) for split in EARLY if task.has(split)}
     known, state = tried(network, task, begun, steps), State(folder)
     mark = job_mark(network, task, (), target, begun, seed=seed, threads=threads, seconds=seconds, memory=memory,
                     times=None if device is None else str(device.folder))
+    if kind:
+        check_alone(folder.parent, kind, resume)
     with state.held():
         state.claim(mark, resume,
                     lambda split: split_mark(first_batches(task, split, seed), task, split) if split in EARLY else None)

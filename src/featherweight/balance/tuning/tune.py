@@ -20,7 +20,7 @@ from featherweight.errors import FeatherweightError, RecipeError
 from featherweight.network import Network
 from featherweight.recipe import Recipe, Result, compress
 from featherweight.recipe.apply import Progress
-from featherweight.recipe.files import check_alone, seal, unsealed
+from featherweight.recipe.files import seal, unsealed
 from featherweight.recover import Train
 from featherweight.steps import Step
 from featherweight.steps.given import check_given
@@ -99,11 +99,9 @@ def tune(network: Network, task: Task, recipe: Recipe | Iterable[Step], over: Ma
     kept = {r.path: held(steps, r.path) for r in ranges}
     if task.score is None:
         raise RecipeError("tune compares scores, and the task has none; write Task(score=..., validation=...)")
-    if out is not None:
-        check_alone(Path(out), "tune", resume)
     with (folder_of(out) as folder,
-          trials_of(network, task, target, folder / "tune", False, resume, threads=threads, seed=seed,
-                    seconds=seconds) as taken):
+          trials_of(network, task, target, folder / "tune", False, resume, kind="tune", threads=threads,
+                    seed=seed, seconds=seconds) as taken):
         runs = _Tuning(taken, steps, ranges, progress).run(trials, Watch(minutes), kept)
         done = [run for run in runs if run.trial is not None and not run.trial.failed]
         if not done:
