@@ -193,7 +193,7 @@ def test_combinations_stay_near_the_amounts_that_were_tried() -> None:
                     Watch(None), 9, lambda what, done: None)
     seeker.known = {(0, 0): Trial("", {"latency": 1.0}, 0.0), (1, 0): Trial("", {"latency": 0.9}, -0.2),
                     (0, 4): Trial("", {"latency": 0.5}, 0.5), (0, 5): Trial("", {}, 0.0, failed="no")}
-    assert max(seeker._reachable()) == (3, 6)
+    assert max(seeker._reachable()) == (4, 7)
     drops = seeker._predicted([(1, 0), (2, 0), (3, 0), (0, 5)])[DROP]
     assert drops[:3] == pytest.approx([-0.2] * 3)
     assert drops[3] == pytest.approx(0.625)

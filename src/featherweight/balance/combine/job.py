@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import tempfile
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 from featherweight import deploy
 from featherweight.balance.combine.axes import AXES, Picks, Space
 from featherweight.balance.combine.budget import FIGURES, Budget, check_scored
+from featherweight.balance.combine.folders import folder_of, trials_of
 from featherweight.balance.combine.found import Found
 from featherweight.balance.combine.seek import DROP, Seeker, Wanted, front
 from featherweight.balance.combine.training import of_training, short
@@ -25,9 +25,8 @@ from featherweight.network import Network
 from featherweight.processes import Processes
 from featherweight.recipe import Recipe, Result, compress
 from featherweight.recipe.apply import Progress
-from featherweight.recipe.files import JOBS, State, check_alone
-from featherweight.recipe.mark import EARLY, first_batches, job_mark, split_mark
-from featherweight.recipe.trial import check_finite, check_place, tried
+from featherweight.recipe.files import JOBS
+from featherweight.recipe.trial import check_place
 from featherweight.recipe.writing import write_json
 from featherweight.recover import Train
 from featherweight.steps import Step
@@ -250,34 +249,6 @@ class _Search:
             self.progress(f"trial {done + 1}: {what}", done, self.options["trials"], {})
 
 
-@contextmanager
-def folder_of(out: str | Path | None) -> Iterator[Path]:
-    """The folder ``out``, or one that is gone at the end."""
-    with nullcontext(str(out)) if out is not None else tempfile.TemporaryDirectory(prefix="featherweight-") as place:
-        yield Path(place)
-
-
-@contextmanager
-def trials_of(network: Network, task: Task, target: str, folder: Path, memory: bool, resume: bool,
-              device: Elsewhere | None = None, steps: Sequence[Step] = (), kind: str = "", *, threads: int, seed: int,
-              seconds: float) -> Iterator[Trials]:
-    """The trials in a folder, which is this process's alone meanwhile. device: where latencies come from. steps: tried
-    on a batch, as before a job. kind: of the job (in ``JOBS``) that the folder around it is for, "" where none leaves a
-    result there. Raises RecipeError where the folder holds those of another network, task or target, or the one around
-    it another kind of job, TaskError for a task that does not fit the network."""
-    check_finite(network, "the network to be compressed")
-    begun = {split: first_batches(task, split, seed) for split in EARLY if task.has(split)}
-    known, state = tried(network, task, begun, steps), State(folder)
-    mark = job_mark(network, task, (), target, begun, seed=seed, threads=threads, seconds=seconds, memory=memory,
-                    times=None if device is None else str(device.folder))
-    if kind:
-        check_alone(folder.parent, kind, resume)
-    with state.held():
-        state.claim(mark, resume,
-                    lambda split: split_mark(first_batches(task, split, seed), task, split) if split in EARLY else None)
-        yield Trials(network, known, target, folder, threads, seed, seconds, memory, device)
-
-
 def _missed(wanted: Wanted, shipped: Trial) -> dict[str, str]:
     """Limit -> by how much the shipped file passes it."""
     found = {}
@@ -300,4 +271,4 @@ def _alone(space: Space, known: Sequence[tuple[Picks, Trial]], wanted: Wanted) -
     return found
 
 
-__all__ = ["folder_of", "search", "trials_of"]
+__all__ = ["search"]

@@ -32,7 +32,7 @@ PATIENCE = 12
 #: drops of so many times what is allowed end the curve of a family
 FAR = 4.0
 #: amounts beyond the largest one of a family that was tried, which combinations may hold
-AHEAD = 2
+AHEAD = 3
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from featherweight.balance.combine.job import folder_of, trials_of
+from featherweight.balance.combine.folders import folder_of, trials_of
 from featherweight.balance.combine.trials import Trial, Trials, name_of
 from featherweight.balance.combine.watch import Watch
 from featherweight.balance.tuning.ranges import Range, changed, held
