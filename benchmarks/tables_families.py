@@ -125,8 +125,8 @@ def peers(rows: Rows) -> list[str]:
              for name, row in rows.items()]
     return ["## The search beside peers", "", "`benchmarks/search_peers.py`: ResNet-20, no training, in OpenVINO "
             "beside NNCF and in ONNX Runtime beside Olive, whose default file is slower than float there; of "
-            "Torch-Pruning the mildest cut with which it and the peer take no longer than what `fw.search` found, or the "
-            "hardest tried.",
+            "Torch-Pruning the mildest cut with which it and the peer take no longer than what `fw.search` found, "
+            "or the hardest tried.",
             *table(["", "test %", "times faster", "file (kB)"], lines)]
 
 
