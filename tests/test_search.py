@@ -199,6 +199,18 @@ def test_combinations_stay_near_the_amounts_that_were_tried() -> None:
     assert drops[3] == pytest.approx(0.625)
 
 
+def test_pairs_come_before_three_families_together() -> None:
+    one = Amount("1", 1.0, fw.prune.Layers(count=1))
+    space = Space(("a", "b", "c"), ((one,), (one,), (one,)))
+    seeker = Seeker(None, space, Wanted({}, "latency", 0.1), Watch(None), 9,  # type: ignore[arg-type]
+                    lambda what, done: None)
+    seeker.known = {picks: Trial("", {"macs": 0.9}, 0.0) for picks in ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1))}
+    assert (1, 1, 1) not in seeker._reachable()
+    assert (0, 1, 1) in seeker._reachable()
+    seeker.known[0, 1, 1] = Trial("", {"macs": 0.8}, 0.0)
+    assert (1, 1, 1) in seeker._reachable()
+
+
 def test_at_most_one_form_of_numbers() -> None:
     space = Space.of(NETWORK, {"archive_bytes"}, tuple(AXES))
     both = [space.chosen(picks) for picks in space.all()]

@@ -224,15 +224,18 @@ class Seeker:
 
     def _reachable(self) -> list[Picks]:
         """Combinations of families that did not fail alone, each beyond the amounts at which it did nothing, and near
-        those that were tried: no curve says what lies far beyond."""
+        those that were tried: no curve says what lies far beyond. More than two families come together only where all
+        but one of them did, as two may spoil what each gives alone (integers and chains of low rank)."""
         alone = [{picks[axis]: trial for picks, trial in self.known.items()
                   if picks[axis] and sum(map(bool, picks)) == 1} for axis in range(len(self.space.names))]
         last = [max((pick for pick, trial in mine.items() if _void(trial)), default=0) for mine in alone]
         useless = {axis for axis, mine in enumerate(alone) if all(trial.failed for trial in mine.values())}
         most = [max((picks[axis] for picks, trial in self.known.items() if not trial.failed), default=0) + AHEAD
                 for axis in range(len(self.space.names))]
+        met = {_families(picks) for picks, trial in self.known.items() if not trial.failed}
         return [picks for picks in self.space.all() if not any(
-            pick and (axis in useless or not last[axis] < pick <= most[axis]) for axis, pick in enumerate(picks))]
+            pick and (axis in useless or not last[axis] < pick <= most[axis]) for axis, pick in enumerate(picks))
+            and (len(mine := _families(picks)) < 3 or any(mine - {axis} in met for axis in mine))]
 
     def _predicted(self, ahead: Sequence[Picks]) -> dict[str, npt.NDArray[np.float64]]:
         """Figure -> what the surrogate expects of each combination."""
@@ -246,6 +249,11 @@ class Seeker:
             else:
                 found[name] = np.exp(fit(places, np.log(figures)).at(asked))
         return found
+
+
+def _families(picks: Picks) -> frozenset[int]:
+    """The axes that a combination takes something of."""
+    return frozenset(axis for axis, pick in enumerate(picks) if pick)
 
 
 def _void(trial: Trial) -> bool:
