@@ -199,6 +199,22 @@ def test_combinations_stay_near_the_amounts_that_were_tried() -> None:
     assert drops[3] == pytest.approx(0.625)
 
 
+def test_a_family_ends_where_larger_amounts_do_no_more() -> None:
+    offers = (tuple(Amount(str(i), i / 4, fw.prune.Layers(count=i, names=("a",))) for i in range(1, 9)),)
+
+    class Ends(Made):
+        """Beyond 3 all amounts do the same."""
+
+        def of(self, picks: tuple[int, ...]) -> Trial:
+            return Trial(str(picks), {"macs": 1 - min(picks[0], 3) / 10, "latency": 1 - min(picks[0], 3) / 10}, 0.0)
+
+    made = Ends(Space(("a",), offers), 0)
+    seeker = Seeker(made, made.space, Wanted({DROP: 1.0}, "latency", 0.1), Watch(None), 80,  # type: ignore[arg-type]
+                    lambda what, done: None)
+    seeker.alone()
+    assert list(seeker.known) == [(0,), (1,), (3,), (5,)]
+
+
 def test_pairs_come_before_three_families_together() -> None:
     one = Amount("1", 1.0, fw.prune.Layers(count=1))
     space = Space(("a", "b", "c"), ((one,), (one,), (one,)))

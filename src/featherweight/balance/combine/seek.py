@@ -21,8 +21,11 @@ from featherweight.balance.combine.watch import Watch
 from featherweight.recover import Train
 from featherweight.steps import Step
 
-#: the figure that is not a share
+#: the figure that is not a share, and shares that are counted, not measured
 DROP = "score_drop"
+COUNTED = ("file_bytes", "archive_bytes", "macs")
+#: shares that differ by less, as a share, are the same
+SAME = 0.002
 #: how much better a combination must promise to be than the best known, as a share, to be tried
 GAIN = 0.02
 #: share of the trials, or of the time, that families alone may take
@@ -168,8 +171,8 @@ class Seeker:
         return self.wanted.minimize == DROP or trial.drop > self.wanted.limits.get(DROP, -float("inf"))
 
     def alone(self) -> None:
-        """Every family alone, at every other amount, until too much of the score is gone; all families' first amounts
-        come before any one's second."""
+        """Every family alone, at every other amount, until too much of the score is gone or a larger one does no more;
+        all families' first amounts come before any one's second."""
         allowed = self.wanted.limits.get(DROP, 10 * self.wanted.points)
         left = {axis: list(range(1, len(offers) + 1, 2)) for axis, offers in enumerate(self.space.offers)}
         self._try(self._nothing, partial(self._alone, left))
@@ -178,8 +181,11 @@ class Seeker:
                 if self._spent > ALONE:
                     return
                 if amounts:
-                    trial = self._try(self.space.alone(axis, amounts.pop(0)), partial(self._alone, left))
-                    if trial.failed or self.wanted.figure(trial, DROP) > FAR * max(allowed, self.wanted.points):
+                    pick = amounts.pop(0)
+                    trial = self._try(self.space.alone(axis, pick), partial(self._alone, left))
+                    far = self.wanted.figure(trial, DROP) > FAR * max(allowed, self.wanted.points)
+                    before = self.known.get(self.space.alone(axis, pick - 2)) if pick > 2 else None
+                    if trial.failed or far or (before is not None and _as_small(trial, before)):
                         amounts.clear()
 
     def _alone(self, left: Mapping[int, Sequence[int]]) -> Iterator[Picks]:
@@ -258,8 +264,16 @@ def _families(picks: Picks) -> frozenset[int]:
 
 def _void(trial: Trial) -> bool:
     """Whether the network stayed what it was: nothing that is counted changed."""
-    counted = (trial.shares.get(name, 1.0) for name in ("file_bytes", "archive_bytes", "macs"))
+    counted = (trial.shares.get(name, 1.0) for name in COUNTED)
     return not trial.failed and trial.drop == 0 and all(share == 1.0 for share in counted)
+
+
+def _as_small(trial: Trial, before: Trial) -> bool:
+    """Whether a trial that changed something counts what ``before`` does; archives of trained weights differ a
+    little."""
+    both = [(trial.shares[name], before.shares[name]) for name in COUNTED
+            if name in trial.shares and name in before.shares]
+    return bool(both) and not _void(trial) and all(abs(now / then - 1) < SAME for now, then in both)
 
 
 def front(trials: Sequence[Trial], figure: str) -> tuple[Trial, ...]:
