@@ -239,9 +239,16 @@ class Seeker:
         most = [max((picks[axis] for picks, trial in self.known.items() if not trial.failed), default=0) + AHEAD
                 for axis in range(len(self.space.names))]
         met = {_families(picks) for picks, trial in self.known.items() if not trial.failed}
-        return [picks for picks in self.space.all() if not any(
-            pick and (axis in useless or not last[axis] < pick <= most[axis]) for axis, pick in enumerate(picks))
-            and (len(mine := _families(picks)) < 3 or any(mine - {axis} in met for axis in mine))]
+
+        def near(picks: Picks) -> bool:
+            return all(not pick or (axis not in useless and last[axis] < pick <= most[axis])
+                       for axis, pick in enumerate(picks))
+
+        def paired(picks: Picks) -> bool:
+            mine = _families(picks)
+            return len(mine) < 3 or any(mine - {axis} in met for axis in mine)
+
+        return [picks for picks in self.space.all() if near(picks) and paired(picks)]
 
     def _predicted(self, ahead: Sequence[Picks]) -> dict[str, npt.NDArray[np.float64]]:
         """Figure -> what the surrogate expects of each combination."""
