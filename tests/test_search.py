@@ -79,7 +79,7 @@ def test_the_surrogate_beside_a_slow_one() -> None:
     alone = [(1.0, 0.0), (2.0, 0.0), (0.0, 0.5), (0.0, 1.5)]
     places = np.array([(0.0, 0.0), *alone, (1.0, 0.5), (2.0, 1.5), (0.3, 0.2)])
     values = np.array([0.0, *rng.uniform(0, 2, len(places) - 1)])
-    fitted, asked = surrogate.fit(places, values), rng.uniform(0, 3, (40, 2))
+    fitted, asked = surrogate.fit(places, values), rng.uniform(0, 3, (40, 2)) * rng.integers(0, 2, (40, 2))
 
     def curve(axis: int, x: float) -> float:
         points = [(0.0, 0.0), *sorted((p[axis], v) for p, v in zip(places, values, strict=True)
@@ -93,6 +93,7 @@ def test_the_surrogate_beside_a_slow_one() -> None:
         total, weights, missed = curve(0, x) + curve(1, y), surrogate.PRIOR, 0.0
         for (a, b), value in zip(places, values, strict=True):
             near = np.exp(-((x - a) ** 2 + (y - b) ** 2) / (2 * surrogate.WIDTH**2))
+            near *= (x != 0 or a == 0) and (y != 0 or b == 0)
             weights += near
             missed += near * (value - curve(0, a) - curve(1, b)) if a and b else 0
         return float(total + missed / weights)
@@ -225,6 +226,15 @@ def test_pairs_come_before_three_families_together() -> None:
     assert (0, 1, 1) in seeker._reachable()
     seeker.known[0, 1, 1] = Trial("", {"macs": 0.8}, 0.0)
     assert (1, 1, 1) in seeker._reachable()
+
+
+def test_what_families_do_to_one_another_counts_where_all_of_them_are() -> None:
+    """Of a halves and b halves, both together make nothing less: that is no word on a alone, nor on a and c."""
+    places = np.array([(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 1, 0)], dtype=float)
+    halves = np.log([1.0, 0.5, 0.5, 0.5, 1.0])
+    told = np.exp(surrogate.fit(places, halves).at(np.array([(1.0, 0, 1), (1, 0, 0), (1, 1, 1)])))
+    assert told[:2] == pytest.approx([0.25, 0.5])
+    assert told[2] > 0.125
 
 
 def test_at_most_one_form_of_numbers() -> None:
