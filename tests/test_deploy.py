@@ -434,3 +434,9 @@ def test_bags_of_one_length_are_no_loop(mode, padding, weighted, tmp_path):
     assert torch.allclose(runner(*given), model(*given), atol=1e-5)
     assert "Loop" not in {node.op_type for node in onnx.load(path).graph.node}
     assert torch.equal(network(*given), model(*given))
+
+
+def test_bags_of_half_precision(tmp_path):
+    given, model = bag_inputs(False), Bags("mean", 0).eval().half()
+    runner, _ = deployed(fw.capture(model, given[0]), tmp_path)
+    assert torch.allclose(runner(*given), model(*given), atol=1e-2)

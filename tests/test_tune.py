@@ -124,8 +124,6 @@ def test_a_tuning_killed_again_and_again_ends_with_the_same(tmp_path: Path) -> N
         return [(dict(r.options), r.rungs, r.trial and r.trial.drop) for r in tuned.runs]
 
     assert told(found) == told(whole)
-    longer = fw.tune(NETWORK, task(), STEPS[1:], over, out=tmp_path / "whole", trials=7, seconds=0.0)
-    assert told(longer)[:6] == told(whole)
     assert (tmp_path / "whole/network.fw").read_bytes() == (tmp_path / "killed/network.fw").read_bytes()
     runs = [run for run in whole.runs if run.trial is not None]
     assert dict(whole.runs[0].options) == {"1.lr": 0.01, "1.epochs": 2, "1.distill.weight": 0.9}
@@ -134,6 +132,8 @@ def test_a_tuning_killed_again_and_again_ends_with_the_same(tmp_path: Path) -> N
     assert best.options == whole.options
     first, last = whole.result.trail[0], whole.result.trail[-1]
     assert first.score - last.score == pytest.approx(best.trial.drop, abs=1e-6)
+    longer = fw.tune(NETWORK, task(), STEPS[1:], over, out=tmp_path / "whole", trials=7, seconds=0.0)
+    assert told(longer)[:6] == told(whole)
     more = fw.tune(NETWORK, task(), STEPS[1:], {"1.lr": [0.01], "1.epochs": [2], "1.distill.weight": [0.9],
                                                 "1.momentum": [0.9]}, out=tmp_path / "whole", trials=1, seconds=0.0)
     assert dict(more.options) == {"1.lr": 0.01, "1.epochs": 2, "1.distill.weight": 0.9, "1.momentum": 0.9}

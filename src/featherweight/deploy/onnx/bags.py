@@ -13,6 +13,8 @@ from featherweight.network.edit import insert_call
 from featherweight.network.operators import schema_argument
 
 aten = torch.ops.aten
+#: the overload that leaves entries of one index out
+PADDED = aten.embedding_bag.padding_idx
 #: modes of the operator, by their numbers
 SUM, MEAN, MAX = range(3)
 
@@ -20,7 +22,7 @@ SUM, MEAN, MAX = range(3)
 def equal_bags(network: Network) -> None:
     """Bags that are the rows of one tensor [n, length] (``nn.EmbeddingBag`` without offsets) become calls on axes: the
     exporter writes a loop over them, in which ONNX Runtime is slow and which OpenVINO does not take."""
-    bags = network.calls(aten.embedding_bag.padding_idx, aten.embedding_bag.default)
+    bags = network.calls(PADDED, aten.embedding_bag.default)
     values = network.values() if bags else {}
     for node in bags:
         indices, weights = schema_argument(node, "indices"), schema_argument(node, "per_sample_weights")
@@ -31,9 +33,9 @@ def equal_bags(network: Network) -> None:
         if not _starts(schema_argument(node, "offsets"), (rows, weighted), values[rows.name].shape[1]):
             continue
         readers = list(node.users)
-        if any(reader.target is not operator.getitem or reader.args[1] != 0 for reader in readers):
+        if not readers or any(r.target is not operator.getitem or r.args[1] != 0 for r in readers):
             continue
-        made = _Bags(network, node).made(rows, weighted)
+        made = _Bags(network, node, values[readers[0].name].dtype).made(rows, weighted)
         for reader in readers:
             reader.replace_all_uses_with(made)
             network.graph.erase_node(reader)
@@ -62,10 +64,10 @@ def _starts(offsets: Any, rows: tuple[Node | None, ...], length: int) -> bool:
 
 
 class _Bags:
-    """The calls that take one's place."""
+    """The calls that take one's place. dtype: of what it gives."""
 
-    def __init__(self, network: Network, node: Node) -> None:
-        self.network, self.node = network, node
+    def __init__(self, network: Network, node: Node, dtype: torch.dtype) -> None:
+        self.network, self.node, self.dtype = network, node, dtype
 
     def call(self, target: Any, *args: Any) -> Node:
         return insert_call(self.network, target, args, before=self.node)
@@ -73,7 +75,7 @@ class _Bags:
     def made(self, rows: Node, weighted: Node | None) -> Node:
         """[n, width]. weighted: the factor of each entry [n, length]."""
         mode = schema_argument(self.node, "mode")
-        padding = schema_argument(self.node, "padding_idx") if "padding" in str(self.node.target) else None
+        padding = schema_argument(self.node, "padding_idx") if self.node.target is PADDED else None
         entries = self.call(aten.embedding.default, schema_argument(self.node, "weight"), rows)
         if weighted is not None:
             entries = self.call(aten.mul.Tensor, entries, self.call(aten.unsqueeze.default, weighted, -1))
@@ -86,7 +88,7 @@ class _Bags:
             most = self.call(aten.amax.default, self.call(aten.masked_fill.Scalar, entries, away, -float("inf")), [1])
             empty = self.call(aten.logical_not.default, self.call(aten.any.dim, counts, 1))
             return self.call(aten.masked_fill.Scalar, most, empty, 0.0)
-        factors = self.call(aten.to.dtype, counts, torch.float32)
+        factors = self.call(aten.to.dtype, counts, self.dtype)
         total = self.call(aten.sum.dim_IntList, self.call(aten.mul.Tensor, entries, factors), [1])
         if mode == SUM:
             return total
