@@ -44,8 +44,8 @@ SHIPPED = 4
 #: trainings of combinations as they would ship that time is kept for, before one was made
 KEPT = 2
 #: what the whole training is taken to leave of what a trial lost beyond the original with the short training, before
-#: one was seen; and what it leaves at least and at most
-LEFT, LEAST_LEFT, MOST_LEFT = 0.4, 0.02, 4.0
+#: one was seen (little, so that one is made, which tells); and what it leaves at least and at most
+LEFT, LEAST_LEFT, MOST_LEFT = 0.25, 0.02, 4.0
 
 
 def search(network: Network, task: Task, budget: Budget, target: str = "onnxruntime", out: str | Path | None = None,
