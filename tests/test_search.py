@@ -104,6 +104,17 @@ def test_the_surrogate_beside_a_slow_one() -> None:
 
 # ---- what is tried
 
+def space_of(names: str, amounts: int) -> Space:
+    """An axis for each letter; what each of its amounts does is a world's own (``Made``)."""
+    return Space(tuple(names), tuple(
+        tuple(Amount(str(i), i / 4, fw.prune.Layers(count=i, names=(name,))) for i in range(1, amounts + 1))
+        for name in names))
+
+
+def seeker_of(made: Any, space: Space, wanted: Wanted, most: int = 9, probe: fw.recover.Train | None = None) -> Seeker:
+    return Seeker(made, space, wanted, Watch(None), most, lambda what, done: None, probe)
+
+
 class Made:
     """Trials of a world in which costs multiply and drops add up, but for what two axes do together."""
 
@@ -127,12 +138,9 @@ class Made:
 @pytest.mark.parametrize("seed", range(6))
 def test_what_is_found_is_nearly_what_trying_everything_finds(seed: int) -> None:
     """Few trials, no worse than 5 % beside all 729 combinations."""
-    names = ("a", "b", "c")
-    offers = tuple(tuple(Amount(str(i), i / 4, fw.prune.Layers(count=i, names=(name,))) for i in range(1, 9))
-                   for name in names)
-    space = Space(names, offers)
+    space = space_of("abc", 8)
     made, wanted = Made(space, seed), Wanted({DROP: 1.0}, "latency", 0.1)
-    seeker = Seeker(made, space, wanted, Watch(None), 80, lambda what, done: None)  # type: ignore[arg-type]
+    seeker = seeker_of(made, space, wanted, 80)
     seeker.run()
     every = [made.of(picks) for picks in space.all()]
     best = min((t for t in every if wanted.met(t)), key=lambda t: t.shares["latency"])
@@ -155,12 +163,8 @@ class Trained(Made):
 
 @pytest.mark.parametrize(("minimize", "limits"), [("latency", {DROP: 0.4}), (DROP, {"latency": 0.5})])
 def test_only_what_loses_too_much_is_trained(minimize: str, limits: dict[str, float]) -> None:
-    names = ("a", "b", "c")
-    offers = tuple(tuple(Amount(str(i), i / 4, fw.prune.Layers(count=i, names=(name,))) for i in range(1, 9))
-                   for name in names)
-    made, wanted = Trained(Space(names, offers), 0), Wanted(limits, minimize, 0.1, short=2.0)
-    seeker = Seeker(made, made.space, wanted, Watch(None), 80, lambda what, done: None,  # type: ignore[arg-type]
-                    fw.recover.Train(epochs=1))
+    made, wanted = Trained(space_of("abc", 8), 0), Wanted(limits, minimize, 0.1, short=2.0)
+    seeker = seeker_of(made, made.space, wanted, 80, fw.recover.Train(epochs=1))
     seeker.run()
     best = seeker.known[seeker.best]
     assert wanted.met(best)
@@ -175,11 +179,7 @@ def test_only_what_loses_too_much_is_trained(minimize: str, limits: dict[str, fl
 
 
 def test_amounts_that_change_nothing_alone_are_in_no_combination() -> None:
-    names = ("a", "b")
-    offers = tuple(tuple(Amount(str(i), i / 4, fw.prune.Layers(count=i, names=(name,))) for i in range(1, 4))
-                   for name in names)
-    seeker = Seeker(None, Space(names, offers), Wanted({}, "latency", 0.1), Watch(None), 9,  # type: ignore[arg-type]
-                    lambda what, done: None)
+    seeker = seeker_of(None, space_of("ab", 3), Wanted({}, "latency", 0.1))
     same = {"latency": 1.02, "file_bytes": 1.0, "macs": 1.0}
     seeker.known = {(0, 0): Trial("", same, 0.0), (1, 0): Trial("", same, 0.0), (3, 0): Trial("", {"macs": 0.9}, 0.1),
                     (0, 1): Trial("", {}, 0.0, failed="no"), (0, 3): Trial("", {}, 0.0, failed="no")}
@@ -188,10 +188,7 @@ def test_amounts_that_change_nothing_alone_are_in_no_combination() -> None:
 
 def test_combinations_stay_near_the_amounts_that_were_tried() -> None:
     """A family that gained by noise at its mildest amount is not taken to gain ever more beyond it."""
-    offers = tuple(tuple(Amount(str(i), i / 4, fw.prune.Layers(count=i, names=(name,))) for i in range(1, 9))
-                   for name in ("a", "b"))
-    seeker = Seeker(None, Space(("a", "b"), offers), Wanted({DROP: 1.0}, "latency", 0.1),  # type: ignore[arg-type]
-                    Watch(None), 9, lambda what, done: None)
+    seeker = seeker_of(None, space_of("ab", 8), Wanted({DROP: 1.0}, "latency", 0.1))
     seeker.known = {(0, 0): Trial("", {"latency": 1.0}, 0.0), (1, 0): Trial("", {"latency": 0.9}, -0.2),
                     (0, 4): Trial("", {"latency": 0.5}, 0.5), (0, 5): Trial("", {}, 0.0, failed="no")}
     assert max(seeker._reachable()) == (4, 7)
@@ -201,26 +198,20 @@ def test_combinations_stay_near_the_amounts_that_were_tried() -> None:
 
 
 def test_a_family_ends_where_larger_amounts_do_no_more() -> None:
-    offers = (tuple(Amount(str(i), i / 4, fw.prune.Layers(count=i, names=("a",))) for i in range(1, 9)),)
-
     class Ends(Made):
         """Beyond 3 all amounts do the same."""
 
         def of(self, picks: tuple[int, ...]) -> Trial:
             return Trial(str(picks), {"macs": 1 - min(picks[0], 3) / 10, "latency": 1 - min(picks[0], 3) / 10}, 0.0)
 
-    made = Ends(Space(("a",), offers), 0)
-    seeker = Seeker(made, made.space, Wanted({DROP: 1.0}, "latency", 0.1), Watch(None), 80,  # type: ignore[arg-type]
-                    lambda what, done: None)
+    made = Ends(space_of("a", 8), 0)
+    seeker = seeker_of(made, made.space, Wanted({DROP: 1.0}, "latency", 0.1), 80)
     seeker.alone()
     assert list(seeker.known) == [(0,), (1,), (3,), (5,)]
 
 
 def test_pairs_come_before_three_families_together() -> None:
-    one = Amount("1", 1.0, fw.prune.Layers(count=1))
-    space = Space(("a", "b", "c"), ((one,), (one,), (one,)))
-    seeker = Seeker(None, space, Wanted({}, "latency", 0.1), Watch(None), 9,  # type: ignore[arg-type]
-                    lambda what, done: None)
+    seeker = seeker_of(None, space_of("abc", 1), Wanted({}, "latency", 0.1))
     seeker.known = {picks: Trial("", {"macs": 0.9}, 0.0) for picks in ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1))}
     assert (1, 1, 1) not in seeker._reachable()
     assert (0, 1, 1) in seeker._reachable()
@@ -243,6 +234,15 @@ def test_at_most_one_form_of_numbers() -> None:
     assert {"integers", "codebooks"} <= set(space.names)
     assert not any({"integers", "codebooks"} <= set(chosen) for chosen in both)
     assert len({tuple(picks) for picks in space.all()}) == len(both)
+
+
+def test_zeros_and_codebooks_are_made_in_the_training() -> None:
+    space, train = Space.of(NETWORK, {"archive_bytes"}, ("channels", "zeros", "codebooks")), fw.recover.Train(epochs=1)
+    (trained,) = space.steps((0, 1, 1), train)
+    assert isinstance(trained, fw.recover.Train)
+    assert [type(rewrite) for rewrite in trained.beside] == [fw.prune.Weights, fw.share.Codebook]
+    assert [type(step) for step in space.steps((1, 0, 1), train)] == [fw.prune.Channels, fw.recover.Train]
+    assert [type(step) for step in space.steps((1, 0, 1))] == [fw.prune.Channels, fw.share.Codebook]
 
 
 def test_families_that_cannot_help_are_left_out() -> None:

@@ -27,7 +27,7 @@ from featherweight.share import Codebook
 from featherweight.steps import Rewrite, Stage, Step
 
 #: figure of a budget -> what steps that cut count in, the first that is asked for
-COUNTED = {"latency": "latency", "macs": "macs", "file_bytes": "bytes", "archive_bytes": "bytes", "memory": "bytes"}
+UNITS = {"latency": "latency", "macs": "macs", "file_bytes": "bytes", "archive_bytes": "bytes", "memory": "bytes"}
 #: what is written for it
 NOUNS = {"latency": "of the calls' latency", "macs": "MACs", "bytes": "bytes"}
 #: shares of what is counted that stay
@@ -125,7 +125,7 @@ class Space:
            times: str | None = None) -> Space:
         """The ``families`` (names in ``AXES``) that may lower one of the figures ``wanted`` and offer something. times:
         the folder of another device, whose latencies steps count."""
-        counted = next((unit for figure, unit in COUNTED.items() if figure in wanted), "macs")
+        counted = next((unit for figure, unit in UNITS.items() if figure in wanted), "macs")
         axes = {name: axis for name, axis in AXES.items() if name in families and set(axis.lowers) & set(wanted)}
         offers = {name: axis.offers(network, counted) for name, axis in axes.items()}
         found = {name: tuple(_on(offer, times) for offer in mine) for name, mine in offers.items() if mine}

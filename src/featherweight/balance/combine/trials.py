@@ -34,7 +34,7 @@ from featherweight.steps.fingerprint import canonical
 from featherweight.task import Task
 
 #: the figures of a trial, as ``Budget`` names them -> how a Measurement has them
-COUNTED = {"file_bytes": "file_bytes", "archive_bytes": "archive_bytes", "macs": "macs", "memory": "memory_bytes"}
+FIELDS = {"file_bytes": "file_bytes", "archive_bytes": "archive_bytes", "macs": "macs", "memory": "memory_bytes"}
 #: says that a combination is ready, and holds what it came to
 READY = "ready.json"
 #: combinations, each in words and as steps
@@ -140,7 +140,7 @@ class Trials:
         """A measurement of the deployed ``file`` beside the original's. Raises Untimed where its latency is not known
         yet."""
         start = self.start()
-        shares = {name: getattr(found, held) / getattr(start, held) for name, held in COUNTED.items()
+        shares = {name: getattr(found, held) / getattr(start, held) for name, held in FIELDS.items()
                   if getattr(found, held) is not None}
         if self.device is None:
             shares["latency"] = 1 / found.ratios["original"].median
@@ -152,7 +152,7 @@ class Trials:
     def costs(self) -> dict[str, float]:
         """What the original costs."""
         start = self.start()
-        known = {name: getattr(start, held) for name, held in COUNTED.items()}
+        known = {name: getattr(start, held) for name, held in FIELDS.items()}
         known["latency"] = None if start.latency is None else start.latency.median_s
         if self.device is not None:
             self._carried([])
@@ -289,4 +289,4 @@ def name_of(steps: Sequence[Step]) -> str:
     return hashlib.sha256(json.dumps(canonical(tuple(steps)), sort_keys=True).encode()).hexdigest()[:16]
 
 
-__all__ = ["COUNTED", "Many", "Ready", "Trial", "Trials", "name_of"]
+__all__ = ["FIELDS", "Many", "Ready", "Trial", "Trials", "name_of"]
