@@ -28,8 +28,9 @@ from torch import nn
 
 import featherweight as fw
 from featherweight.balance.combine.axes import AXES, Picks, Space
-from featherweight.balance.combine.seek import DROP, Seeker, Wanted
+from featherweight.balance.combine.seek import Seeker
 from featherweight.balance.combine.trials import Trial, name_of
+from featherweight.balance.combine.wanted import DROP, Wanted
 from featherweight.balance.combine.watch import Watch
 from featherweight.balance.combine.workers import EACH
 from featherweight.numerics.budget import choose_jointly

@@ -21,9 +21,10 @@ import problems
 from featherweight.balance.combine import surrogate
 from featherweight.balance.combine.axes import AXES, Amount, Axis, Space
 from featherweight.balance.combine.found import _row as row_of
-from featherweight.balance.combine.seek import DROP, Seeker, Wanted, front
+from featherweight.balance.combine.seek import Seeker, front
 from featherweight.balance.combine.training import of_training, short
 from featherweight.balance.combine.trials import Trial
+from featherweight.balance.combine.wanted import DROP, Wanted
 from featherweight.balance.combine.watch import Watch
 from featherweight.cli import show
 from featherweight.cli.app import app
@@ -195,6 +196,30 @@ def test_combinations_stay_near_the_amounts_that_were_tried() -> None:
     drops = seeker._predicted([(1, 0), (2, 0), (3, 0), (0, 5)])[DROP]
     assert drops[:3] == pytest.approx([-0.2] * 3)
     assert drops[3] == pytest.approx(0.625)
+
+
+def test_what_lost_far_too_much_leads_no_further() -> None:
+    """It extends no family's reach, and once limits are kept, nothing that takes as much of all is reached."""
+    seeker = seeker_of(None, space_of("ab", 8), Wanted({DROP: 1.0}, "latency", 0.1))
+    seeker.known = {(0, 0): Trial("", {"latency": 1.0}, 0.0), (1, 0): Trial("", {"latency": 0.9}, 0.1),
+                    (0, 1): Trial("", {"latency": 0.9}, 0.1), (3, 3): Trial("", {"latency": 0.4}, 9.0)}
+    reached = set(seeker._reachable())
+    assert {(4, 0), (4, 2), (2, 4)} <= reached
+    assert not reached & {(5, 0), (0, 5), (3, 3), (4, 3), (3, 4), (4, 4)}
+    seeker.wanted = Wanted({DROP: 1.0, "latency": 0.1}, "latency", 0.1)
+    assert {(3, 3), (4, 4)} <= set(seeker._reachable())
+
+
+def test_of_families_alone_those_that_give_most_go_on_first() -> None:
+    class Unlike(Made):
+        def of(self, picks: tuple[int, ...]) -> Trial:
+            shares = np.prod([1 - pick / weight for pick, weight in zip(picks, (40, 10, 20), strict=True)])
+            return Trial(str(picks), {"latency": float(shares), "macs": float(shares)}, 0.0)
+
+    made = Unlike(space_of("abc", 4), 0)
+    seeker = seeker_of(made, made.space, Wanted({DROP: 1.0}, "latency", 0.1), 80)
+    seeker.alone()
+    assert list(seeker.known)[1:] == [(1, 0, 0), (0, 1, 0), (0, 0, 1), (0, 3, 0), (0, 0, 3), (3, 0, 0)]
 
 
 def test_a_family_ends_where_larger_amounts_do_no_more() -> None:

@@ -14,9 +14,10 @@ from featherweight.balance.combine.axes import AXES, Picks, Space
 from featherweight.balance.combine.budget import FIGURES, Budget, check_scored
 from featherweight.balance.combine.folders import folder_of, trials_of
 from featherweight.balance.combine.found import Found
-from featherweight.balance.combine.seek import DROP, Seeker, Wanted, front
+from featherweight.balance.combine.seek import Seeker, front
 from featherweight.balance.combine.training import of_training, short
 from featherweight.balance.combine.trials import Trial, Trials, name_of
+from featherweight.balance.combine.wanted import DROP, Wanted
 from featherweight.balance.combine.watch import Watch
 from featherweight.balance.combine.workers import EACH, workers_of
 from featherweight.errors import FeatherweightError, FileError, RecipeError, Untimed

@@ -7,6 +7,7 @@ the answer is the best of the combinations that were tried.
 from __future__ import annotations
 
 import itertools
+import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -17,12 +18,12 @@ import numpy.typing as npt
 from featherweight.balance.combine.axes import Picks, Space, told
 from featherweight.balance.combine.surrogate import fit
 from featherweight.balance.combine.trials import Trial, Trials
+from featherweight.balance.combine.wanted import DROP, Wanted
 from featherweight.balance.combine.watch import Watch
 from featherweight.recover import Train
 from featherweight.steps import Step
 
-#: the figure that is not a share, and shares that are counted, not measured
-DROP = "score_drop"
+#: shares that are counted, not measured
 COUNTED = ("file_bytes", "archive_bytes", "macs")
 #: shares that differ by less, as a share, are the same
 SAME = 0.002
@@ -36,49 +37,6 @@ PATIENCE = 12
 FAR = 4.0
 #: amounts beyond the largest one of a family that was tried, which combinations may hold
 AHEAD = 3
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """limits: figure -> share of the original's that may remain, and "score_drop" -> points. minimize: the figure that
-    is to be least. points: how many of the score count as much as a tenth of a share, where combinations are compared
-    that keep no limit. short: points that the short training of trials costs the original, and so any of them. left:
-    what the whole training is taken to leave of what a trial lost beyond that."""
-
-    limits: Mapping[str, float]
-    minimize: str
-    points: float
-    short: float = 0.0
-    left: float = 1.0
-
-    def figure(self, trial: Trial, name: str) -> float:
-        """What a trial costs, or the points that it would lose as it ships."""
-        if name != DROP:
-            return trial.shares.get(name, 1.0)
-        return (trial.drop - self.short) * self.left if trial.probe else trial.drop
-
-    def met(self, trial: Trial) -> bool:
-        """Whether a trial keeps within all limits."""
-        return not trial.failed and all(self.figure(trial, name) <= limit for name, limit in self.limits.items())
-
-    def beyond(self, figures: Mapping[str, npt.NDArray[np.float64]]) -> npt.NDArray[np.float64]:
-        """By how much limits are passed, for arrays of figures: 0 where all are kept."""
-        missed: npt.NDArray[np.float64] = np.zeros(1)
-        for name, limit in self.limits.items():
-            over = ((figures[name] - limit) / (10 * self.points) if name == DROP else np.log(figures[name] / limit))
-            missed = missed + np.maximum(over, 0)
-        return missed
-
-    def order(self, figures: Mapping[str, npt.NDArray[np.float64]]) -> npt.NDArray[np.intp]:
-        """The places in arrays of figures, from what promises most on."""
-        return np.lexsort((figures[self.minimize], np.round(self.beyond(figures), 6)))
-
-    def rank(self, trial: Trial) -> tuple[bool, float, float]:
-        """Trials in the order of their worth: the least is the best."""
-        if trial.failed:
-            return True, float("inf"), float("inf")
-        figures = {name: np.array([self.figure(trial, name)]) for name in self.limits}
-        return False, float(self.beyond(figures)[0]), self.figure(trial, self.minimize)
 
 
 @dataclass
@@ -172,21 +130,23 @@ class Seeker:
 
     def alone(self) -> None:
         """Every family alone, at every other amount, until too much of the score is gone or a larger one does no more;
-        all families' first amounts come before any one's second."""
-        allowed = self.wanted.limits.get(DROP, 10 * self.wanted.points)
+        all families' first amounts come before any one's second, those first whose last amount was worth most."""
         left = {axis: list(range(1, len(offers) + 1, 2)) for axis, offers in enumerate(self.space.offers)}
-        self._try(self._nothing, partial(self._alone, left))
+        last = {axis: self._try(self._nothing, partial(self._alone, left)) for axis in left}
         while any(left.values()):
-            for axis, amounts in left.items():
+            for axis in sorted(left, key=lambda one: self.wanted.rank(last[one])):
                 if self._spent > ALONE:
                     return
-                if amounts:
-                    pick = amounts.pop(0)
-                    trial = self._try(self.space.alone(axis, pick), partial(self._alone, left))
-                    far = self.wanted.figure(trial, DROP) > FAR * max(allowed, self.wanted.points)
-                    before = self.known.get(self.space.alone(axis, pick - 2)) if pick > 2 else None
-                    if trial.failed or far or (before is not None and _as_small(trial, before)):
-                        amounts.clear()
+                if left[axis]:
+                    before, pick = last[axis], left[axis].pop(0)
+                    trial = last[axis] = self._try(self.space.alone(axis, pick), partial(self._alone, left))
+                    if trial.failed or self._far(trial) or (pick > 1 and _as_small(trial, before)):
+                        left[axis].clear()
+
+    def _far(self, trial: Trial) -> bool:
+        """Whether so much is lost that more of the same is in vain."""
+        allowed = self.wanted.limits.get(DROP, 10 * self.wanted.points)
+        return self.wanted.figure(trial, DROP) > FAR * max(allowed, self.wanted.points)
 
     def _alone(self, left: Mapping[int, Sequence[int]]) -> Iterator[Picks]:
         """Families alone at the amounts that are left, all first ones before any second one."""
@@ -230,15 +190,20 @@ class Seeker:
 
     def _reachable(self) -> list[Picks]:
         """Combinations of families that did not fail alone, each beyond the amounts at which it did nothing, and near
-        those that were tried: no curve says what lies far beyond. More than two families come together only where all
-        but one of them did, as two may spoil what each gives alone (integers and chains of low rank)."""
+        those that were tried and did not lose far too much: no curve says what lies far beyond. More than two families
+        come together only where all but one of them did, as two may spoil what each gives alone (integers and chains of
+        low rank). Once limits are kept, nothing is reached that takes as much of all families as what lost far too
+        much."""
         alone = [{picks[axis]: trial for picks, trial in self.known.items()
                   if picks[axis] and sum(map(bool, picks)) == 1} for axis in range(len(self.space.names))]
         last = [max((pick for pick, trial in mine.items() if _void(trial)), default=0) for mine in alone]
         useless = {axis for axis, mine in enumerate(alone) if all(trial.failed for trial in mine.values())}
-        most = [max((picks[axis] for picks, trial in self.known.items() if not trial.failed), default=0) + AHEAD
+        fine = {picks: not self._far(trial) for picks, trial in self.known.items() if not trial.failed}
+        most = [max((picks[axis] for picks, near in fine.items() if near), default=0) + AHEAD
                 for axis in range(len(self.space.names))]
-        met = {_families(picks) for picks, trial in self.known.items() if not trial.failed}
+        met = {_families(picks) for picks in fine}
+        kept = self.wanted.met(self.known[self.best])
+        lost = [picks for picks, near in fine.items() if kept and not near]
 
         def near(picks: Picks) -> bool:
             return all(not pick or (axis not in useless and last[axis] < pick <= most[axis])
@@ -248,7 +213,8 @@ class Seeker:
             mine = _families(picks)
             return len(mine) < 3 or any(mine - {axis} in met for axis in mine)
 
-        return [picks for picks in self.space.all() if near(picks) and paired(picks)]
+        return [picks for picks in self.space.all() if near(picks) and paired(picks)
+                and not any(all(map(operator.ge, picks, far)) for far in lost)]
 
     def _predicted(self, ahead: Sequence[Picks]) -> dict[str, npt.NDArray[np.float64]]:
         """Figure -> what the surrogate expects of each combination."""
@@ -292,4 +258,4 @@ def front(trials: Sequence[Trial], figure: str) -> tuple[Trial, ...]:
     return tuple(found)
 
 
-__all__ = ["ALONE", "DROP", "Seeker", "Wanted", "front"]
+__all__ = ["ALONE", "Seeker", "front"]
