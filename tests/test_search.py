@@ -192,7 +192,7 @@ def test_combinations_stay_near_the_amounts_that_were_tried() -> None:
     seeker = seeker_of(None, space_of("ab", 8), Wanted({DROP: 1.0}, "latency", 0.1))
     seeker.known = {(0, 0): Trial("", {"latency": 1.0}, 0.0), (1, 0): Trial("", {"latency": 0.9}, -0.2),
                     (0, 4): Trial("", {"latency": 0.5}, 0.5), (0, 5): Trial("", {}, 0.0, failed="no")}
-    assert max(seeker._reachable()) == (4, 7)
+    assert max(seeker._reachable()) == (3, 6)
     drops = seeker._predicted([(1, 0), (2, 0), (3, 0), (0, 5)])[DROP]
     assert drops[:3] == pytest.approx([-0.2] * 3)
     assert drops[3] == pytest.approx(0.625)
@@ -204,10 +204,8 @@ def test_what_lost_far_too_much_leads_no_further() -> None:
     seeker.known = {(0, 0): Trial("", {"latency": 1.0}, 0.0), (1, 0): Trial("", {"latency": 0.9}, 0.1),
                     (0, 1): Trial("", {"latency": 0.9}, 0.1), (3, 3): Trial("", {"latency": 0.4}, 9.0)}
     reached = set(seeker._reachable())
-    assert {(4, 0), (4, 2), (2, 4)} <= reached
-    assert not reached & {(5, 0), (0, 5), (3, 3), (4, 3), (3, 4), (4, 4)}
-    seeker.wanted = Wanted({DROP: 1.0, "latency": 0.1}, "latency", 0.1)
-    assert {(3, 3), (4, 4)} <= set(seeker._reachable())
+    assert {(3, 0), (3, 2), (2, 3)} <= reached
+    assert not reached & {(4, 0), (0, 4), (3, 3)}
 
 
 def test_of_families_alone_those_that_give_most_go_on_first() -> None:
@@ -219,7 +217,7 @@ def test_of_families_alone_those_that_give_most_go_on_first() -> None:
     made = Unlike(space_of("abc", 4), 0)
     seeker = seeker_of(made, made.space, Wanted({DROP: 1.0}, "latency", 0.1), 80)
     seeker.alone()
-    assert list(seeker.known)[1:] == [(1, 0, 0), (0, 1, 0), (0, 0, 1), (0, 3, 0), (0, 0, 3), (3, 0, 0)]
+    assert list(seeker.known)[1:] == [(0, 0, 1), (0, 1, 0), (1, 0, 0), (0, 3, 0), (0, 0, 3), (3, 0, 0)]
 
 
 def test_a_family_ends_where_larger_amounts_do_no_more() -> None:

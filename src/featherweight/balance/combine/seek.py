@@ -36,7 +36,7 @@ PATIENCE = 12
 #: drops of so many times what is allowed end the curve of a family
 FAR = 4.0
 #: amounts beyond the largest one of a family that was tried, which combinations may hold
-AHEAD = 3
+AHEAD = 2
 
 
 @dataclass
@@ -130,12 +130,14 @@ class Seeker:
 
     def alone(self) -> None:
         """Every family alone, at every other amount, until too much of the score is gone or a larger one does no more;
-        all families' first amounts come before any one's second, those first whose last amount was worth most."""
-        left = {axis: list(range(1, len(offers) + 1, 2)) for axis, offers in enumerate(self.space.offers)}
+        all families' first amounts come before any one's second, however long they take, and what needs no training
+        before what cuts; then those first whose last amount was worth most."""
+        amounts = {axis: list(range(1, len(offers) + 1, 2)) for axis, offers in enumerate(self.space.offers)}
+        left = dict(reversed(amounts.items()))
         last = {axis: self._try(self._nothing, partial(self._alone, left)) for axis in left}
         while any(left.values()):
             for axis in sorted(left, key=lambda one: self.wanted.rank(last[one])):
-                if self._spent > ALONE:
+                if self._spent > (ALONE if 1 not in left[axis] else 1):
                     return
                 if left[axis]:
                     before, pick = last[axis], left[axis].pop(0)
@@ -143,10 +145,10 @@ class Seeker:
                     if trial.failed or self._far(trial) or (pick > 1 and _as_small(trial, before)):
                         left[axis].clear()
 
-    def _far(self, trial: Trial) -> bool:
-        """Whether so much is lost that more of the same is in vain."""
+    def _far(self, trial: Trial, times: float = FAR) -> bool:
+        """Whether so many times what is allowed is lost that more of the same is in vain."""
         allowed = self.wanted.limits.get(DROP, 10 * self.wanted.points)
-        return self.wanted.figure(trial, DROP) > FAR * max(allowed, self.wanted.points)
+        return self.wanted.figure(trial, DROP) > times * max(allowed, self.wanted.points)
 
     def _alone(self, left: Mapping[int, Sequence[int]]) -> Iterator[Picks]:
         """Families alone at the amounts that are left, all first ones before any second one."""
@@ -189,25 +191,24 @@ class Seeker:
         return every[first], {name: float(values[first]) for name, values in figures.items()}
 
     def _reachable(self) -> list[Picks]:
-        """Combinations of families that did not fail alone, each beyond the amounts at which it did nothing, and near
-        those that were tried and did not lose far too much: no curve says what lies far beyond. More than two families
-        come together only where all but one of them did, as two may spoil what each gives alone (integers and chains of
-        low rank). Once limits are kept, nothing is reached that takes as much of all families as what lost far too
-        much."""
-        alone = [{picks[axis]: trial for picks, trial in self.known.items()
-                  if picks[axis] and sum(map(bool, picks)) == 1} for axis in range(len(self.space.names))]
-        last = [max((pick for pick, trial in mine.items() if _void(trial)), default=0) for mine in alone]
-        useless = {axis for axis, mine in enumerate(alone) if all(trial.failed for trial in mine.values())}
-        fine = {picks: not self._far(trial) for picks, trial in self.known.items() if not trial.failed}
-        most = [max((picks[axis] for picks, near in fine.items() if near), default=0) + AHEAD
-                for axis in range(len(self.space.names))]
-        met = {_families(picks) for picks in fine}
+        """Combinations of families that did not fail alone, each beyond the amounts at which it did nothing (alone, or
+        beside the same others), and near those that were tried and did not lose far too much (too much, once limits
+        are kept): no curve says what lies far beyond. More than two families come together only where all but one of
+        them did, as two may spoil what each gives alone (integers and chains of low rank). Once limits are kept,
+        nothing is reached that takes as much of all families as what lost far too much."""
+        axes = range(len(self.space.names))
+        made = {picks: trial for picks, trial in self.known.items() if not trial.failed}
         kept = self.wanted.met(self.known[self.best])
-        lost = [picks for picks, near in fine.items() if kept and not near]
+        fine = [picks for picks, trial in made.items() if not self._far(trial, 1.0 if kept else FAR)]
+        lost = [picks for picks, trial in made.items() if kept and self._far(trial)]
+        most = [max((picks[axis] for picks in fine), default=0) + AHEAD for axis in axes]
+        useless = {axis for axis in axes if all(
+            trial.failed for picks, trial in self.known.items() if _families(picks) == {axis})}
+        met, void = {_families(picks) for picks in made}, _voids(made)
 
         def near(picks: Picks) -> bool:
-            return all(not pick or (axis not in useless and last[axis] < pick <= most[axis])
-                       for axis, pick in enumerate(picks))
+            return all(axis not in useless and void.get((axis, _without(picks, axis)), 0) < picks[axis] <= most[axis]
+                       for axis in _families(picks))
 
         def paired(picks: Picks) -> bool:
             mine = _families(picks)
@@ -235,18 +236,32 @@ def _families(picks: Picks) -> frozenset[int]:
     return frozenset(axis for axis, pick in enumerate(picks) if pick)
 
 
-def _void(trial: Trial) -> bool:
-    """Whether the network stayed what it was: nothing that is counted changed."""
-    counted = (trial.shares.get(name, 1.0) for name in COUNTED)
-    return not trial.failed and trial.drop == 0 and all(share == 1.0 for share in counted)
+def _without(picks: Picks, axis: int) -> Picks:
+    return (*picks[:axis], 0, *picks[axis + 1:])
+
+
+def _voids(made: Mapping[Picks, Trial]) -> dict[tuple[int, Picks], int]:
+    """An axis, and what stands beside it -> the largest amount of that axis that did nothing there."""
+    found: dict[tuple[int, Picks], int] = {}
+    for picks, trial in made.items():
+        for axis in _families(picks):
+            others = _without(picks, axis)
+            if others in made and _same(trial, made[others]):
+                found[axis, others] = max(found.get((axis, others), 0), picks[axis])
+    return found
+
+
+def _same(trial: Trial, other: Trial) -> bool:
+    """Whether two trials count the same; archives of trained weights differ a little."""
+    both = [(trial.shares[name], other.shares[name]) for name in COUNTED
+            if name in trial.shares and name in other.shares]
+    return bool(both) and all(abs(now / then - 1) < SAME for now, then in both)
 
 
 def _as_small(trial: Trial, before: Trial) -> bool:
-    """Whether a trial that changed something counts what ``before`` does; archives of trained weights differ a
-    little."""
-    both = [(trial.shares[name], before.shares[name]) for name in COUNTED
-            if name in trial.shares and name in before.shares]
-    return bool(both) and not _void(trial) and all(abs(now / then - 1) < SAME for now, then in both)
+    """Whether a trial that changed something counts what ``before`` does."""
+    changed = trial.drop != 0 or any(trial.shares.get(name, 1.0) != 1.0 for name in COUNTED)
+    return changed and _same(trial, before)
 
 
 def front(trials: Sequence[Trial], figure: str) -> tuple[Trial, ...]:
