@@ -198,6 +198,15 @@ def test_combinations_stay_near_the_amounts_that_were_tried() -> None:
     assert drops[3] == pytest.approx(0.625)
 
 
+def test_what_did_nothing_beside_the_same_others_is_not_tried_at_less() -> None:
+    seeker = seeker_of(None, space_of("ab", 4), Wanted({}, "macs", 0.1))
+    seeker.known = {picks: Trial("", {"macs": macs}, 0.1) for picks, macs in {
+        (0, 0): 1.0, (1, 0): 0.9, (2, 0): 0.5, (0, 1): 0.9, (0, 3): 0.7, (2, 3): 0.5}.items()}
+    reached = set(seeker._reachable())
+    assert {(1, 1), (1, 2), (2, 4)} <= reached
+    assert not reached & {(2, 1), (2, 2), (2, 3)}
+
+
 def test_what_lost_far_too_much_leads_no_further() -> None:
     """It extends no family's reach, and once limits are kept, nothing that takes as much of all is reached."""
     seeker = seeker_of(None, space_of("ab", 8), Wanted({DROP: 1.0}, "latency", 0.1))
