@@ -10,7 +10,7 @@ from featherweight import deploy
 from featherweight.balance.combine.axes import AXES, Space, told
 from featherweight.balance.combine.budget import check_scored
 from featherweight.balance.combine.folders import folder_of, trials_of
-from featherweight.balance.combine.seek import ALONE, Seeker
+from featherweight.balance.combine.seek import Seeker
 from featherweight.balance.combine.trials import Trial
 from featherweight.balance.combine.wanted import DROP, Wanted
 from featherweight.balance.combine.watch import Watch
@@ -73,7 +73,7 @@ def advise(network: Network, task: Task, target: str = "onnxruntime", out: str |
     for option, number in given.items():
         check_number("advise", option, number, NUMBERS[option])
     check_scored("advise", task)
-    watch = Watch(minutes / ALONE)
+    watch = Watch(minutes)
     with (folder_of(out) as folder,
           trials_of(network, task, target, folder / "search", False, resume, threads=threads, seed=seed,
                     seconds=seconds) as trials):
@@ -84,7 +84,7 @@ def advise(network: Network, task: Task, target: str = "onnxruntime", out: str |
                 progress(f"trial {done + 1}: {what}", done, sum(map(len, space.offers)), {})
 
         seeker = Seeker(trials, space, Wanted({DROP: score_drop}, "latency", trials.points), watch, 1 << 30, tell)
-        seeker.alone()
+        seeker.alone(share=1.0)
         picks, expected = seeker.expected()
         original = Deployed(network, task, deploy.target(target), trials.folder / "original", threads)
         profile = profiled(network, original.profiled(trials.split, seconds))

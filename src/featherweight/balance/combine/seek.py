@@ -29,7 +29,7 @@ COUNTED = ("file_bytes", "archive_bytes", "macs")
 SAME = 0.002
 #: how much better a combination must promise to be than the best known, as a share, to be tried
 GAIN = 0.02
-#: share of the trials, or of the time, that families alone may take
+#: share of the trials, or of the time, that families alone may take but for the first amount of each
 ALONE = 0.5
 #: trials that are made without getting nearer to limits that are missed, before they are given up
 PATIENCE = 12
@@ -128,16 +128,16 @@ class Seeker:
             return False
         return self.wanted.minimize == DROP or trial.drop > self.wanted.limits.get(DROP, -float("inf"))
 
-    def alone(self) -> None:
+    def alone(self, share: float = ALONE) -> None:
         """Every family alone, at every other amount, until too much of the score is gone or a larger one does no more;
         all families' first amounts come before any one's second, however long they take, and what needs no training
-        before what cuts; then those first whose last amount was worth most."""
+        before what cuts; then those first whose last amount was worth most, for a ``share`` of the time."""
         amounts = {axis: list(range(1, len(offers) + 1, 2)) for axis, offers in enumerate(self.space.offers)}
         left = dict(reversed(amounts.items()))
         last = {axis: self._try(self._nothing, partial(self._alone, left)) for axis in left}
         while any(left.values()):
             for axis in sorted(left, key=lambda one: self.wanted.rank(last[one])):
-                if self._spent > (ALONE if 1 not in left[axis] else 1):
+                if self._spent > (share if 1 not in left[axis] else 1):
                     return
                 if left[axis]:
                     before, pick = last[axis], left[axis].pop(0)
@@ -273,4 +273,4 @@ def front(trials: Sequence[Trial], figure: str) -> tuple[Trial, ...]:
     return tuple(found)
 
 
-__all__ = ["ALONE", "Seeker", "front"]
+__all__ = ["Seeker", "front"]
