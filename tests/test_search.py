@@ -268,13 +268,15 @@ def test_at_most_one_form_of_numbers() -> None:
     assert len({tuple(picks) for picks in space.all()}) == len(both)
 
 
-def test_zeros_and_codebooks_are_made_in_the_training() -> None:
+def test_zeros_are_made_in_the_training_and_codebooks_behind_it() -> None:
     space, train = Space.of(NETWORK, {"archive_bytes"}, ("channels", "zeros", "codebooks")), fw.recover.Train(epochs=1)
-    (trained,) = space.steps((0, 1, 1), train)
+    trained, codebook = space.steps((0, 1, 1), train)
     assert isinstance(trained, fw.recover.Train)
-    assert [type(rewrite) for rewrite in trained.beside] == [fw.prune.Weights, fw.share.Codebook]
-    assert [type(step) for step in space.steps((1, 0, 1), train)] == [fw.prune.Channels, fw.recover.Train]
-    assert [type(step) for step in space.steps((1, 0, 1))] == [fw.prune.Channels, fw.share.Codebook]
+    assert [type(rewrite) for rewrite in trained.beside] == [fw.prune.Weights]
+    assert isinstance(codebook, fw.share.Codebook)
+    assert [type(step) for step in space.steps((1, 0, 1), train)] == [
+        fw.prune.Channels, fw.recover.Train, fw.share.Codebook]
+    assert space.steps((0, 0, 1), train) == (codebook,)
 
 
 def test_families_that_cannot_help_are_left_out() -> None:

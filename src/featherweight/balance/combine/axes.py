@@ -38,7 +38,7 @@ SPARSITIES = (0.4, 0.55, 0.7, 0.8, 0.9)
 #: shares of the bytes that layers of 8 and of 4 bits keep, between those of either alone
 MIXED = (0.22, 0.19, 0.16)
 #: prices of a bit of the archive
-RATES = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2)
+RATES = (0.002, 0.005, 0.01, 0.02, 0.05)
 EVERYWHERE = frozenset({"latency", "file_bytes", "archive_bytes", "macs", "memory"})
 
 
@@ -95,8 +95,7 @@ def _integers(network: Network, counted: str) -> list[Amount]:
 
 def _codebooks(network: Network, counted: str) -> list[Amount]:
     return [Amount(f"{rate} a bit", 1 + math.log2(rate / RATES[0]),
-                  Codebook(rate=rate, compensate="obs", min_size=256),
-                  Codebook(rate=rate, min_size=256, frequency=0.1)) for rate in RATES]
+                  Codebook(rate=rate, compensate="obs", min_size=256)) for rate in RATES]
 
 
 #: name -> axis, in the order in which their steps are applied

@@ -59,7 +59,7 @@ def search(network: Network, task: Task, budget: Budget, target: str = "onnxrunt
     budget: the limits, which hold together. minimize: what is to be least within them, "latency", "file_bytes",
         "archive_bytes", "macs", "memory" or "score_drop"; None takes the score's drop where the budget does not limit
         it, else the latency.
-    recover: a training after the cut (before integers), with zeros and codebooks made beside it; None is none. What is
+    recover: a training after the cut (and before integers), beside which weights are pruned; None is none. Whatever is
         cut is tried without it first, and stays untrained where it loses no more than it may; where the drop itself is
         to be least, and where more is lost, it gets a tenth of the epochs, one at least, and so does the original,
         once, at a lower learning rate. What the whole training leaves of the drop between them is learned from the
