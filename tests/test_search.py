@@ -198,6 +198,20 @@ def test_combinations_stay_near_the_amounts_that_were_tried() -> None:
     assert drops[3] == pytest.approx(0.625)
 
 
+def test_what_is_hoped_for_is_nearest_to_the_limits_and_costs_less() -> None:
+    seeker = seeker_of(None, space_of("a", 8), Wanted({DROP: 0.5}, "latency", 1.0, left=0.25))
+    seeker.known = {(0,): Trial("", {"latency": 1.0}, 0.0), (1,): Trial("", {"latency": 0.5}, 0.1),
+                    (2,): Trial("", {"latency": 0.495}, 2.1, probe=True),
+                    (3,): Trial("", {"latency": 0.4}, 2.6, probe=True),
+                    (4,): Trial("", {"latency": 0.3}, 3.0, probe=True),
+                    (5,): Trial("", {"latency": 0.3}, 1.0), (6,): Trial("", {}, 0.0, probe=True, failed="no")}
+    hoped = seeker.hoped()
+    assert hoped is not None
+    assert hoped[0] == (3,)
+    seeker.known = {(0,): Trial("", {"latency": 1.0}, 0.0), (4,): Trial("", {"latency": 0.3}, 20.0, probe=True)}
+    assert seeker.hoped() is None
+
+
 def test_what_did_nothing_beside_the_same_others_is_not_tried_at_less() -> None:
     seeker = seeker_of(None, space_of("ab", 4), Wanted({}, "macs", 0.1))
     seeker.known = {picks: Trial("", {"macs": macs}, 0.1) for picks, macs in {

@@ -192,7 +192,8 @@ class _Search:
         """The combinations that were made by ``compress``, trained or not, as it measured them: until one keeps the
         budget as shipped, or ``SHIPPED`` were made. What each came to is known from then on. Where they are trained,
         which takes about ``whole`` seconds, what is left of a drop is learned from each, and the search goes on with
-        what that allows; where none is as good as the best that needs no training, that one is made too."""
+        what that allows; the first to be trained may miss limits by what is thought of a training that was not made.
+        Where none is as good as the best that needs no training, that one is made too."""
         asked, made = seeker.wanted, dict[tuple[Picks, bool], Trial]()
         left = LEFT if self.recover is not None else 1.0
         for count in range(SHIPPED + (self.recover is not None)):
@@ -201,6 +202,8 @@ class _Search:
                 seeker.watch.keep(whole * max(KEPT - len(made), 1))
                 seeker.run()
             picks, cut = seeker.best_of(trained=not made or (count < SHIPPED and seeker.watch.left > whole))
+            if not made and not cut.probe:
+                picks, cut = seeker.hoped() or (picks, cut)
             if (picks, cut.probe or cut.trained) in made:
                 break
             trial = made[picks, cut.probe] = self._ships(seeker, picks, cut)

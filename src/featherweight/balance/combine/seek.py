@@ -91,6 +91,14 @@ class Seeker:
         return min(((picks, trial) for picks, trial in every.items() if trained or not trial.probe),
                    key=lambda one: self.wanted.rank(one[1]))
 
+    def hoped(self) -> tuple[Picks, Trial] | None:
+        """Of what was shortly trained and costs less than the best, what is nearest to the limits; None where nothing
+        is near."""
+        least = self.wanted.figure(self.known[self.best], self.wanted.minimize)
+        near = [(picks, trial) for picks, trial in self.known.items() if trial.probe and not self._far(trial)
+                and self.wanted.figure(trial, self.wanted.minimize) < least - GAIN * abs(least)]
+        return min(near, key=lambda one: self.wanted.rank(one[1]), default=None)
+
     def learn(self, picks: Picks, trial: Trial, trained: bool) -> None:
         """Told what a combination came to as it shipped."""
         if picks in self.both:
