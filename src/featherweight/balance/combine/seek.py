@@ -142,7 +142,7 @@ class Seeker:
         before what cuts; then those first whose last amount was worth most, for a ``share`` of the time."""
         amounts = {axis: list(range(1, len(offers) + 1, 2)) for axis, offers in enumerate(self.space.offers)}
         left = dict(reversed(amounts.items()))
-        last = {axis: self._try(self._nothing, partial(self._alone, left)) for axis in left}
+        last = dict.fromkeys(left, self._try(self._nothing, partial(self._alone, left)))
         while any(left.values()):
             for axis in sorted(left, key=lambda one: self.wanted.rank(last[one])):
                 if self._spent > (share if 1 not in left[axis] else 1):
@@ -245,6 +245,7 @@ def _families(picks: Picks) -> frozenset[int]:
 
 
 def _without(picks: Picks, axis: int) -> Picks:
+    """A combination with nothing of one axis."""
     return (*picks[:axis], 0, *picks[axis + 1:])
 
 
