@@ -39,7 +39,7 @@ class Bits(Family):
             self._at(bits).check()
 
     def _at(self, bits: int) -> Codebook:
-        return replace(self.step, bits=bits, clusters=None)
+        return replace(self.step, bits=bits, clusters=None, fold_batch_norm=False)
 
     def candidates(self, network: Network, task: Task, layer: str | None = None) -> tuple[Candidate, ...]:
         found: dict[str, list[Candidate]] = {}
@@ -82,7 +82,7 @@ class Rates(Family):
     def candidates(self, network: Network, task: Task, layer: str | None = None) -> tuple[Candidate, ...]:
         found: dict[str, list[Candidate]] = {}
         for rate in self.options:
-            plan = replace(self.step, rate=rate).plan(network, task)
+            plan = replace(self.step, rate=rate, fold_batch_norm=False).plan(network, task)
             for item in plan.shared:
                 if layer is None or item.weight == layer:
                     found.setdefault(item.weight, []).append(_candidate(self.name, rate, plan.only(item.weight)))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from featherweight.errors import PlanError, did_you_mean
-from featherweight.network import Network
+from featherweight.network import Network, fold_batch_norm
 from featherweight.network.edit import bias_name, clear_dead, read_tensors, readers_of
 from featherweight.numerics.kmeans import kmeans
 from featherweight.share.lookup import put
@@ -33,6 +33,7 @@ class CodebookPlan(Plan):
     """Which weights get codebooks of how many entries: ``tensors["codebook.NAME"]`` [k] or [c, k] and
     ``tensors["index.NAME"]`` (uint8, the weight's shape). Where a weight has none there, ``apply`` does k-means, which
     needs no data. ``tensors["bias.NAME"]``: of the call that reads the weight, where the bias makes up for something.
+    fold_batch_norm: whether batch norms are folded first, as they were when the plan was made.
 
     Example:
         >>> plan = fw.share.Codebook(bits=4, min_size=100).plan(network, task)
@@ -42,10 +43,11 @@ class CodebookPlan(Plan):
 
     kind: ClassVar[str] = "share.codebook/1"
     shared: tuple[Shared, ...] = ()
+    fold_batch_norm: bool = False
 
     def apply(self, network: Network) -> Network:
         """A copy whose ``shared`` weights are looked up in ``NAME_codebook`` (parameter) by ``NAME_index`` (uint8)."""
-        changed = network.copy()
+        changed = self._folded(network)
         before = read_tensors(changed)
         for item in self.shared:
             try:
@@ -62,6 +64,10 @@ class CodebookPlan(Plan):
             put(changed, item.weight, codebook, index, item.zeros, item.axis)
         clear_dead(changed, before)
         return changed
+
+    def _folded(self, network: Network) -> Network:
+        """A copy in the form that the plan was made on."""
+        return fold_batch_norm(network) if self.fold_batch_norm else network.copy()
 
     def _mend(self, network: Network, weight: str, bias: Tensor) -> None:
         """Sets the bias of the call that reads the weight. Raises PlanError where there is none of this shape."""
@@ -90,8 +96,8 @@ class CodebookPlan(Plan):
 
     def only(self, weight: str) -> CodebookPlan:
         """The part of the plan that is about one weight."""
-        return CodebookPlan(tuple(s for s in self.shared if s.weight == weight),
-                            tensors={n: t for n, t in self.tensors.items() if n.partition(".")[2] == weight})
+        return replace(self, shared=tuple(s for s in self.shared if s.weight == weight), skipped=(),
+                       tensors={n: t for n, t in self.tensors.items() if n.partition(".")[2] == weight})
 
     def after(self, earlier: Plan, network: Network) -> CodebookPlan:
         """The plan with its indices where ``earlier`` cuts the weights, and 0 where it made weights that hold zeros

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from featherweight.errors import RecipeError
-from featherweight.network import Network
+from featherweight.network import Network, fold_batch_norm
 from featherweight.network.edit import WEIGHTED, out_axis, readers_of
 from featherweight.network.layers import Layer, not_finite, select
 from featherweight.network.operators import mutates
@@ -51,6 +51,8 @@ class Codebook(Rewrite):
     compensate: "none"; "obs": on calibration data, layer by layer in the order of the graph, weights make up for those
         whose entries are settled, and biases for means (``share/compensate``; not in training). Then a rate of 0.03
         is worth about 3 bits a weight. It weighs errors itself: leave ``importance`` out.
+    fold_batch_norm: batch norms become part of the weights first, which leaves one vector of each instead of four in
+        the archive, and biases that can make up for means (not in training; leave it out where one follows).
 
     During training (in a Fit's ``during=(...)``) from progress ``begin`` on the network computes with the codebook:
     weights are assigned anew every ``frequency`` of the way until ``end``, by gradients that pass to weights and
@@ -81,6 +83,7 @@ class Codebook(Rewrite):
     end: float = 0.75
     frequency: float = 0.05
     compensate: str = "none"
+    fold_batch_norm: bool = False
     stage: ClassVar[Stage] = Stage.PRECISION
 
     def check(self) -> None:
@@ -116,6 +119,9 @@ class Codebook(Rewrite):
         if self.compensate != "none":
             raise RecipeError(f"Codebook(compensate={self.compensate!r}) works at once, a training makes up for errors "
                               'itself; write compensate="none" in Train(during=...)')
+        if self.fold_batch_norm:
+            raise RecipeError("Codebook(fold_batch_norm=True) works at once, a training needs its batch norms; write "
+                              "fold_batch_norm=False in Train(during=...)")
 
     def entries(self) -> int:
         """Entries of a codebook."""
@@ -128,10 +134,12 @@ class Codebook(Rewrite):
     def plan(self, network: Network, task: Task) -> CodebookPlan:
         """Reads no data, unless ``importance`` does. Raises RecipeError as said above."""
         self.check()
+        network = fold_batch_norm(network) if self.fold_batch_norm else network
         layers, skipped = self.layers(network)
         shared = tuple(Shared(layer.weight, self.entries(), self._holds_zero(network.tensor(layer.weight)),
                               self._axis(layer)) for layer in layers)
-        return CodebookPlan(shared=shared, skipped=skipped, tensors=self._decided(network, task, layers))
+        return CodebookPlan(shared=shared, fold_batch_norm=self.fold_batch_norm, skipped=skipped,
+                            tensors=self._decided(network, task, layers))
 
     def start(self, network: Network, task: Task, context: Context = ALONE) -> Sharing:
         """The codebooks at work in a training."""

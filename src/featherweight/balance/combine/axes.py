@@ -23,7 +23,7 @@ from featherweight.network import Network
 from featherweight.prune import Channels, Layers, Weights
 from featherweight.quantize import Quantize
 from featherweight.recover import Train
-from featherweight.share import Codebook
+from featherweight.share import Codebook, Vectors
 from featherweight.steps import Rewrite, Stage, Step
 
 #: figure of a budget -> what steps that cut count in, the first that is asked for
@@ -37,20 +37,21 @@ DROPPED, AMOUNTS = 0.5, 6
 SPARSITIES = (0.4, 0.55, 0.7, 0.8, 0.9)
 #: shares of the bytes that layers of 8 and of 4 bits keep, between those of either alone
 MIXED = (0.22, 0.19, 0.16)
-#: prices of a bit of the archive
-RATES = (0.002, 0.005, 0.01, 0.02, 0.05)
+#: bits of the index, and the price of a bit of the archive
+BOOKS = ((5, 0.002), (4, 0.003), (3, 0.01), (3, 0.05), (2, 0.01))
 EVERYWHERE = frozenset({"latency", "file_bytes", "archive_bytes", "macs", "memory"})
 
 
 @dataclass(frozen=True)
 class Amount:
     """A step at one amount. text: in few words. position: how far it goes, for the surrogate; 0 would be nothing.
-    beside: what does the same during a training, where there is one."""
+    beside: what does the same during a training, where there is one. behind: what follows at the end."""
 
     text: str
     position: float
     step: Rewrite
     beside: Rewrite | None = None
+    behind: tuple[Rewrite, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -94,8 +95,9 @@ def _integers(network: Network, counted: str) -> list[Amount]:
 
 
 def _codebooks(network: Network, counted: str) -> list[Amount]:
-    return [Amount(f"{rate} a bit", 1 + math.log2(rate / RATES[0]),
-                  Codebook(rate=rate, compensate="obs", min_size=256)) for rate in RATES]
+    return [Amount(f"{bits} bits, {rate} each", float(number), Codebook(
+        bits=bits, rate=rate, compensate="obs", min_size=256, fold_batch_norm=True), behind=(Vectors(),))
+        for number, (bits, rate) in enumerate(BOOKS, 1)]
 
 
 #: name -> axis, in the order in which their steps are applied
@@ -139,14 +141,15 @@ class Space:
         """The steps in the order of their stages, the ``training`` after what cuts, and with what can work beside it;
         without a cut there is none."""
         offers = sorted(self.chosen(picks).values(), key=lambda offer: offer.step.stage)
+        behind = tuple(step for offer in offers for step in offer.behind)
         if training is None:
-            return tuple(offer.step for offer in offers)
+            return (*(offer.step for offer in offers), *behind)
         beside = [offer.beside for offer in offers if offer.beside is not None]
         own = [offer.step for offer in offers if offer.beside is None]
         cut = sum(step.stage < Stage.PRECISION for step in own)
         if not (cut or beside):
-            return tuple(own)
-        return (*own[:cut], dataclasses.replace(training, beside=(*training.beside, *beside)), *own[cut:])
+            return (*own, *behind)
+        return (*own[:cut], dataclasses.replace(training, beside=(*training.beside, *beside)), *own[cut:], *behind)
 
     def alone(self, axis: int, pick: int) -> Picks:
         """One offer of one axis, and nothing else."""
