@@ -179,6 +179,24 @@ def test_only_what_loses_too_much_is_trained(minimize: str, limits: dict[str, fl
         assert len(plain) > 1
 
 
+def test_what_costs_no_less_than_the_best_is_not_trained_until_that_is_the_best_no_more() -> None:
+    made = Trained(space_of("ab", 2), 0)
+    seeker = seeker_of(made, made.space, Wanted({DROP: 0.3}, "latency", 0.1, short=2.0), 80, fw.recover.Train(epochs=1))
+    made.of = lambda picks: Trial(str(picks), {"latency": 0.5 if picks == (1, 1) else 1.0}, 0.5 * sum(picks))  # type: ignore[method-assign]
+    for picks in ((0, 0), (1, 0), (1, 1), (1, 2)):
+        seeker._try(picks, lambda: ())
+    assert {t.what for t in made.short} == {"(1, 0)", "(1, 1)"}  # one family alone, for its curve
+    assert seeker.untold == {(1, 2)}
+    assert seeker._predicted([(1, 2)])[DROP] < 1.0  # its 1.5 points say nothing
+    seeker.learn((1, 1), Trial("", {"latency": 0.5}, 2.0), trained=True)
+    assert seeker._open((1, 2)) is False  # (1, 0) keeps the limit, and costs as much
+    seeker.known[1, 0] = seeker.known[0, 0] = Trial("", {"latency": 1.0}, 0.4)
+    assert seeker._open((1, 2))
+    seeker._try((1, 2), lambda: ())
+    assert made.short[-1].what == "(1, 2)"
+    assert not seeker.untold
+
+
 def test_amounts_that_change_nothing_alone_are_in_no_combination() -> None:
     seeker = seeker_of(None, space_of("ab", 3), Wanted({}, "latency", 0.1))
     same = {"latency": 1.02, "file_bytes": 1.0, "macs": 1.0}
@@ -284,13 +302,14 @@ def test_at_most_one_form_of_numbers() -> None:
 
 def test_zeros_are_made_in_the_training_and_codebooks_behind_it() -> None:
     space, train = Space.of(NETWORK, {"archive_bytes"}, ("channels", "zeros", "codebooks")), fw.recover.Train(epochs=1)
-    trained, codebook = space.steps((0, 1, 1), train)
+    trained, codebook, vectors = space.steps((0, 1, 1), train)
     assert isinstance(trained, fw.recover.Train)
     assert [type(rewrite) for rewrite in trained.beside] == [fw.prune.Weights]
     assert isinstance(codebook, fw.share.Codebook)
+    assert isinstance(vectors, fw.share.Vectors)
     assert [type(step) for step in space.steps((1, 0, 1), train)] == [
-        fw.prune.Channels, fw.recover.Train, fw.share.Codebook]
-    assert space.steps((0, 0, 1), train) == (codebook,)
+        fw.prune.Channels, fw.recover.Train, fw.share.Codebook, fw.share.Vectors]
+    assert space.steps((0, 0, 1), train) == (codebook, vectors)
 
 
 def test_families_that_cannot_help_are_left_out() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -10,7 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import featherweight as fw
-from featherweight.errors import PlanError
+from featherweight.errors import PlanError, RecipeError
 from featherweight.numerics.obs import damped
 from featherweight.numerics.sharing.compensated import DAMP, SWEEPS, best_entries, compensated
 from featherweight.share import Codebook
@@ -139,3 +141,36 @@ def test_a_bias_that_fits_nothing_is_refused(network, task):
     wrong = {**plan.tensors, "bias.first.weight": torch.zeros(5)}
     with pytest.raises(PlanError, match="make the plan on this very network"):
         Plan.from_json(plan.to_json(), wrong).apply(network)
+
+
+def test_batch_norms_become_part_of_what_is_shared():
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Conv2d(3, 64, 3, bias=False), nn.BatchNorm2d(64), nn.ReLU(), nn.Flatten(),
+                           nn.Linear(1024, 4))
+    with torch.no_grad():
+        module(torch.rand(32, 3, 6, 6))
+        module[0].weight[:, 1] = 0
+    network = fw.capture(module.eval(), torch.rand(2, 3, 6, 6))
+    x = torch.rand(64, 3, 6, 6)
+    task = fw.Task(calibration=lambda: iter([(x, torch.zeros(64, dtype=torch.int64))]), loss=F.cross_entropy)
+    step = Codebook(bits=4, min_size=0, compensate="obs")
+    plain, plan = (fold.plan(network, task) for fold in (step, replace(step, fold_batch_norm=True)))
+    again = Plan.from_json(plan.to_json(), plan.tensors)
+    kept, folded = plain.apply(network), again.apply(network)
+    assert kept.calls(torch.ops.aten.batch_norm.default)
+    assert not folded.calls(torch.ops.aten.batch_norm.default)
+    assert fw.codec.archive_bytes(folded) < fw.codec.archive_bytes(kept)
+    assert "bias.0.weight" in plan.tensors
+    assert "bias.0.weight" not in plain.tensors
+    assert not plan.tensors["index.0.weight"][:, 1].any()  # zeros are held
+    assert (folded(x) - network(x)).square().mean() < 0.1 * network(x).square().mean()
+    with pytest.raises(RecipeError, match="fold_batch_norm=False"):
+        replace(step, fold_batch_norm=True, compensate="none").check_training()
+
+
+def test_families_share_the_weights_that_a_network_has():
+    network = fw.capture(nn.Sequential(nn.Linear(64, 64), nn.BatchNorm1d(64)).eval(), torch.rand(2, 64))
+    step = Codebook(bits=4, min_size=0, fold_batch_norm=True)
+    for family in (fw.share.Bits(options=(4,), step=step), fw.share.Rates(options=(0.01,), step=step)):
+        (found,) = family.candidates(network, fw.Task())
+        assert not found.plan().fold_batch_norm

@@ -15,6 +15,7 @@ from functools import partial
 import numpy as np
 import numpy.typing as npt
 
+from featherweight.balance.combine.amounts import as_small, families, voids, without
 from featherweight.balance.combine.axes import Picks, Space, told
 from featherweight.balance.combine.surrogate import fit
 from featherweight.balance.combine.trials import Trial, Trials
@@ -23,10 +24,6 @@ from featherweight.balance.combine.watch import Watch
 from featherweight.recover import Train
 from featherweight.steps import Step
 
-#: shares that are counted, not measured
-COUNTED = ("file_bytes", "archive_bytes", "macs")
-#: shares that differ by less, as a share, are the same
-SAME = 0.002
 #: how much better a combination must promise to be than the best known, as a share, to be tried
 GAIN = 0.02
 #: share of the trials, or of the time, that families alone may take but for the first amount of each
@@ -44,7 +41,8 @@ class Seeker:
     """One search. tell: called with what is tried, and how many were. probe: the short training of trials, which those
     get that lose too much without it. expect: called with what is tried next and what may be tried after it, and
     whether that is nearly sure; it makes no difference to what is tried. both: what was tried without a training and
-    with one; the better is what is known of it.
+    with one; the better is what is known of it. untold: what was not trained, as it costs no less than the best: what
+    it would lose is not known.
     """
 
     trials: Trials
@@ -56,6 +54,7 @@ class Seeker:
     probe: Train | None = None
     known: dict[Picks, Trial] = field(default_factory=dict)
     both: dict[Picks, tuple[Trial, Trial]] = field(default_factory=dict)
+    untold: set[Picks] = field(default_factory=set)
     expect: Callable[[Iterable[tuple[str, Sequence[Step]]], bool], None] = lambda many, sure: None
 
     def run(self) -> None:
@@ -108,11 +107,14 @@ class Seeker:
         self.known[picks] = trial
 
     def _try(self, picks: Picks, then: Callable[[], Iterable[Picks]], sure: bool = True) -> Trial:
-        if picks not in self.known:
+        if self._open(picks):
             self.tell(told(self.space.chosen(picks)), len(self.known))
-            new = [picks, *(p for p in then() if p not in self.known and p != picks)]
+            new = [picks, *(p for p in then() if self._open(p) and p != picks)]
             trial = self._taken(new, None, sure)
-            if self._needs_training(picks, trial):
+            self.untold.discard(picks)
+            if self._needs_training(picks, trial) and not self._pays(picks, trial):
+                self.untold.add(picks)
+            elif self._needs_training(picks, trial):
                 self.both[picks] = trial, self._taken(new, self.probe, sure)
                 trial = min(self.both[picks], key=self._worth)
             self.known[picks] = trial
@@ -136,6 +138,17 @@ class Seeker:
             return False
         return self.wanted.minimize == DROP or trial.drop > self.wanted.limits.get(DROP, -float("inf"))
 
+    def _pays(self, picks: Picks, trial: Trial) -> bool:
+        """Whether a training can make a combination the best, as it costs less than the best that keeps limits.
+        Families alone are trained in any case, for their curves."""
+        best = self.known.get(self.best) if self.known else None
+        return (best is None or len(families(picks)) < 2 or self.wanted.minimize == DROP or not self.wanted.met(best)
+                or self.wanted.figure(trial, self.wanted.minimize) < self.wanted.figure(best, self.wanted.minimize))
+
+    def _open(self, picks: Picks) -> bool:
+        """Whether a combination was not tried, or not trained although it pays now."""
+        return picks not in self.known or (picks in self.untold and self._pays(picks, self.known[picks]))
+
     def alone(self, share: float = ALONE) -> None:
         """Every family alone, at every other amount, until too much of the score is gone or a larger one does no more;
         all families' first amounts come before any one's second, however long they take, and what needs no training
@@ -150,7 +163,7 @@ class Seeker:
                 if left[axis]:
                     before, pick = last[axis], left[axis].pop(0)
                     trial = last[axis] = self._try(self.space.alone(axis, pick), partial(self._alone, left))
-                    if trial.failed or self._far(trial) or (pick > 1 and _as_small(trial, before)):
+                    if trial.failed or self._far(trial) or (pick > 1 and as_small(trial, before)):
                         left[axis].clear()
 
     def _far(self, trial: Trial, times: float = FAR) -> bool:
@@ -166,14 +179,14 @@ class Seeker:
     # ---- what to try next
     def _likely(self) -> Iterator[Picks]:
         """The untried combinations, from what promises most on."""
-        ahead = [picks for picks in self._reachable() if picks not in self.known]
+        ahead = [picks for picks in self._reachable() if self._open(picks)]
         figures = self._predicted(ahead)
         yield from (ahead[int(i)] for i in self.wanted.order(figures))
 
     def promising(self) -> Picks | None:
         """The untried combination that promises most; None where none promises to be better than the best known, whose
         limits are kept, or were long not got nearer to."""
-        ahead = [picks for picks in self._reachable() if picks not in self.known]
+        ahead = [picks for picks in self._reachable() if self._open(picks)]
         if not ahead:
             return None
         figures = self._predicted(ahead)
@@ -207,19 +220,20 @@ class Seeker:
         axes = range(len(self.space.names))
         made = {picks: trial for picks, trial in self.known.items() if not trial.failed}
         kept = self.wanted.met(self.known[self.best])
-        fine = [picks for picks, trial in made.items() if not self._far(trial, 1.0 if kept else FAR)]
-        lost = [picks for picks, trial in made.items() if kept and self._far(trial)]
+        clear = {picks: trial for picks, trial in made.items() if picks not in self.untold}
+        fine = [picks for picks, trial in clear.items() if not self._far(trial, 1.0 if kept else FAR)]
+        lost = [picks for picks, trial in clear.items() if kept and self._far(trial)]
         most = [max((picks[axis] for picks in fine), default=0) + AHEAD for axis in axes]
         useless = {axis for axis in axes if all(
-            trial.failed for picks, trial in self.known.items() if _families(picks) == {axis})}
-        met, void = {_families(picks) for picks in made}, _voids(made)
+            trial.failed for picks, trial in self.known.items() if families(picks) == {axis})}
+        met, void = {families(picks) for picks in made}, voids(made)
 
         def near(picks: Picks) -> bool:
-            return all(axis not in useless and void.get((axis, _without(picks, axis)), 0) < picks[axis] <= most[axis]
-                       for axis in _families(picks))
+            return all(axis not in useless and void.get((axis, without(picks, axis)), 0) < picks[axis] <= most[axis]
+                       for axis in families(picks))
 
         def paired(picks: Picks) -> bool:
-            mine = _families(picks)
+            mine = families(picks)
             return len(mine) < 3 or any(mine - {axis} in met for axis in mine)
 
         return [picks for picks in self.space.all() if near(picks) and paired(picks)
@@ -227,50 +241,17 @@ class Seeker:
 
     def _predicted(self, ahead: Sequence[Picks]) -> dict[str, npt.NDArray[np.float64]]:
         """Figure -> what the surrogate expects of each combination."""
-        tried = {picks: trial for picks, trial in self.known.items() if not trial.failed}
-        places, asked = self.space.positions(list(tried)), self.space.positions(ahead)
-        found = {}
+        made = {picks: trial for picks, trial in self.known.items() if not trial.failed}
+        asked, found = self.space.positions(ahead), {}
         for name in {*self.wanted.limits, self.wanted.minimize}:
+            tried = {picks: trial for picks, trial in made.items() if name != DROP or picks not in self.untold}
+            places = self.space.positions(list(tried))
             figures = np.array([self.wanted.figure(trial, name) for trial in tried.values()])
             if name == DROP:
                 found[name] = fit(places, figures, rising=True).at(asked)
             else:
                 found[name] = np.exp(fit(places, np.log(figures)).at(asked))
         return found
-
-
-def _families(picks: Picks) -> frozenset[int]:
-    """The axes that a combination takes something of."""
-    return frozenset(axis for axis, pick in enumerate(picks) if pick)
-
-
-def _without(picks: Picks, axis: int) -> Picks:
-    """A combination with nothing of one axis."""
-    return (*picks[:axis], 0, *picks[axis + 1:])
-
-
-def _voids(made: Mapping[Picks, Trial]) -> dict[tuple[int, Picks], int]:
-    """An axis, and what stands beside it -> the largest amount of that axis that did nothing there."""
-    found: dict[tuple[int, Picks], int] = {}
-    for picks, trial in made.items():
-        for axis in _families(picks):
-            others = _without(picks, axis)
-            if others in made and _same(trial, made[others]):
-                found[axis, others] = max(found.get((axis, others), 0), picks[axis])
-    return found
-
-
-def _same(trial: Trial, other: Trial) -> bool:
-    """Whether two trials count the same; archives of trained weights differ a little."""
-    both = [(trial.shares[name], other.shares[name]) for name in COUNTED
-            if name in trial.shares and name in other.shares]
-    return bool(both) and all(abs(now / then - 1) < SAME for now, then in both)
-
-
-def _as_small(trial: Trial, before: Trial) -> bool:
-    """Whether a trial that changed something counts what ``before`` does."""
-    changed = trial.drop != 0 or any(trial.shares.get(name, 1.0) != 1.0 for name in COUNTED)
-    return changed and _same(trial, before)
 
 
 def front(trials: Sequence[Trial], figure: str) -> tuple[Trial, ...]:
