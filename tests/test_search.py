@@ -179,6 +179,15 @@ def test_only_what_loses_too_much_is_trained(minimize: str, limits: dict[str, fl
         assert len(plain) > 1
 
 
+def test_what_is_measured_once_more_keeps_a_little_away_from_its_limit() -> None:
+    wanted = Wanted({"latency": 0.5, "macs": 0.5}, DROP, 0.1)
+    near = Trial("", {"latency": 0.495, "macs": 0.5}, 0.0)
+    assert not wanted.met(near)
+    assert wanted.met(dataclasses.replace(near, shipped=True))
+    assert wanted.met(dataclasses.replace(near, shares={"latency": 0.48, "macs": 0.5}))
+    assert not wanted.met(dataclasses.replace(near, shares={"latency": 0.505, "macs": 0.5}, shipped=True))
+
+
 def test_what_costs_no_less_than_the_best_is_not_trained_until_that_is_the_best_no_more() -> None:
     made = Trained(space_of("ab", 2), 0)
     seeker = seeker_of(made, made.space, Wanted({DROP: 0.3}, "latency", 0.1, short=2.0), 80, fw.recover.Train(epochs=1))

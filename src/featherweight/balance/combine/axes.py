@@ -95,7 +95,7 @@ def _integers(network: Network, counted: str) -> list[Amount]:
 
 
 def _codebooks(network: Network, counted: str) -> list[Amount]:
-    return [Amount(f"{bits} bits, {rate} each", float(number), Codebook(
+    return [Amount(f"{2**bits} entries, {rate} a bit", float(number), Codebook(
         bits=bits, rate=rate, compensate="obs", min_size=256, fold_batch_norm=True), behind=(Vectors(),))
         for number, (bits, rate) in enumerate(BOOKS, 1)]
 

@@ -225,8 +225,9 @@ class _Search:
                 raise
             return Trial(cut.what, {}, 0.0, trained=True, failed=f"{type(error).__name__}: {error}")
         if len(result.trail) == 1:
-            return cut
-        return seeker.trials.of(cut.what, result.trail[-1], self._file(seeker.space, picks, cut.probe), cut.probe)
+            return dataclasses.replace(cut, shipped=True)
+        trial = seeker.trials.of(cut.what, result.trail[-1], self._file(seeker.space, picks, cut.probe), cut.probe)
+        return dataclasses.replace(trial, shipped=True)
 
     def _cost(self) -> str:
         """The figure that the front shows beside the drop."""

@@ -47,7 +47,7 @@ POINTS = 0.01
 class Trial:
     """One combination, measured. what: in words. shares: figure -> what it costs of what the original costs. drop:
     points of the score that are lost. trained: whether it was trained after the cut; probe: whether that was the short
-    training of trials. failed: why there is nothing to measure, else "".
+    training of trials. failed: why there is nothing to measure, else "". shipped: whether it was measured as it ships.
 
     Example:
         >>> found = fw.search(network, task, fw.Budget(macs=0.9), families=("channels",), trials=2, seconds=0.01)
@@ -61,6 +61,7 @@ class Trial:
     trained: bool = False
     failed: str = ""
     probe: bool = False
+    shipped: bool = False
 
     def to_dict(self) -> dict[str, object]:
         """JSON-able values."""
