@@ -32,7 +32,7 @@ ALONE = 0.5
 PATIENCE = 12
 #: drops of so many times what is allowed end the curve of a family
 FAR = 4.0
-#: amounts beyond the largest one of a family that was tried, which combinations may hold
+#: amounts beyond the largest ones of the families that were tried, which a combination may hold, all families together
 AHEAD = 2
 
 
@@ -223,14 +223,15 @@ class Seeker:
         clear = {picks: trial for picks, trial in made.items() if picks not in self.untold}
         fine = [picks for picks, trial in clear.items() if not self._far(trial, 1.0 if kept else FAR)]
         lost = [picks for picks, trial in clear.items() if kept and self._far(trial)]
-        most = [max((picks[axis] for picks in fine), default=0) + AHEAD for axis in axes]
+        most = [max((picks[axis] for picks in fine), default=0) for axis in axes]
         useless = {axis for axis in axes if all(
             trial.failed for picks, trial in self.known.items() if families(picks) == {axis})}
         met, void = {families(picks) for picks in made}, voids(made)
 
         def near(picks: Picks) -> bool:
-            return all(axis not in useless and void.get((axis, without(picks, axis)), 0) < picks[axis] <= most[axis]
-                       for axis in families(picks))
+            return sum(max(pick - known, 0) for pick, known in zip(picks, most, strict=True)) <= AHEAD and all(
+                axis not in useless and void.get((axis, without(picks, axis)), 0) < picks[axis]
+                for axis in families(picks))
 
         def paired(picks: Picks) -> bool:
             mine = families(picks)
