@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -96,7 +97,8 @@ def test_threads_change_nothing(trained, tmp_path):
     two = TARGET.load(tmp_path / "model.xml", 2, like=network.signature)
     torch.testing.assert_close(one(images(data)), two(images(data)), rtol=1e-5, atol=1e-5)
     compiled = next(iter(two._ready.values())).get_compiled_model()
-    assert compiled.get_property("INFERENCE_NUM_THREADS") == 2
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2
+    assert compiled.get_property("INFERENCE_NUM_THREADS") == min(2, cores)  # a process may be held to one core
 
 
 def test_bfloat16_is_asked_for_by_name_and_written_down(trained, tmp_path):
