@@ -112,11 +112,12 @@ class Seeker:
             new = [picks, *(p for p in then() if self._open(p) and p != picks)]
             trial = self._taken(new, None, sure)
             self.untold.discard(picks)
-            if self._needs_training(picks, trial) and not self._pays(picks, trial):
-                self.untold.add(picks)
-            elif self._needs_training(picks, trial):
-                self.both[picks] = trial, self._taken(new, self.probe, sure)
-                trial = min(self.both[picks], key=self._worth)
+            if self._needs_training(picks, trial):
+                if self._pays(picks, trial):
+                    self.both[picks] = trial, self._taken(new, self.probe, sure)
+                    trial = min(self.both[picks], key=self._worth)
+                else:
+                    self.untold.add(picks)
             self.known[picks] = trial
         return self.known[picks]
 
