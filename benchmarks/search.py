@@ -1,11 +1,12 @@
 """``fw.search`` on CIFAR-10's ResNet-20 (91.73 %) and ResNet-56 (93.39 %), beside each family alone.
 
-    python benchmarks/search.py --checkpoints FOLDER [--depth 20] [--minutes 30] [ARM ...]
+    python benchmarks/search.py --checkpoints FOLDER [--depth 20] [--minutes 30] [--epochs 12] [--threads 1] [ARM ...]
 
 macs 1.2, macs 1.5, ...: no training, so many times fewer MACs, the score's drop minimized. fast, small: at most half a
 point lost, the latency in the runtime or the archive minimized; "trained": with 12 epochs taught by the original,
 of which every trial with a cut gets one; "openvino": in that runtime. fixed: the README's recipe with that training
-and int8, beside them.
+and int8, beside them. --epochs trains fewer, at a rate lower by the square root of their share: what time there is for
+where a processor emulates bfloat16 (ResNet-56: ten minutes an epoch on two cores).
 
 Combinations are tried on 2,000 images of the training set. The checkpoints have seen all 50,000 in their training
 (ResNet-20 is right on 99.8 % of them), and no further training leaves that, so none of them can say what a training
@@ -26,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from low_bit_training import AUTOCAST
 from rows import Rows
 
 import featherweight as fw
@@ -45,10 +47,19 @@ ARMS: dict[str, tuple[fw.Budget, str]] = {
     "fast": (fw.Budget(score_drop=POINTS), "latency"),
     "small": (fw.Budget(score_drop=POINTS), "archive_bytes"),
 }
-TRAIN = fw.recover.Train(epochs=12, lr=0.05, schedule="onecycle", autocast="bf16", channels_last=True,
-                         weight_decay=1e-4, beside=(fw.distill.Logits(temperature=4.0, weight=0.9),))
-FIXED = fw.Recipe([fw.prune.Channels(macs=0.5, score="reconstruction", allocation="sensitivity",
-                                     compensate="least_squares"), TRAIN, fw.quantize.Quantize()])
+EPOCHS, RATE = 12, 0.05
+
+
+def training(epochs: int = EPOCHS) -> fw.recover.Train:
+    return fw.recover.Train(epochs=epochs, lr=RATE * (epochs / EPOCHS)**0.5, schedule="onecycle", autocast=AUTOCAST,
+                            channels_last=True, weight_decay=1e-4,
+                            beside=(fw.distill.Logits(temperature=4.0, weight=0.9),))
+
+
+def fixed_order(train: fw.recover.Train) -> fw.Recipe:
+    """The recipe of the README with a training."""
+    return fw.Recipe([fw.prune.Channels(macs=0.5, score="reconstruction", allocation="sensitivity",
+                                        compensate="least_squares"), train, fw.quantize.Quantize()])
 
 
 def row(found: fw.Found, seconds: float) -> dict[str, Any]:
@@ -87,8 +98,11 @@ def main() -> None:
     parser.add_argument("--checkpoints", type=Path, required=True)
     parser.add_argument("--depth", type=int, choices=list(FILES), default=20)
     parser.add_argument("--minutes", type=float, default=30)
+    parser.add_argument("--epochs", type=int, default=EPOCHS)
+    parser.add_argument("--threads", type=int, default=1, help="of torch; what is deployed is timed on one")
     given = parser.parse_args()
-    torch.set_num_threads(1)
+    torch.set_num_threads(given.threads)
+    train = training(given.epochs)
     rows = Rows("search.json")
     task = cifar10.task(calibration_images=512)
     few = dataclasses.replace(task, validation=lambda: itertools.islice(task.batches("validation"), 4))
@@ -99,18 +113,20 @@ def main() -> None:
         words = arm.removeprefix(name).split()
         runtime = "openvino" if "openvino" in words else "onnxruntime"
         trained = name == "fixed" or "trained" in words
-        out = WORK / f"{given.depth} {runtime}{' trained' * trained}".removeprefix("20 ")
+        fewer = f", {given.epochs} epochs" * (trained and given.epochs != EPOCHS)
+        out = WORK / f"{given.depth} {runtime}{' trained' * trained}{fewer}".removeprefix("20 ")
         began = time.perf_counter()
         if name == "fixed":
-            result = fw.compress(network, seen, FIXED, runtime, out.with_name(f"{out.name} fixed"), seconds=0.5)
+            result = fw.compress(network, seen, fixed_order(train), runtime, out.with_name(f"{out.name} fixed"),
+                                 seconds=0.5)
             found = fixed(result, time.perf_counter() - began)
         else:
             budget, minimize = ARMS[name]
             answer = fw.search(network, seen if trained else few, budget, runtime, out, minimize=minimize, trials=200,
-                               minutes=given.minutes, seconds=0.5, recover=TRAIN if trained else None)
+                               minutes=given.minutes, seconds=0.5, recover=train if trained else None)
             found = row(answer, time.perf_counter() - began)
             print(answer, flush=True)
-        rows.add(f"ResNet-{given.depth}, {arm}", found)
+        rows.add(f"ResNet-{given.depth}, {arm}{fewer}", found)
         print(arm, found["test"], found["faster"], flush=True)
 
 

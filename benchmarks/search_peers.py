@@ -1,6 +1,6 @@
 """The fastest ResNet-20 that ``fw.search`` found, beside a peer's int8 and Torch-Pruning with the peer's int8.
 
-    python benchmarks/search_peers.py --checkpoints FOLDER [--trained] [openvino | onnxruntime]
+    python benchmarks/search_peers.py --checkpoints FOLDER [openvino | onnxruntime]
 
 The peer in OpenVINO is NNCF, in ONNX Runtime Olive (its ``OnnxStaticQuantization``), both with their defaults. After
 ``search.py "fast openvino" fast``, whose files in out/search are taken; needs openvino and nncf, or olive-ai and
@@ -10,9 +10,7 @@ every block (``beside_torch_pruning.py``), batch norm is estimated again, and th
 is taken with which that takes no longer than ours. One thread, batch 1, all files in turn in one process. The test
 images are scored once a file. Rows go into benchmarks/results/search_peers.json.
 
-Without --trained nothing is trained. With it, ours is the file of ``search.py "fast trained openvino" "fast trained"``,
-what Torch-Pruning cut gets the same 12 epochs, taught by the original, before the peer rounds it, and all are scored on
-that half of the test images by which ours was not chosen.
+Nothing is trained.
 """
 
 from __future__ import annotations
@@ -27,12 +25,11 @@ from pathlib import Path
 import torch
 from beside_torch_pruning import Bench, cifar10
 from rows import Rows
-from search import TRAIN, WORK, halved
+from search import WORK
 from torch import Tensor
 
 import featherweight as fw
 from featherweight import deploy
-from featherweight.steps import Context
 
 #: times fewer MACs of the inner channels that are tried
 CUTS = (1.1, 1.2, 1.3, 1.5, 1.8, 2.1, 2.5, 3.0, 4.0)
@@ -111,64 +108,39 @@ def top1(call: Callable[[Tensor], Tensor], task: fw.Task) -> float:
     return 100 * float(torch.cat(right).mean())
 
 
-@dataclass(frozen=True)
-class Race:
-    """One peer beside ours, both trained or neither."""
-
-    rival: Rival
-    bench: Bench
-    trained: bool
-
-    @property
-    def task(self) -> fw.Task:
-        task = cifar10.task(calibration_images=IMAGES)
-        return halved(task) if self.trained else task
-
-    @property
-    def words(self) -> str:
-        """What stands behind the names of rows."""
-        return ("" if self.rival.runtime == "openvino" else f", {self.rival.runtime}") + ", trained" * self.trained
-
-    def taught(self, cut: fw.Network) -> fw.Network:
-        folder = WORK.with_name("search_peers") / self.rival.runtime
-        return TRAIN.fit(cut, self.task, Context(original=self.bench.original(20), workdir=folder))
-
-    def run(self, folder: Path) -> None:
-        rival, task, rows = self.rival, self.task, Rows("search_peers.json")
-        target = deploy.target(rival.runtime)
-        mine = WORK / f"{rival.runtime}{' trained' * self.trained}" / f"model{target.suffix}"
-        files = {"float": folder / f"float{target.suffix}", "ours": mine}
-        whole = self.bench.original(20)
-        target.export(whole, files["float"])
-        files[rival.name] = rival.rounded(whole, task, folder / f"whole{target.suffix}")
-        ours = shares(rival, files)["ours"]
-        for fewer in CUTS:
-            cut = self.bench.theirs(20, fewer, False)
-            name, file = f"Torch-Pruning {fewer}x and {rival.name}", folder / f"cut{fewer}{target.suffix}"
-            pair = {**files, name: rival.rounded(self.bench.normed(cut), task, file)}
-            share = shares(rival, pair)[name]
-            print(name, share, "ours", ours, flush=True)
-            if share <= ours:
-                break
-        if self.trained:
-            pair[name] = rival.rounded(self.taught(cut), task, folder / f"trained{target.suffix}")
-        for name, share in shares(rival, pair).items():
-            row = f"{name}{self.words}"
-            rows.add(row, {"top1": top1(rival.run(pair[name]), task), "latency": share, "calibration_images": IMAGES,
-                           "bytes": sum(f.stat().st_size for f in target.files(pair[name]))})
-            print(row, rows[row], flush=True)
+def race(rival: Rival, bench: Bench, folder: Path) -> None:
+    """Ours beside one peer, as rows."""
+    task, rows, target = cifar10.task(calibration_images=IMAGES), Rows("search_peers.json"), deploy.target(rival.runtime)
+    words = "" if rival.runtime == "openvino" else f", {rival.runtime}"
+    files = {"float": folder / f"float{target.suffix}", "ours": WORK / rival.runtime / f"model{target.suffix}"}
+    whole = bench.original(20)
+    target.export(whole, files["float"])
+    files[rival.name] = rival.rounded(whole, task, folder / f"whole{target.suffix}")
+    ours = shares(rival, files)["ours"]
+    for fewer in CUTS:
+        cut = bench.theirs(20, fewer, False)
+        name, file = f"Torch-Pruning {fewer}x and {rival.name}", folder / f"cut{fewer}{target.suffix}"
+        pair = {**files, name: rival.rounded(bench.normed(cut), task, file)}
+        share = shares(rival, pair)[name]
+        print(name, share, "ours", ours, flush=True)
+        if share <= ours:
+            break
+    for name, share in shares(rival, pair).items():
+        row = f"{name}{words}"
+        rows.add(row, {"top1": top1(rival.run(pair[name]), task), "latency": share, "calibration_images": IMAGES,
+                       "bytes": sum(f.stat().st_size for f in target.files(pair[name]))})
+        print(row, rows[row], flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runtimes", nargs="*", metavar="RUNTIME", help=", ".join(RIVALS))
     parser.add_argument("--checkpoints", type=Path, required=True)
-    parser.add_argument("--trained", action="store_true")
     given = parser.parse_args()
     torch.set_num_threads(1)
     for runtime in given.runtimes or RIVALS:
         with tempfile.TemporaryDirectory() as folder:
-            Race(RIVALS[runtime], Bench(given.checkpoints), given.trained).run(Path(folder))
+            race(RIVALS[runtime], Bench(given.checkpoints), Path(folder))
 
 
 if __name__ == "__main__":

@@ -126,7 +126,7 @@ def peers(rows: Rows) -> list[str]:
     return ["## The search beside peers", "",
             "`benchmarks/search_peers.py`: ResNet-20 in OpenVINO beside NNCF and in ONNX Runtime beside Olive, whose "
             "default file is slower than float there; of Torch-Pruning the mildest cut with which it and the peer take "
-            "no longer than what `fw.search` found, or the hardest tried. No training, unless a row says so.",
+            "no longer than what `fw.search` found, or the hardest tried. Nothing is trained.",
             *table(["", "test %", "times faster", "file (kB)"], lines)]
 
 
