@@ -110,7 +110,8 @@ def top1(call: Callable[[Tensor], Tensor], task: fw.Task) -> float:
 
 def race(rival: Rival, bench: Bench, folder: Path) -> None:
     """Ours beside one peer, as rows."""
-    task, rows, target = cifar10.task(calibration_images=IMAGES), Rows("search_peers.json"), deploy.target(rival.runtime)
+    task, rows = cifar10.task(calibration_images=IMAGES), Rows("search_peers.json")
+    target = deploy.target(rival.runtime)
     words = "" if rival.runtime == "openvino" else f", {rival.runtime}"
     files = {"float": folder / f"float{target.suffix}", "ours": WORK / rival.runtime / f"model{target.suffix}"}
     whole = bench.original(20)
