@@ -22,7 +22,7 @@ from featherweight.balance.combine import surrogate
 from featherweight.balance.combine.axes import AXES, Amount, Axis, Space
 from featherweight.balance.combine.found import _row as row_of
 from featherweight.balance.combine.seek import Seeker, front
-from featherweight.balance.combine.training import of_training, short
+from featherweight.balance.combine.training import left_by, of_training, short
 from featherweight.balance.combine.trials import Trial
 from featherweight.balance.combine.wanted import DROP, Wanted
 from featherweight.balance.combine.watch import Watch
@@ -382,6 +382,13 @@ def test_the_short_training(epochs: int, few: int, rate: float) -> None:
 def test_a_training_of_no_epochs_is_as_short_as_it_is() -> None:
     train = fw.recover.Train(epochs=0)
     assert short(train) == train
+
+
+@pytest.mark.parametrize(("epochs", "left"), [(0, 1.0), (1, 1.0), (4, 0.434), (10, 0.25), (1000, 0.25)])
+def test_the_longer_the_whole_training_is_beside_the_short_one_the_less_it_is_taken_to_leave(
+        epochs: int, left: float) -> None:
+    assert left_by(fw.recover.Train(epochs=epochs)) == pytest.approx(left, abs=1e-3)
+    assert left_by(None) == 1.0
 
 
 def test_a_training_that_helps_the_network_itself_is_no_credit_to_be_paid_back() -> None:

@@ -15,7 +15,7 @@ from featherweight.balance.combine.budget import FIGURES, Budget, check_scored
 from featherweight.balance.combine.folders import folder_of, trials_of
 from featherweight.balance.combine.found import Found
 from featherweight.balance.combine.seek import Seeker, front
-from featherweight.balance.combine.training import of_training, short
+from featherweight.balance.combine.training import left_by, of_training, short
 from featherweight.balance.combine.trials import Trial, Trials, name_of
 from featherweight.balance.combine.wanted import DROP, Wanted
 from featherweight.balance.combine.watch import Watch
@@ -44,9 +44,8 @@ CARRIED = 16
 SHIPPED = 4
 #: trainings of combinations as they would ship that time is kept for, before one was made
 KEPT = 2
-#: what the whole training is taken to leave of what a trial lost beyond the original with the short training, before
-#: one was seen (little, so that one is made, which tells); and what it leaves at least and at most
-LEFT, LEAST_LEFT, MOST_LEFT = 0.25, 0.02, 4.0
+#: what a whole training leaves at least and at most of what a trial lost beyond the original with the short training
+LEAST_LEFT, MOST_LEFT = 0.02, 4.0
 
 
 def search(network: Network, task: Task, budget: Budget, target: str = "onnxruntime", out: str | Path | None = None,
@@ -195,7 +194,7 @@ class _Search:
         what that allows; the first to be trained may miss limits by what is thought of a training that was not made.
         Where none is as good as the best that needs no training, that one is made too."""
         asked, made = seeker.wanted, dict[tuple[Picks, bool], Trial]()
-        left = LEFT if self.recover is not None else 1.0
+        left = left_by(self.recover)
         for count in range(SHIPPED + (self.recover is not None)):
             seeker.wanted = dataclasses.replace(asked, left=left)
             if count < SHIPPED:

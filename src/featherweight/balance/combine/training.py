@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 from featherweight.balance.combine.budget import lost
 from featherweight.balance.combine.trials import Trials
@@ -11,6 +12,9 @@ from featherweight.recover import Train
 
 #: share of a training's epochs that a trial gets
 PROBE = 0.1
+#: what ten times the epochs are taken to leave of what is lost, before a whole training was seen: little, so that one
+#: is made, which tells
+LEFT = 0.25
 
 
 def short(training: Train | None) -> Train | None:
@@ -20,6 +24,15 @@ def short(training: Train | None) -> Train | None:
         return training
     epochs = max(1, round(PROBE * training.epochs))
     return dataclasses.replace(training, epochs=epochs, lr=training.lr * (epochs / training.epochs) ** 0.5)
+
+
+def left_by(training: Train | None) -> float:
+    """What the whole training is taken to leave of what a trial lost beyond the original with the short training: the
+    less, the longer it is beside that; all where the two are the same."""
+    probe = short(training)
+    if training is None or probe is None or not training.epochs:
+        return 1.0
+    return float(LEFT ** math.log10(training.epochs / probe.epochs))
 
 
 def of_training(trials: Trials, training: Train) -> tuple[float, float]:
@@ -34,4 +47,4 @@ def of_training(trials: Trials, training: Train) -> tuple[float, float]:
     return max(lost(trials.start(), after.measured), 0.0), after.seconds * training.epochs / max(probe.epochs, 1)
 
 
-__all__ = ["PROBE", "of_training", "short"]
+__all__ = ["PROBE", "left_by", "of_training", "short"]
