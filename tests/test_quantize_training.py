@@ -244,9 +244,17 @@ def driven(step, network, task, x, steps=1):
     return want, plan, plan.apply(trained)
 
 
+@pytest.fixture
+def in_double():
+    """In float32, sums in another order round an activation between two steps the other way on some processors."""
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
 @pytest.mark.parametrize("model", [Residual, Mobile, Concat, Attention], ids=lambda c: c.__name__.lower())
 @pytest.mark.parametrize(("weights", "activations"), FORMS)
-def test_the_plan_gives_what_the_training_graph_gave(model, weights, activations):
+def test_the_plan_gives_what_the_training_graph_gave(in_double, model, weights, activations):
     torch.manual_seed(0)
     network, task, x = prepared(model(), *SHAPES[model])
     signed(network)
@@ -254,9 +262,9 @@ def test_the_plan_gives_what_the_training_graph_gave(model, weights, activations
         for ends in (None, "int8/uint8") if learn in ("lsq", "ttq") and model is Residual else (None,):
             step = Quantize(weights=weights, activations=activations, learn=learn, ends=ends)
             want, plan, result = driven(step, network, task, x)
+            assert want.dtype == torch.float64
             assert want.abs().max() > 1e-3
-            # on some processors one activation lies between two steps, and sums in another order round it the other way
-            assert relative_error(result(x), want) < 3e-3, (learn, ends)
+            assert relative_error(result(x), want) < 1e-4, (learn, ends)
             kinds = {s.kind for s in plan.stored}
             assert kinds <= {"int8" if learn == "ttq" else weights, "int8"}
 
@@ -396,6 +404,7 @@ def killer(at):
     return loss
 
 
+@pytest.mark.filterwarnings("ignore:autocast='bf16' on a processor that emulates bfloat16:UserWarning")
 @pytest.mark.parametrize("step", [
     Quantize(weights="int4", activations="uint4"), Quantize(weights="int4", activations="uint4", learn="pact"),
     Quantize(weights="int3", activations="uint3", progressive=("int8/uint8", "int5/uint5")),

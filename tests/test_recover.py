@@ -113,6 +113,7 @@ def test_lowers_the_loss_and_leaves_its_input_alone() -> None:
     assert [n.name for n in trained.graph.nodes] == [n.name for n in network.graph.nodes]
 
 
+@pytest.mark.filterwarnings("ignore:autocast='bf16' on a processor that emulates bfloat16:UserWarning")
 @pytest.mark.parametrize("options", [{}, {"optimizer": "adamw", "schedule": "onecycle"}, {"autocast": "bf16"},
                                      {"channels_last": True, "clip": 1.0}])
 def test_same_seed_same_weights_and_the_callers_generator_is_left_alone(options: dict[str, Any]) -> None:
