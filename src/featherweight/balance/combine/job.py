@@ -64,8 +64,9 @@ def search(network: Network, task: Task, budget: Budget, target: str = "onnxrunt
         once, at a lower learning rate. What the whole training leaves of the drop between them is learned from the
         combinations that get it, four at most. The limit of the drop is for the network as it ships.
     families: names in ``balance.combine.axes.AXES``, or one. trials: combinations that are tried at most; minutes:
-        how long it may take. Of these, time is kept for two whole trainings, up to a half; after the first, another is
-        begun only where there is time for it. What was found by then is the answer, whose files are written after that.
+        how long it may take. Of these, the time of two whole trainings, told from the original's short one, is kept up
+        to a half, and that of one up to three quarters; after the first, another is begun only where there is time for
+        it. What was found by then is the answer, whose files are written after that.
     times: the folder of another device (``balance.bench_table``), on which latencies are measured instead. The search
         stops (errors.Untimed) where it needs some: deployed files wait in the folder then, to be timed there together,
         and the same call goes on with what came back.
@@ -198,7 +199,7 @@ class _Search:
         for count in range(SHIPPED + (self.recover is not None)):
             seeker.wanted = dataclasses.replace(asked, left=left)
             if count < SHIPPED:
-                seeker.watch.keep(whole * max(KEPT - len(made), 1))
+                seeker.watch.keep(whole * max(KEPT - len(made), 1), whole)
                 seeker.run()
             picks, cut = seeker.best_of(trained=not made or (count < SHIPPED and seeker.watch.left > whole))
             if not made and not cut.probe:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import time
 
+#: shares of all the time that are kept at most: for what is wished for, and for what is needed
+WISHED, NEEDED = 0.5, 0.75
+
 
 class Watch:
     """The time that a search may take, some of which can be kept for what is to come last."""
@@ -12,9 +15,9 @@ class Watch:
         self._began, self._seconds = time.monotonic(), float("inf") if minutes is None else 60 * minutes
         self._kept = 0.0
 
-    def keep(self, seconds: float) -> None:
-        """Keeps so many seconds of all, half of them at most."""
-        self._kept = min(seconds, self._seconds / 2)
+    def keep(self, wished: float, needed: float) -> None:
+        """Keeps the seconds ``wished`` for, half of all at most, and those ``needed``, three quarters at most."""
+        self._kept = max(min(wished, WISHED * self._seconds), min(needed, NEEDED * self._seconds))
 
     @property
     def spent(self) -> float:
