@@ -365,11 +365,11 @@ def test_time_is_kept_for_trainings(monkeypatch: pytest.MonkeyPatch) -> None:
     watch, endless = Watch(10), Watch(None)
     now += 120
     assert (watch.spent, watch.left, endless.spent) == (0.2, 480.0, 0.0)
-    for wished, needed, spent in ((120, 60, 0.25), (1e6, 60, 0.4),  # half of all at most of what is wished for,
-                                  (1e6, 360, 0.5), (1e6, 1e6, 0.8)):  # three quarters of what is needed
-        watch.keep(wished, needed)
+    for each, count, spent in ((60, 2, 0.25), (60, 9, 0.4),  # several: half of all at most
+                               (360, 2, 0.5), (1e6, 2, 0.8)):  # one: up to three quarters
+        watch.keep(each, count)
         assert (watch.spent, watch.left) == (spent, 480.0)
-    endless.keep(1e6, 1e6)
+    endless.keep(1e6, 2)
     assert (endless.spent, endless.left) == (0.0, float("inf"))
 
 

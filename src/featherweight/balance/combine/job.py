@@ -199,7 +199,7 @@ class _Search:
         for count in range(SHIPPED + (self.recover is not None)):
             seeker.wanted = dataclasses.replace(asked, left=left)
             if count < SHIPPED:
-                seeker.watch.keep(whole * max(KEPT - len(made), 1), whole)
+                seeker.watch.keep(whole, max(KEPT - len(made), 1))
                 seeker.run()
             picks, cut = seeker.best_of(trained=not made or (count < SHIPPED and seeker.watch.left > whole))
             if not made and not cut.probe:

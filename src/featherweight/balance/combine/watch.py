@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 
-#: shares of all the time that are kept at most: for what is wished for, and for what is needed
-WISHED, NEEDED = 0.5, 0.75
+#: shares of all the time that are kept at most: for several pieces of work, and for one
+SEVERAL, ONE = 0.5, 0.75
 
 
 class Watch:
@@ -15,9 +15,10 @@ class Watch:
         self._began, self._seconds = time.monotonic(), float("inf") if minutes is None else 60 * minutes
         self._kept = 0.0
 
-    def keep(self, wished: float, needed: float) -> None:
-        """Keeps the seconds ``wished`` for, half of all at most, and those ``needed``, three quarters at most."""
-        self._kept = max(min(wished, WISHED * self._seconds), min(needed, NEEDED * self._seconds))
+    def keep(self, each: float, count: int) -> None:
+        """Keeps the time of ``count`` pieces of work, ``each`` of so many seconds: half of all at most, but that of one
+        up to three quarters."""
+        self._kept = max(min(count * each, SEVERAL * self._seconds), min(each, ONE * self._seconds))
 
     @property
     def spent(self) -> float:
